@@ -1,0 +1,14 @@
+//! Culvert's data plane: moves bytes and decides nothing.
+//!
+//! ```text
+//!  browser ─► proxy ─► stream ─► mux::Session ─► tls::record ─► link (TCP) ═══► the same, mirrored ─► site
+//!             http              (sans-IO)        (sans-IO)      shard::link
+//! ```
+//!
+//! `mux` and `http` are sans-IO: bytes and `now` go in, bytes, events and deadlines come out. `shard` is the
+//! io_uring shell around them; `client` and `endpoint` are the two roles that the control plane starts.
+
+pub mod error;
+pub mod limits;
+pub mod settings;
+pub mod time;

@@ -1,0 +1,155 @@
+//! Every bound and every time limit, each with its reason; asserts tie them to each other.
+
+use std::time::Duration;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+// ── Frames and records ────────────────────────────────────────────────────────────────────────────────────────
+
+/// Plaintext of one TLS record (RFC 8446 section 5.1).
+pub const RECORD_BYTES_MAX: usize = 16_384;
+/// Header of a frame: length u16, type u8, 0 u8, stream u64.
+pub const FRAME_HEADER_BYTES: usize = 12;
+/// Payload of a frame: header and payload fit one record.
+pub const FRAME_PAYLOAD_BYTES_MAX: usize = RECORD_BYTES_MAX - FRAME_HEADER_BYTES;
+/// Text for people in RESET, GOAWAY, SETTINGS_ACK.
+pub const FRAME_TEXT_BYTES_MAX: usize = 256;
+/// All parts of one SETTINGS together: 10,000 rules of 100 bytes with room to spare.
+pub const SETTINGS_BYTES_MAX: usize = 4 * MIB;
+
+// ── Streams and flow control (a shard's share is the process's figure divided by its shards) ──────────────────
+
+/// Streams that the endpoint may have open towards one `sc` process (`--max-streams`).
+pub const ENDPOINT_STREAMS_MAX: usize = 8_192;
+/// Streams that `sc` may have open towards the endpoint (relay).
+pub const CLIENT_STREAMS_MAX: usize = 1_024;
+/// Credit that a peer-opened stream always has: a request with its head fits.
+pub const BASE_CREDIT_PEER_BYTES: usize = 16 * KIB;
+/// Credit that an own stream always has: it never starves, however full the pool is.
+pub const BASE_CREDIT_OWN_BYTES: usize = 4 * KIB;
+/// First grant of an own stream when the link has not been measured yet.
+pub const FIRST_GRANT_BYTES: usize = 64 * KIB;
+/// No window grows beyond it: 10 Gbit/s at 50 ms.
+pub const WINDOW_BYTES_MAX: usize = 64 * MIB;
+/// Receive pool of one shard of `sc`.
+pub const CLIENT_POOL_BYTES: usize = 64 * MIB;
+/// Receive pool of one shard of an endpoint: downloads are the bulk.
+pub const ENDPOINT_POOL_BYTES: usize = 128 * MIB;
+/// Retained and queued bytes of one shard.
+pub const TX_BUDGET_BYTES: usize = 64 * MIB;
+/// Frames other than DATA that a link may hold beyond the budget.
+pub const CONTROL_RESERVE_BYTES: usize = 256 * KIB;
+/// Refusals (RESET limit) that may be pending before the session ends.
+pub const REFUSALS_PENDING_MAX: usize = 1_024;
+/// Heads that wait while no link is up.
+pub const WAITING_HEADS_MAX: usize = 1_024;
+/// Waiting heads started in one turn once a link is up.
+pub const WAITING_STARTS_PER_TURN: usize = 64;
+/// One write to a link.
+pub const LINK_WRITE_BYTES_MAX: usize = 128 * KIB;
+/// One turn of a stream in the schedule.
+pub const QUANTUM_BYTES: usize = 16 * KIB;
+/// ACK at the latest after this many counted bytes …
+pub const ACK_BYTES: u64 = 64 * KIB as u64;
+/// … or after this time.
+pub const ACK_DELAY: Duration = Duration::from_millis(25);
+/// A slice of a link's read buffer that waits longer moves into a buffer of its own size.
+pub const SLICE_AGE_MAX: Duration = Duration::from_millis(10);
+/// Credit of a stream that was idle this long may be recalled.
+pub const RECALL_IDLE: Duration = Duration::from_millis(500);
+
+// ── Floods (token buckets of a session) ───────────────────────────────────────────────────────────────────────
+
+/// PING, and frames that change nothing: burst and refill a second, each.
+pub const IDLE_FRAMES_BURST: u32 = 1_000;
+pub const IDLE_FRAMES_PER_SECOND: u32 = 200;
+/// Streams reset by their opener before 1 KiB was served: burst and refill a second.
+pub const EARLY_RESETS_BURST: u32 = 16_384;
+pub const EARLY_RESETS_PER_SECOND: u32 = 4_000;
+/// A reset is early below this many served bytes.
+pub const EARLY_RESET_BYTES: u64 = 1_024;
+/// Resets this soon after a resume are not charged: the outage caused them.
+pub const EARLY_RESET_GRACE: Duration = Duration::from_secs(5);
+
+// ── Liveness and resume ───────────────────────────────────────────────────────────────────────────────────────
+
+/// An outage this long is invisible to browsers and sites.
+pub const OUTAGE_INVISIBLE: Duration = Duration::from_secs(30);
+/// A session's streams end this long after the first loss without progress: the promise, detection, back-off, dials.
+pub const RESUME_WINDOW: Duration = Duration::from_secs(45);
+/// A link without a connection for this long takes no new streams and reads no local socket.
+pub const LINK_DOWN_GRACE: Duration = Duration::from_secs(1);
+/// PING after this long without anything received, with streams open.
+pub const PING_IDLE: Duration = Duration::from_secs(1);
+/// PING while data flows, for the round trip.
+pub const PING_BUSY: Duration = Duration::from_secs(2);
+/// PING without streams.
+pub const PING_REST: Duration = Duration::from_secs(15);
+/// Least time until a silent connection counts as dead.
+pub const DEAD_AFTER_MIN: Duration = Duration::from_secs(3);
+/// Bytes arrive, but neither PONG nor a rising ACK: dead after this.
+pub const DEAD_WITHOUT_PROGRESS: Duration = Duration::from_secs(15);
+/// PONGs arrive but no ACK rises, with ≥ `ACK_BYTES` unacknowledged: session error.
+pub const ACK_STALL_MAX: Duration = Duration::from_secs(30);
+/// A link's first contact: proxy, TCP, TLS and HELLO together.
+pub const FIRST_DIAL_MAX: Duration = Duration::from_secs(15);
+/// The endpoint gives up a handshake.
+pub const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// Back-off between dials, doubling with jitter.
+pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(100);
+pub const DIAL_BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A connection that lived shorter is redialled only after as long.
+pub const CONNECTION_LIFE_MIN: Duration = Duration::from_secs(2);
+/// Session errors within `SESSION_ERRORS_SPAN` before a link backs off to `SESSION_ERRORS_BACKOFF`.
+pub const SESSION_ERRORS_MAX: usize = 3;
+pub const SESSION_ERRORS_SPAN: Duration = Duration::from_secs(60);
+pub const SESSION_ERRORS_BACKOFF: Duration = Duration::from_secs(30);
+/// Streams of a draining link get this long.
+pub const DRAIN_MAX: Duration = Duration::from_secs(300);
+
+// ── TLS of links ──────────────────────────────────────────────────────────────────────────────────────────────
+
+/// Our KeyUpdate leaves before this many records were sealed under one key (RFC 8446 section 5.5: 2^24.5 for AES-GCM).
+pub const RECORDS_PER_KEY_MAX: u64 = 1 << 23;
+/// The peer may update its key once in this time.
+pub const KEY_UPDATE_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Ciphertext of one record (RFC 8446 section 5.2).
+pub const RECORD_CIPHERTEXT_BYTES_MAX: usize = RECORD_BYTES_MAX + 256;
+/// Handshake messages of one side together.
+pub const HANDSHAKE_BYTES_MAX: usize = 64 * KIB;
+
+// ── Front ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// A ClientHello, however it is split.
+pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * KIB;
+pub const CLIENT_HELLO_MAX: Duration = Duration::from_secs(5);
+/// Connections whose ClientHello is not complete yet.
+pub const CLIENT_HELLOS_PENDING_MAX: usize = 1_024;
+
+// ── HTTP (DESIGN sections 6 and 7) ────────────────────────────────────────────────────────────────────────────
+
+/// Request line and header fields.
+pub const HEAD_BYTES_MAX: usize = 64 * KIB;
+pub const HEAD_FIELDS_MAX: usize = 128;
+/// Request target, else 414.
+pub const TARGET_BYTES_MAX: usize = 16 * KIB;
+/// A browser's head must be complete, else 408.
+pub const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+/// A browser's body may pause this long, else 408.
+pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A keep-alive connection without a request is closed.
+pub const KEEP_ALIVE_IDLE_MAX: Duration = Duration::from_secs(300);
+/// One address of a site, and all of them.
+pub const DIAL_ADDRESS_MAX: Duration = Duration::from_secs(10);
+pub const DIAL_ALL_MAX: Duration = Duration::from_secs(30);
+pub const FIRST_BYTE_MAX: Duration = Duration::from_secs(600);
+pub const IDLE_MAX: Duration = Duration::from_secs(3_600);
+/// Chunk-size line with its extensions.
+pub const CHUNK_LINE_BYTES_MAX: usize = 4 * KIB;
+
+const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX == 16_372);
+const _: () = assert!(RECORD_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(RESUME_WINDOW.as_secs() > OUTAGE_INVISIBLE.as_secs());
+const _: () = assert!(BASE_CREDIT_OWN_BYTES <= FIRST_GRANT_BYTES);
+const _: () = assert!(FIRST_GRANT_BYTES <= WINDOW_BYTES_MAX);
