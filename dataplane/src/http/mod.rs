@@ -46,7 +46,9 @@
 //! `Max-Forwards` is likewise passed on as it came.
 
 pub mod body;
+mod facts;
 mod fields;
+mod finder;
 pub mod head;
 pub mod page;
 pub mod rewrite;
@@ -56,7 +58,8 @@ mod tests;
 
 pub use body::{BadBody, Body, Consumed, Run};
 pub use fields::{Field, Fields};
-pub use head::{Bad, Finder, Framing, Request, Response, Version};
+pub use finder::Finder;
+pub use head::{Bad, Framing, Request, Response, Version};
 pub use rewrite::Delivery;
 pub use target::{Authority, Form, Scheme};
 
