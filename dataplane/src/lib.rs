@@ -11,5 +11,6 @@
 pub mod error;
 pub mod http;
 pub mod limits;
+pub mod mux;
 pub mod settings;
 pub mod time;
