@@ -11,6 +11,7 @@
 //!     let request = Request::parse(&head)?;               // Err(bad): the same
 //!     // CONNECT (Form::Authority): what follows in `buf` belongs to nobody until the browser was sent CONNECTED;
 //!     // hold it, bounded, and drop it with the connection if the site cannot be reached.
+//!     // `request.upgrade`: the same until 101; without it they are the next request.
 //!     // Form::Origin and Form::Asterisk name no site: right inside bumped TLS (421 unless
 //!     // `authority.matches(..)`), 400 on the proxy port. A request that is refused unread: page, then close.
 //!     rewrite::request(&request, &[], &mut out);          // to the stream, then the body:

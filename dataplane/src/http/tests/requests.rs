@@ -61,6 +61,8 @@ fn line_ends_and_white_space_have_one_reading() {
         (b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET /\x0b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /\xe4 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /\xc3\xa4 HTTP/1.1\r\nHost: a\r\n\r\n", 0),
         (b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n\tc\r\n\r\n", 400),
@@ -452,4 +454,20 @@ fn pipelined_heads_are_found_one_after_the_other() {
     assert_eq!(finder.find(&bytes[first..]), Ok(Some(bytes.len() - first)));
     assert!(Request::parse(&bytes).is_err(), "one head and no more");
     assert!(Request::parse(&bytes[..first - 2]).is_err());
+}
+
+#[test]
+fn the_parser_is_strict_without_the_finder() {
+    for bytes in [
+        &b""[..],
+        b"GET / HTTP/1.1",
+        b"GET / HTTP/1.1\r\nHost: a\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\n",
+        b"GET / HTTP/1.1\nHost: a\r\n\r\n",
+        b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\nX",
+    ] {
+        assert!(Request::parse(bytes).is_err(), "{bytes:?}");
+    }
 }
