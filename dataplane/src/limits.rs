@@ -137,7 +137,7 @@ pub const CLIENT_HELLO_MAX: Duration = Duration::from_secs(5);
 /// Connections whose ClientHello is not complete yet.
 pub const CLIENT_HELLOS_PENDING_MAX: usize = 1_024;
 
-// ── HTTP (DESIGN sections 6 and 7) ────────────────────────────────────────────────────────────────────────────
+// ── HTTP (ARCHITECTURE.md, The HTTP path) ────────────────────────────────────────────────────────────────────────────
 
 /// Request line and header fields.
 pub const HEAD_BYTES_MAX: usize = 64 * KIB;
