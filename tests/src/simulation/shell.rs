@@ -80,8 +80,10 @@ impl World {
         while let Some((key, r)) = self.hosts[host].budget.next_unblocked() {
             let p = key as usize;
             let side = usize::from(self.pairs[p].ends[CLIENT].host != host);
-            if let Some(n) = self.pairs[p].ends[side].streams.get(&r).copied() {
-                self.pump_writer(n, side);
+            let end = &mut self.pairs[p].ends[side];
+            if end.alive && end.host == host {
+                end.session.unblock(r);
+                self.touch(p, side);
             }
             asked += 1;
             if asked > 20_000 {
@@ -207,7 +209,15 @@ impl World {
             Event::Accepted(r, _) => self.on_stream(p, side, r, Self::on_accepted),
             Event::StartTls(r, ..) => self.on_stream(p, side, r, Self::on_start_tls),
             Event::TlsReport(r, _) => self.on_stream(p, side, r, Self::on_tls_report),
-            Event::Withdrawn(r) => self.on_stream(p, side, r, Self::on_withdrawn),
+            Event::Withdrawn {
+                stream,
+                frames,
+                finished,
+            } => {
+                if let Some(n) = self.pairs[p].ends[side].streams.get(&stream).copied() {
+                    self.on_withdrawn(n, side, &frames, finished.is_some());
+                }
+            }
         }
     }
 

@@ -293,8 +293,22 @@ impl World {
         self.pump_writer(n, side);
     }
 
-    /// The OPEN never left, or the peer never acted on it: begin again elsewhere.
-    pub fn on_withdrawn(&mut self, n: u32, side: Side) {
+    /// The OPEN never left, or the peer never acted on it: begin again elsewhere. What was written comes back whole.
+    pub fn on_withdrawn(&mut self, n: u32, side: Side, frames: &[Bytes], finished: bool) {
+        let mut at = 0;
+        for frame in frames {
+            let payload = &frame[FRAME_HEADER_BYTES..];
+            if !prng::matches(key_of(n, side), at, payload) {
+                let text = format!("stream {n} comes back with other bytes at {at}");
+                return self.fail(Failure::new("bytes exact", text));
+            }
+            at += payload.len() as u64;
+        }
+        let flow = self.streams[n as usize].ways[side];
+        if at != flow.sent || finished != (flow.end == Sent::Fin) {
+            let text = format!("stream {n} comes back with {at} bytes, finished {finished}: {flow:?}");
+            return self.fail(Failure::new("bytes exact", text));
+        }
         let stream = &mut self.streams[n as usize];
         let p = stream.ends[side].pair;
         let seen = stream.ends[1 - side].state != State::Idle;
