@@ -80,7 +80,7 @@ impl Session {
             }
         }
         self.blocks.release(budget, block);
-        if !self.failed && !planted("partial-frame-dropped") {
+        if !input.is_empty() && !self.failed && !planted("partial-frame-dropped") {
             self.partial = BytesMut::from(input);
         }
         self.ack_when_due(now);

@@ -15,8 +15,8 @@ use super::resume::Retained;
 use super::session::{Conn, Session};
 use super::stream::{Stream, StreamRef, Turn, Tx};
 use crate::limits::{
-    CONTROL_RESERVE_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, LINK_WRITE_BYTES_MAX,
-    QUANTUM_BYTES,
+    CONTROL_RESERVE_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, FRAME_TEXT_BYTES_MAX,
+    LINK_WRITE_BYTES_MAX, QUANTUM_BYTES,
 };
 use crate::time::Time;
 
@@ -49,6 +49,8 @@ pub(super) struct SettingsOut {
     parts: u16,
 }
 
+/// Small frames share one allocation of this size.
+const SCRATCH_BYTES: usize = 4_096;
 /// Bytes of JSON in one SETTINGS frame.
 const PART_BYTES: usize = FRAME_PAYLOAD_BYTES_MAX - 8;
 
@@ -148,6 +150,9 @@ impl Schedule {
     }
 
     fn encode(&mut self, frame: &Frame) -> Bytes {
+        if self.scratch.capacity() < FRAME_HEADER_BYTES + FRAME_TEXT_BYTES_MAX {
+            self.scratch.reserve(SCRATCH_BYTES);
+        }
         frame::encode(frame, &mut self.scratch);
         self.scratch.split().freeze()
     }
@@ -360,6 +365,7 @@ impl Session {
             }
             if let Some(s) = self.streams.get_mut(r) {
                 clear_flag(s, &frame);
+                self.schedule.list_turn(r, s);
             }
             self.settle(budget, r);
         }

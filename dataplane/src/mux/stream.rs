@@ -192,8 +192,12 @@ impl Stream {
 
     /// Something waits for the stream's turn: DATA, FIN, or a RESET that goes after FIN.
     pub fn wants_turn(&self) -> bool {
-        let reset_in_turn = self.flags.reset.is_some() && self.finished();
-        !self.outbox.is_empty() || matches!(self.tx, Tx::FinQueued(_)) || reset_in_turn
+        let f = &self.flags;
+        // These go before any DATA, even while the reserve for them is full.
+        let held_back = f.opened.is_some() || f.start_tls.is_some() || f.tls_report.is_some();
+        let reset_in_turn = f.reset.is_some() && self.finished();
+        !held_back
+            && (!self.outbox.is_empty() || matches!(self.tx, Tx::FinQueued(_)) || reset_in_turn)
     }
 
     /// A control frame of it may leave now.
