@@ -55,7 +55,7 @@ pub struct Inner {
 
 impl Inner {
     /// Made in the world only.
-    pub fn new() -> Self {
+    pub fn enclose() -> Self {
         let holder = Process::start(Command::new("unshare").args([
             "--net",
             "--kill-child",

@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn lines_signals_and_codes() {
-        let script = "echo one; echo two >&2; trap 'exit 3' TERM; echo ready; while :; do read -t 1 x <> <(:); done";
+        let script = "trap 'kill $!; exit 3' TERM; sleep 60 & echo one; echo two >&2; echo ready; wait";
         let mut process = Process::start(Command::new("bash").args(["-c", script]));
         assert_eq!(process.line("ready", |line| (line == "ready").then_some(7)), 7);
         assert!(process.is_running());

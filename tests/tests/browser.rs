@@ -18,7 +18,7 @@ fn loads_a_page_of_the_inside(driver: Driver) {
     if !in_world(&format!("{module}::loads_a_page_of_the_inside")) {
         return;
     }
-    let inner = Inner::new();
+    let inner = Inner::enclose();
     let cloud = Cloud::with(CloudOptions {
         public: WORLD,
         ..CloudOptions::new(driver)

@@ -29,7 +29,11 @@ fn one_link_lost_for_good(driver: Driver) {
         let (sender, ended) = mpsc::channel();
         for i in 0..STREAMS {
             let (target, sender) = (format!("{base}/bytes?seed={i}&length=100000&silent"), sender.clone());
-            scope.spawn(move || sender.send((i, tunnel.client().get(&target).unwrap())));
+            scope.spawn(move || {
+                sender
+                    .send((i, tunnel.client().get(&target).unwrap()))
+                    .expect("all are received")
+            });
         }
         drop(sender);
         origin.wait("all requests", |c| c.held == STREAMS);
