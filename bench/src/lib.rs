@@ -3,9 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use dataplane::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
 use dataplane::mux::frame::{Frame, Header, decode};
-use dataplane::mux::{
-    Budget, BudgetConfig, Config, Event, Kind, Open, Recv, Session, Side, StreamRef,
-};
+use dataplane::mux::{Budget, BudgetConfig, Config, Event, Kind, Open, Recv, Session, Side, StreamRef};
 use dataplane::time::Time;
 
 /// One end of a link in memory.
@@ -48,14 +46,10 @@ impl Host {
     }
 
     fn send(&mut self, now: Time, stream: StreamRef, payload: &BytesMut) -> bool {
-        let room = self
-            .session
-            .room(now, &mut self.budget, stream)
-            .unwrap_or(0);
+        let room = self.session.room(now, &mut self.budget, stream).unwrap_or(0);
         let fits = room >= payload.len() - FRAME_HEADER_BYTES;
         if fits {
-            self.session
-                .write(now, &mut self.budget, stream, payload.clone());
+            self.session.write(now, &mut self.budget, stream, payload.clone());
         }
         fits
     }
@@ -67,8 +61,7 @@ impl Host {
             match self.session.recv(&mut self.budget, stream) {
                 Recv::Data(bytes) => {
                     total += bytes.len();
-                    self.session
-                        .consumed(now, &mut self.budget, stream, bytes.len());
+                    self.session.consumed(now, &mut self.budget, stream, bytes.len());
                 }
                 Recv::Pending => return (total, false),
                 Recv::Fin(_) | Recv::Reset(..) | Recv::Gone => return (total, true),
@@ -105,9 +98,7 @@ impl Pair {
             .session
             .poll_transmit(now, &mut pair.sc.budget, &mut pair.frames);
         let mut hello = pair.frames.remove(0);
-        let header = Header::decode(&hello)
-            .and_then(Result::ok)
-            .expect("a header");
+        let header = Header::decode(&hello).and_then(Result::ok).expect("a header");
         let Ok(Frame::Hello(hello)) = decode(header, hello.split_off(FRAME_HEADER_BYTES)) else {
             panic!("no HELLO")
         };
@@ -187,12 +178,8 @@ impl Pair {
             }
         }
         assert_eq!(got, answer);
-        self.sc
-            .session
-            .release(self.now, &mut self.sc.budget, there);
-        self.endpoint
-            .session
-            .release(self.now, &mut self.endpoint.budget, here);
+        self.sc.session.release(self.now, &mut self.sc.budget, there);
+        self.endpoint.session.release(self.now, &mut self.endpoint.budget, here);
         for host in [&mut self.sc, &mut self.endpoint] {
             host.session.handle_timeout(self.now, &mut host.budget);
         }
