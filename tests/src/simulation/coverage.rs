@@ -127,9 +127,7 @@ impl Coverage {
     }
 
     pub fn table(&self) -> String {
-        let mut out = String::from(
-            "cut inside          sc header  sc payload   endpoint header  endpoint payload\n",
-        );
+        let mut out = String::from("cut inside          sc header  sc payload   endpoint header  endpoint payload\n");
         for (kind, name) in NAMES {
             let _ = write!(out, "{name:<16}");
             for (side, header, width) in [

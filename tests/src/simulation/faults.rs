@@ -11,7 +11,11 @@ use super::{CLIENT, ENDPOINT, MS, SECOND, Side};
 #[derive(Clone, Copy, Debug)]
 pub enum FaultKind {
     /// The connection breaks so many bytes after what this direction has delivered.
-    Cut { side: Side, after: u64, ending: Ending },
+    Cut {
+        side: Side,
+        after: u64,
+        ending: Ending,
+    },
     /// The connection breaks inside the next such frame.
     Aim(Cell),
     /// Directions fall silent, for new connections too unless `old_only`.
@@ -21,16 +25,32 @@ pub enum FaultKind {
         old_only: bool,
     },
     /// HELLO passes, data does not.
-    SmallOnly { for_us: u64 },
+    SmallOnly {
+        for_us: u64,
+    },
     /// Cut, and dials are refused or unanswered.
-    Outage { for_us: u64, refuse: bool },
+    Outage {
+        for_us: u64,
+        refuse: bool,
+    },
     /// The next connections are so much later with their first byte.
-    LateHello { late_us: u64, for_us: u64 },
+    LateHello {
+        late_us: u64,
+        for_us: u64,
+    },
     /// A process stands still while the network goes on; `both`: virtual suspension of everything.
-    Suspend { side: Side, both: bool, for_us: u64 },
-    RestartClient { same_key: bool },
+    Suspend {
+        side: Side,
+        both: bool,
+        for_us: u64,
+    },
+    RestartClient {
+        same_key: bool,
+    },
     RestartEndpoint,
-    GoAway { side: Side },
+    GoAway {
+        side: Side,
+    },
     Settings,
 }
 
@@ -82,11 +102,7 @@ fn cut(rng: &mut Prng) -> FaultKind {
     FaultKind::Cut {
         side: rng.pick(&[CLIENT, ENDPOINT]),
         after: rng.pick(&[0, 1, 30, 500, 20_000]),
-        ending: rng.pick(&[
-            Ending::Reset,
-            Ending::Reset,
-            Ending::Fin { notify: false },
-        ]),
+        ending: rng.pick(&[Ending::Reset, Ending::Reset, Ending::Fin { notify: false }]),
     }
 }
 
@@ -138,11 +154,7 @@ impl World {
         let p = self.link_for(fault.target);
         self.note(|| format!("fault {:?} on link {p}", fault.kind));
         match fault.kind {
-            FaultKind::Cut {
-                side,
-                after,
-                ending,
-            } => self.cut_soon(p, side, after, ending),
+            FaultKind::Cut { side, after, ending } => self.cut_soon(p, side, after, ending),
             FaultKind::Aim(cell) => self.aims.push(cell),
             FaultKind::Dead {
                 sides,

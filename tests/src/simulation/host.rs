@@ -242,10 +242,7 @@ impl World {
         }
         self.slots[slot].sent_on = None;
         self.slots[slot].known_version = 0;
-        let links: Vec<usize> = self
-            .current_pairs()
-            .filter(|q| self.pairs[*q].slot == slot)
-            .collect();
+        let links: Vec<usize> = self.current_pairs().filter(|q| self.pairs[*q].slot == slot).collect();
         for q in links {
             self.kill_side(q, CLIENT);
             let link = self.pairs[q].link;

@@ -42,11 +42,7 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(oracle: &'static str, text: String) -> Self {
-        Self {
-            oracle,
-            text,
-            at: 0,
-        }
+        Self { oracle, text, at: 0 }
     }
 }
 

@@ -1,9 +1,7 @@
 //! What must hold at every step.
 
 use bytes::Bytes;
-use dataplane::limits::{
-    BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, CONTROL_RESERVE_BYTES, RESUME_WINDOW,
-};
+use dataplane::limits::{BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, CONTROL_RESERVE_BYTES, RESUME_WINDOW};
 use dataplane::mux::{Code, StreamRef};
 
 use super::coverage::Cell;
@@ -134,7 +132,8 @@ impl World {
     }
 
     pub fn on_up(&mut self, p: usize, side: Side, resumed: bool) {
-        self.coverage.count(if resumed { "resumes" } else { "fresh sessions" }, 1);
+        self.coverage
+            .count(if resumed { "resumes" } else { "fresh sessions" }, 1);
         let other = &self.pairs[p].ends[1 - side];
         if other.track.session == self.pairs[p].ends[side].track.session {
             self.pairs[p].ends[0].ended_at = None;
@@ -142,14 +141,7 @@ impl World {
         }
     }
 
-    pub fn on_session_ended(
-        &mut self,
-        p: usize,
-        side: Side,
-        code: Code,
-        peer_at_fault: bool,
-        text: &str,
-    ) {
+    pub fn on_session_ended(&mut self, p: usize, side: Side, code: Code, peer_at_fault: bool, text: &str) {
         let now = self.now;
         let other_ended = self.pairs[p].ends[1 - side].ended_at.is_some();
         let end = &mut self.pairs[p].ends[side];
@@ -302,7 +294,10 @@ impl World {
         let since = [flow.moved_at, awake, live, pair.path.healthy_since];
         let since = since.into_iter().max().unwrap_or_default() + way.pause_us + way.read_us;
         (self.now > since + MOVES_WITHIN_US).then(|| {
-            format!("stream {n} to side {to} stands at {} of {}: {flow:?}", flow.received, way.bytes)
+            format!(
+                "stream {n} to side {to} stands at {} of {}: {flow:?}",
+                flow.received, way.bytes
+            )
         })
     }
 
@@ -328,9 +323,7 @@ impl World {
                 let usable = pair.path.healthy && !pair.draining && !pair.retired;
                 if live || !usable {
                     pair.path.live_at[side] = self.now;
-                } else if self.now
-                    > pair.path.live_at[side].max(pair.path.healthy_since) + LIVE_WITHIN_US
-                {
+                } else if self.now > pair.path.live_at[side].max(pair.path.healthy_since) + LIVE_WITHIN_US {
                     let text = format!("link {p} side {side} takes no streams on a healthy path");
                     self.fail(Failure::new("progress", text));
                     return;
@@ -343,9 +336,10 @@ impl World {
 
     pub fn streams_over(&self) -> bool {
         self.waiting.is_empty()
-            && self.streams.iter().all(|s| {
-                s.ends[s.plan.opener].state == State::Done && s.ends[1 - s.plan.opener].state != State::Open
-            })
+            && self
+                .streams
+                .iter()
+                .all(|s| s.ends[s.plan.opener].state == State::Done && s.ends[1 - s.plan.opener].state != State::Open)
     }
 
     fn open_text(&self) -> String {
@@ -423,8 +417,8 @@ impl World {
             if host.budget.tx_held() * 4 >= host.config.tx_bytes * 3 {
                 self.coverage.hit("send budget nearly full");
             }
-            let base = host.budget.streams().0 * BASE_CREDIT_PEER_BYTES
-                + host.budget.streams().1 * BASE_CREDIT_OWN_BYTES;
+            let base =
+                host.budget.streams().0 * BASE_CREDIT_PEER_BYTES + host.budget.streams().1 * BASE_CREDIT_OWN_BYTES;
             if host.budget.rx_outstanding().saturating_sub(base) * 4 >= host.config.pool_bytes * 3 {
                 self.coverage.hit("receive budget nearly full");
             }

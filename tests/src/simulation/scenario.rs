@@ -133,10 +133,7 @@ impl Scenario {
 
 fn budget(rng: &mut Prng, small: bool, few: bool, side: Side) -> BudgetConfig {
     let (pool, tx) = if small {
-        (
-            rng.pick(&[96, 256, 1024]) * 1024,
-            rng.pick(&[192, 512, 1024]) * 1024,
-        )
+        (rng.pick(&[96, 256, 1024]) * 1024, rng.pick(&[192, 512, 1024]) * 1024)
     } else {
         (16 << 20, 16 << 20)
     };

@@ -145,9 +145,7 @@ impl World {
                 header.stream, header.length, end.sent
             )
         });
-        let fits = |a: &Cell| {
-            a.kind == header.kind && a.side == side && (a.header || header.length > 0)
-        };
+        let fits = |a: &Cell| a.kind == header.kind && a.side == side && (a.header || header.length > 0);
         let Some(i) = self.aims.iter().position(fits) else {
             return;
         };
@@ -221,13 +219,7 @@ impl World {
         }
     }
 
-    fn on_stream(
-        &mut self,
-        p: usize,
-        side: Side,
-        r: dataplane::mux::StreamRef,
-        then: fn(&mut Self, u32, Side),
-    ) {
+    fn on_stream(&mut self, p: usize, side: Side, r: dataplane::mux::StreamRef, then: fn(&mut Self, u32, Side)) {
         if let Some(n) = self.pairs[p].ends[side].streams.get(&r).copied() {
             then(self, n, side);
         }

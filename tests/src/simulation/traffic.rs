@@ -4,9 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 use dataplane::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
-use dataplane::mux::{
-    Code, Kind, Open, OpenError, Opened, Recv, Shown, StreamRef, Timings, TlsReport, WriteError,
-};
+use dataplane::mux::{Code, Kind, Open, OpenError, Opened, Recv, Shown, StreamRef, Timings, TlsReport, WriteError};
 
 use super::prng;
 use super::scenario::{EndPlan, Plan, Way};
@@ -231,9 +229,10 @@ impl World {
 
     pub fn on_opened(&mut self, p: usize, side: Side, r: StreamRef, open: &Open) {
         let n = number_of(open);
-        let known = self.streams.get(n as usize).is_some_and(|s| {
-            s.ends[side].state == State::Idle && s.plan.opener != side && s.plan.kind == open.kind
-        });
+        let known = self
+            .streams
+            .get(n as usize)
+            .is_some_and(|s| s.ends[side].state == State::Idle && s.plan.opener != side && s.plan.kind == open.kind);
         if !known {
             let text = format!("stream {n} opened twice or never asked for");
             return self.fail(Failure::new("nothing doubled", text));
@@ -330,12 +329,7 @@ impl World {
         self.push(self.now, Wake::Place);
     }
 
-    fn with_open(
-        &mut self,
-        n: u32,
-        side: Side,
-        act: impl FnOnce(&mut dataplane::mux::Session, StreamRef),
-    ) {
+    fn with_open(&mut self, n: u32, side: Side, act: impl FnOnce(&mut dataplane::mux::Session, StreamRef)) {
         let local = &self.streams[n as usize].ends[side];
         if let (State::Open, Some(r)) = (local.state, local.r) {
             let p = local.pair;
@@ -455,8 +449,7 @@ impl World {
             EndPlan::Fin | EndPlan::FinThenReset(_) if flow.sent >= way.bytes => {
                 flow.end = Sent::Fin;
                 let timed = side == CLIENT && matches!(stream.plan.kind, Kind::Http | Kind::Https);
-                end.session
-                    .finish(now, r, timed.then(Timings::default));
+                end.session.finish(now, r, timed.then(Timings::default));
                 if let EndPlan::FinThenReset(code) = way.end {
                     flow.then_reset = Some(code);
                     end.session.reset(now, budget, r, code, "enough");

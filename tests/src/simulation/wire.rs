@@ -117,12 +117,7 @@ fn broken(oracle: &'static str, text: String) -> Failure {
 ///
 /// # Errors
 /// The rule that it breaks.
-pub fn said(
-    side: Side,
-    track: &mut Track,
-    lines: &mut [Line; 2],
-    bytes: &Bytes,
-) -> Result<Header, Failure> {
+pub fn said(side: Side, track: &mut Track, lines: &mut [Line; 2], bytes: &Bytes) -> Result<Header, Failure> {
     let Some(Ok(header)) = Header::decode(bytes) else {
         return Err(broken("frames", "an undecodable header".into()));
     };
@@ -161,12 +156,7 @@ pub fn said(
     Ok(header)
 }
 
-fn said_hello(
-    side: Side,
-    track: &mut Track,
-    lines: &mut [Line; 2],
-    hello: &Hello,
-) -> Result<(), Failure> {
+fn said_hello(side: Side, track: &mut Track, lines: &mut [Line; 2], hello: &Hello) -> Result<(), Failure> {
     if lines[side].hello.is_some() {
         return Err(broken("hello first", "a second HELLO".into()));
     }
@@ -202,10 +192,7 @@ fn said_hello(
 
 fn start_line(track: &mut Track, line: &mut Line, from: u64) -> Result<(), Failure> {
     if from < track.acked || from > track.sent {
-        let text = format!(
-            "resume at {from}, acked {}, sent {}",
-            track.acked, track.sent
-        );
+        let text = format!("resume at {from}, acked {}, sent {}", track.acked, track.sent);
         return Err(broken("resume", text));
     }
     track.acked = from;
@@ -258,8 +245,7 @@ fn in_order(track: &mut Track, header: Header, frame: &Frame) -> Result<(), Fail
         } => track.settings_version = *version,
         Frame::Open(id, open) => {
             let number = super::traffic::number_of(open);
-            if !open.host.is_empty() && open.settings < track.settings_version
-            {
+            if !open.host.is_empty() && open.settings < track.settings_version {
                 let text = format!(
                     "OPEN under {} behind SETTINGS_ACK {}",
                     open.settings, track.settings_version

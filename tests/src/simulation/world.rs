@@ -133,8 +133,7 @@ impl World {
 
     pub fn push(&mut self, at: u64, wake: Wake) {
         self.sequence += 1;
-        self.heap
-            .push(Reverse((at.max(self.now), self.sequence, wake)));
+        self.heap.push(Reverse((at.max(self.now), self.sequence, wake)));
     }
 
     pub fn note(&self, text: impl Fn() -> String) {
@@ -209,9 +208,7 @@ impl World {
             Wake::Reader(n, side) | Wake::Writer(n, side) => {
                 self.pairs[self.streams[n as usize].ends[side].pair].ends[side].host
             }
-            Wake::Dialled(c) | Wake::DialDeadline(c) => {
-                self.pairs[self.conns[c].pair].ends[CLIENT].host
-            }
+            Wake::Dialled(c) | Wake::DialDeadline(c) => self.pairs[self.conns[c].pair].ends[CLIENT].host,
             Wake::CutOver(p) | Wake::Parsed(p, _) => self.pairs[p].ends[ENDPOINT].host,
             Wake::Flush(c, side) => self.pairs[self.conns[c].pair].ends[side].host,
             _ => return None,
@@ -326,8 +323,7 @@ impl World {
     }
 
     fn insisted_enough(&self) -> bool {
-        !self.scenario.insist
-            || (self.coverage.total("cuts") >= 2 && self.coverage.total("replayed frames") >= 1)
+        !self.scenario.insist || (self.coverage.total("cuts") >= 2 && self.coverage.total("replayed frames") >= 1)
     }
 
     /// Every seed must hold two cuts and a replay: makes what is still missing.
