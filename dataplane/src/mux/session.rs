@@ -307,6 +307,9 @@ impl Session {
         self.epoch += 1;
         self.conn = Conn::Greeting;
         self.liveness.received(now);
+        if self.finished {
+            return self.close(true);
+        }
         self.hello_out = Some(self.hello(self.session, self.fresh));
     }
 
@@ -476,10 +479,10 @@ impl Session {
         } else {
             Code::PeerRestarted
         };
-        self.end_session(now, budget, code);
         if self.session != [0; 16] {
             self.tell_ended(code, "the other side does not know it any more");
         }
+        self.end_session(now, budget, code);
         self.outage = None;
         self.session = session;
         (self.next_own, self.highest_own, self.highest_peer) = (2 - self.next_own % 2, 0, 0);
@@ -629,8 +632,8 @@ impl Session {
         if self.expires_at().is_none_or(|t| now < t) {
             return;
         }
-        self.end_session(now, budget, Code::TunnelDown);
         self.tell_ended(Code::TunnelDown, "no progress within the resume window");
+        self.end_session(now, budget, Code::TunnelDown);
         self.session = [0; 16];
         self.outage = None;
         if self.conn == Conn::Up {
@@ -1092,8 +1095,15 @@ impl Session {
 
     /// Drains: serves what is open, opens nothing.
     pub fn go_away(&mut self, _now: Time, reason: GoAwayReason, text: &str) {
+        if self.session == [0; 16] && self.conn != Conn::Up && !self.finished {
+            // No session has begun: none will.
+            self.finished = true;
+            self.events.push_back(Event::Finished);
+            if self.conn == Conn::Greeting {
+                self.close(true);
+            }
+        }
         if self.goaway_queued || self.session == [0; 16] || self.failed {
-            self.finished |= self.session == [0; 16] && self.conn != Conn::Up;
             return;
         }
         self.goaway_queued = true;

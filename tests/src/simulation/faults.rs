@@ -262,7 +262,7 @@ impl World {
         path.refuse = false;
         path.late_us = 0;
         path.healthy = true;
-        path.healthy_since = self.now;
+        path.healthy_since = path.healthy_since.max(self.now);
         for c in 0..self.conns.len() {
             if self.conns[c].pair == p {
                 for side in [CLIENT, ENDPOINT] {

@@ -289,9 +289,11 @@ impl World {
             return;
         }
         let ends = &self.pairs[p].ends;
-        let gone = ends[CLIENT].finished || (ends[ENDPOINT].finished && ends[CLIENT].ended_at.is_some());
+        let strange = ends[CLIENT].ended_at.is_some() || ends[CLIENT].track.sessions == 0;
+        let gone = ends[CLIENT].finished || (ends[ENDPOINT].finished && strange);
         if gone {
             self.pairs[p].retired = true;
+            self.kill_side(p, CLIENT);
             let (slot, link) = (self.pairs[p].slot, self.pairs[p].link);
             let hosts = [CLIENT, ENDPOINT].map(|s| self.pairs[p].ends[s].host);
             if self.slots[slot].sent_on == Some(p) {

@@ -76,6 +76,7 @@ pub struct Pipe {
     pub cut_at: Option<u64>,
     pub ending: Option<Ending>,
     ends_at: Option<u64>,
+    over: bool,
     /// When the world looks at this pipe next.
     pub armed: u64,
 }
@@ -105,6 +106,7 @@ impl Pipe {
             cut_at: None,
             ending: None,
             ends_at: None,
+            over: false,
             armed: u64::MAX,
         }
     }
@@ -183,7 +185,7 @@ impl Pipe {
 
     /// When something happens here next, if anything will.
     pub fn next(&self) -> Option<u64> {
-        if self.dead {
+        if self.dead || self.over {
             return None;
         }
         let arrival = self.flight.front().map(|s| s.arrives);
@@ -216,9 +218,14 @@ impl Pipe {
         self.cut_at.is_some_and(|at| self.delivered >= at)
     }
 
-    pub fn ended(&self, now: u64) -> Option<Ending> {
-        let over = self.flight.is_empty() && self.ends_at.is_some_and(|at| at <= now);
-        if over && !self.dead { self.ending } else { None }
+    /// How the direction ended, told once.
+    pub fn ended(&mut self, now: u64) -> Option<Ending> {
+        let due = self.flight.is_empty() && self.ends_at.is_some_and(|at| at <= now);
+        if !due || self.dead || self.over {
+            return None;
+        }
+        self.over = true;
+        self.ending
     }
 
     /// After an outage: what stood in the network arrives from `now` on, with the acknowledgements behind it.

@@ -122,6 +122,10 @@ impl World {
         let Some(stream) = number.and_then(|n| self.streams.get_mut(*n as usize)) else {
             return;
         };
+        let placed = &stream.ends[opener];
+        if placed.pair != p || placed.r.is_none() {
+            return;
+        }
         let flow = &mut stream.ways[1 - to];
         flow.delivered += bytes;
         flow.fin_heard |= bytes == 0 && stream.ends[to].state == State::Open;
@@ -134,10 +138,10 @@ impl World {
     pub fn on_up(&mut self, p: usize, side: Side, resumed: bool) {
         self.coverage
             .count(if resumed { "resumes" } else { "fresh sessions" }, 1);
-        let other = &self.pairs[p].ends[1 - side];
-        if other.track.session == self.pairs[p].ends[side].track.session {
-            self.pairs[p].ends[0].ended_at = None;
-            self.pairs[p].ends[1].ended_at = None;
+        let same = self.pairs[p].ends[CLIENT].track.session == self.pairs[p].ends[ENDPOINT].track.session;
+        if side == CLIENT && same {
+            self.pairs[p].ends[CLIENT].ended_at = None;
+            self.pairs[p].ends[ENDPOINT].ended_at = None;
         }
     }
 
@@ -185,7 +189,8 @@ impl World {
     pub fn check_close(&mut self, p: usize, c: usize, side: Side) {
         let conn = &self.conns[c];
         let pair = &self.pairs[p];
-        if !conn.faulted && !pair.draining && pair.path.healthy {
+        let calm = pair.path.healthy && conn.since >= pair.path.healthy_since;
+        if !conn.faulted && !pair.draining && calm {
             let text = format!("side {side} closes link {p} (connection {c})");
             self.fail(Failure::new("no kill of a healthy link", text));
         }
@@ -221,7 +226,7 @@ impl World {
             let held: u64 = self
                 .local_ends(host)
                 .map(|(n, side)| self.streams[n as usize].ways[1 - side])
-                .map(|w| w.delivered - w.consumed)
+                .map(|w| w.delivered.saturating_sub(w.consumed))
                 .sum();
             let retained: u64 = (self.pairs.iter().flat_map(|p| &p.ends))
                 .filter(|e| e.host == host && e.alive)
@@ -278,7 +283,7 @@ impl World {
         let stream = &self.streams[n];
         let flow = stream.ways[1 - to];
         let both_open = stream.ends.iter().all(|e| e.state == State::Open);
-        let waits = flow.end == Sent::Open && stream.ends[1 - to].ready && flow.sent == flow.received;
+        let waits = flow.end == Sent::Open && stream.may_write(1 - to) && flow.sent == flow.received;
         let wanted = flow.received < flow.sent || flow.end == Sent::Fin || waits;
         if !both_open || flow.over || !wanted || stream.ends[0].pair != stream.ends[1].pair {
             return None;
@@ -295,8 +300,8 @@ impl World {
         let since = since.into_iter().max().unwrap_or_default() + way.pause_us + way.read_us;
         (self.now > since + MOVES_WITHIN_US).then(|| {
             format!(
-                "stream {n} to side {to} stands at {} of {}: {flow:?}",
-                flow.received, way.bytes
+                "stream {n} to side {to} stands at {}: {flow:?}, {way:?}",
+                flow.received
             )
         })
     }

@@ -340,6 +340,9 @@ impl World {
             return self.fail(Failure::new("hello first", format!("{header:?}")));
         };
         let end = &mut self.pairs[p].ends[ENDPOINT];
+        if end.finished {
+            return self.reject(c);
+        }
         let fresh = hello.epoch > end.epoch_accepted;
         let verdict = end.session.check_hello(&hello);
         if verdict.is_ok() != fresh {

@@ -35,8 +35,8 @@ pub struct Local {
     pub state: State,
     pub r: Option<StreamRef>,
     pub pair: usize,
-    /// May write (OPENED, TLS and the other's first bytes are there).
-    pub ready: bool,
+    /// Must not write before OPENED or TLS.
+    pub held: bool,
     /// Lengths of slices read and not yet consumed.
     pub unread: VecDeque<usize>,
     pub read_over: bool,
@@ -90,7 +90,7 @@ impl Stream {
             state: State::Idle,
             r: None,
             pair: 0,
-            ready: false,
+            held: false,
             unread: VecDeque::new(),
             read_over: false,
             may_send_until: 0,
@@ -123,6 +123,12 @@ impl Stream {
     /// The process of that side is gone.
     pub fn vanish(&mut self, side: Side) {
         self.ends[side].state = State::Done;
+    }
+
+    /// OPENED, TLS and the other side's first bytes are there.
+    pub fn may_write(&self, side: Side) -> bool {
+        let started = self.ways[1 - side].received >= self.plan.ways[side].after;
+        !self.ends[side].held && started
     }
 
     fn way(&self, side: Side) -> Way {
@@ -216,13 +222,13 @@ impl World {
         let stream = &mut self.streams[n as usize];
         stream.placements += 1;
         stream.ways.iter_mut().for_each(|w| w.moved_at = self.now);
-        let waits = stream.plan.wait || stream.way(side).after > 0;
+let held = stream.plan.wait;
         let local = &mut stream.ends[side];
         local.state = State::Open;
         local.r = Some(r);
         local.pair = p;
         local.may_send_until = 0;
-        local.ready = !waits;
+        local.held = held;
         self.touch(p, side);
         self.pump_writer(n, side);
     }
@@ -245,7 +251,7 @@ impl World {
         local.state = State::Open;
         local.r = Some(r);
         local.pair = p;
-        local.ready = !plan.start_tls && stream.plan.ways[side].after == 0;
+        local.held = plan.kind == Kind::Tcp;
         if plan.kind == Kind::Tcp {
             let wait = self.rng.below(50 * MS);
             self.push(self.now + wait, Wake::Answer(n));
@@ -257,6 +263,9 @@ impl World {
     /// `sc`: the site of a `tcp` stream has answered.
     pub fn answer(&mut self, n: u32) {
         self.with_open(n, CLIENT, |s, r| s.opened(r, Opened::default()));
+        if !self.streams[n as usize].plan.start_tls {
+            self.ready(n, CLIENT);
+        }
     }
 
     pub fn on_accepted(&mut self, n: u32, side: Side) {
@@ -287,7 +296,7 @@ impl World {
 
     fn ready(&mut self, n: u32, side: Side) {
         let stream = &mut self.streams[n as usize];
-        stream.ends[side].ready = true;
+        stream.ends[side].held = false;
         stream.ways[side].moved_at = self.now;
         self.pump_writer(n, side);
     }
@@ -362,7 +371,7 @@ impl World {
             let Some(r) = local.r.filter(|_| local.state == State::Open) else {
                 return;
             };
-            if flow.end != Sent::Open || !local.ready {
+            if flow.end != Sent::Open || !stream.may_write(side) {
                 break;
             }
             if self.end_writing(n, side, r) {
@@ -507,7 +516,8 @@ impl World {
                 && flow.received >= from
                 && self.now < until
             {
-                return self.read_later(n, side, until);
+                self.read_later(n, side, until);
+                break;
             }
             let end = &mut self.pairs[local.pair].ends[side];
             let budget = &mut self.hosts[end.host].budget;
@@ -522,11 +532,8 @@ impl World {
                 }
             }
         }
-        let stream = &mut self.streams[n as usize];
-        let after = stream.plan.ways[side].after;
-        let held = stream.plan.wait && stream.plan.opener == side || stream.plan.start_tls;
-        if !held && !stream.ends[side].ready && stream.ways[1 - side].received >= after {
-            self.ready(n, side);
+        if self.streams[n as usize].may_write(side) {
+            self.pump_writer(n, side);
         }
         self.touch(self.streams[n as usize].ends[side].pair, side);
         self.release_if_over(n, side);
