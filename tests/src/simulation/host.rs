@@ -26,6 +26,7 @@ pub struct Slot {
     pub known_version: u32,
     /// Link that carries a SETTINGS without an answer yet.
     pub sent_on: Option<usize>,
+    pub sent_version: u32,
 }
 
 /// How the path of one link behaves for new connections.
@@ -93,6 +94,7 @@ impl World {
                 endpoint_version: held,
                 known_version: 0,
                 sent_on: None,
+                sent_version: 0,
             });
             let client = self.new_host(self.scenario.client);
             for link in 0..self.scenario.links {
@@ -145,6 +147,10 @@ impl World {
 
     fn new_pair(&mut self, slot: usize, link: u16, client: usize, endpoint: usize) -> usize {
         let key = self.pairs.len();
+        let awake = self
+            .now
+            .max(self.hosts[client].suspended_until)
+            .max(self.hosts[endpoint].suspended_until);
         let ends = [
             self.new_end(CLIENT, key, slot, link, client),
             self.new_end(ENDPOINT, key, slot, link, endpoint),
@@ -161,8 +167,8 @@ impl World {
                 late_us: 0,
                 heals_at: 0,
                 healthy: true,
-                healthy_since: self.now,
-                live_at: [self.now; 2],
+                healthy_since: awake,
+                live_at: [awake; 2],
             },
             draining: false,
             retired: false,
@@ -250,7 +256,8 @@ impl World {
                 let end = self.new_end(CLIENT, q, slot, link, host);
                 self.pairs[q].ends[CLIENT] = end;
                 self.pairs[q].ends[CLIENT].ended_at = Some(self.now);
-                self.pairs[q].path.healthy_since = self.now;
+                let path = &mut self.pairs[q].path;
+                path.healthy_since = path.healthy_since.max(self.now);
                 self.touch(q, CLIENT);
             } else {
                 self.pairs[q].retired = true;
@@ -278,7 +285,8 @@ impl World {
             let end = self.new_end(ENDPOINT, p, slot, link, host);
             self.pairs[p].ends[ENDPOINT] = end;
             self.pairs[p].ends[ENDPOINT].ended_at = Some(self.now);
-            self.pairs[p].path.healthy_since = self.now;
+            let path = &mut self.pairs[p].path;
+            path.healthy_since = path.healthy_since.max(self.now);
             self.touch(p, ENDPOINT);
         }
     }
@@ -293,7 +301,9 @@ impl World {
         let gone = ends[CLIENT].finished || (ends[ENDPOINT].finished && strange);
         if gone {
             self.pairs[p].retired = true;
-            self.kill_side(p, CLIENT);
+            if self.pairs[p].ends[CLIENT].track.sessions == 0 {
+                self.kill_side(p, CLIENT);
+            }
             let (slot, link) = (self.pairs[p].slot, self.pairs[p].link);
             let hosts = [CLIENT, ENDPOINT].map(|s| self.pairs[p].ends[s].host);
             if self.slots[slot].sent_on == Some(p) {
@@ -331,6 +341,7 @@ impl World {
         });
         let json = json.clone();
         self.slots[slot].sent_on = Some(p);
+        self.slots[slot].sent_version = version;
         self.pairs[p].ends[CLIENT].session.send_settings(version, json);
         self.touch(p, CLIENT);
     }

@@ -169,7 +169,7 @@ impl World {
         let end = &mut self.pairs[p].ends[side];
         end.sessions_ended += 1;
         end.ended_at = Some(now);
-        end.lost_since = None;
+        end.lost_since = end.conn.is_none().then_some(now);
         let hit: Vec<u32> = end.streams.values().copied().collect();
         for n in hit {
             for code in [Code::TunnelDown, Code::PeerRestarted, code] {
@@ -298,12 +298,8 @@ impl World {
         let live = pair.ends.iter().filter_map(|e| e.live_since).max()?;
         let since = [flow.moved_at, awake, live, pair.path.healthy_since];
         let since = since.into_iter().max().unwrap_or_default() + way.pause_us + way.read_us;
-        (self.now > since + MOVES_WITHIN_US).then(|| {
-            format!(
-                "stream {n} to side {to} stands at {}: {flow:?}, {way:?}",
-                flow.received
-            )
-        })
+        (self.now > since + MOVES_WITHIN_US)
+            .then(|| format!("stream {n} to side {to} stands at {}: {flow:?}, {way:?}", flow.received))
     }
 
     fn check_links(&mut self) {

@@ -29,6 +29,7 @@ impl World {
             }
             self.turn(p, side);
         }
+        self.check_gone();
     }
 
     fn turn(&mut self, p: usize, side: Side) {
@@ -186,7 +187,7 @@ impl World {
                 let slot = self.pairs[p].slot;
                 let held = &mut self.slots[slot];
                 held.known_version = version;
-                if held.sent_on == Some(p) && version >= held.client_version {
+                if held.sent_on == Some(p) && version >= held.sent_version {
                     held.sent_on = None;
                 }
                 self.send_settings(slot);
@@ -253,6 +254,7 @@ impl World {
             first: BytesMut::new(),
             faulted,
             broken: false,
+            deaf: false,
             cut_ending: Ending::Reset,
             since: self.now,
         });
@@ -419,7 +421,11 @@ impl World {
         }
         let now = self.time();
         let end = &mut self.pairs[p].ends[to];
-        let news = wire::heard(to, &mut end.track, &mut self.conns[c].lines, &bytes);
+        let news = if self.conns[c].deaf && to == CLIENT {
+            Vec::new()
+        } else {
+            wire::heard(to, &mut end.track, &mut self.conns[c].lines, &bytes)
+        };
         let budget = &mut self.hosts[end.host].budget;
         let copy = Bytes::copy_from_slice(&bytes);
         end.session.handle_bytes(now, budget, copy);
@@ -477,6 +483,8 @@ impl World {
             return;
         };
         self.check_close(p, c, side);
+        // Given up before its HELLO came: what it still brings is not part of any session.
+        self.conns[c].deaf |= side == CLIENT && !self.conns[c].lines[ENDPOINT].hello_read;
         if abort {
             self.shut(c, side, false);
         } else {

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
+use dataplane::mux::StreamRef;
 use dataplane::time::Time;
 
 use super::coverage::{Cell, Coverage};
@@ -58,6 +59,8 @@ pub struct Conn {
     /// A fault touched it: its death is no surprise.
     pub faulted: bool,
     pub broken: bool,
+    /// `sc` gave it up before it read a HELLO.
+    pub deaf: bool,
     pub cut_ending: Ending,
     pub since: u64,
 }
@@ -78,6 +81,8 @@ pub struct World {
     pub waiting: VecDeque<u32>,
     pub dirty: VecDeque<(usize, Side)>,
     pub aims: Vec<Cell>,
+    /// Ends whose ref was found dead in this turn.
+    pub gone: Vec<(u32, Side, StreamRef)>,
     pub coverage: Coverage,
     pub failure: Option<Failure>,
     pub calm_at: u64,
@@ -105,6 +110,7 @@ impl World {
             waiting: VecDeque::new(),
             dirty: VecDeque::new(),
             aims: Vec::new(),
+            gone: Vec::new(),
             coverage: Coverage::default(),
             failure: None,
             calm_at: SECOND + scenario.calm_at,
