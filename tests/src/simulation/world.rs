@@ -40,6 +40,7 @@ pub enum Wake {
     Place,
     Fault(usize),
     Heal(usize),
+    Break(usize),
     Parsed(usize, u32),
     Check,
 }
@@ -63,6 +64,8 @@ pub struct Conn {
     pub deaf: bool,
     pub cut_ending: Ending,
     pub since: u64,
+    /// Since when nothing can reach that side.
+    pub silent_since: [Option<u64>; 2],
 }
 
 pub struct World {
@@ -249,6 +252,10 @@ impl World {
                 self.apply(fault);
             }
             Wake::Heal(p) => self.heal(p),
+            Wake::Break(c) => {
+                let side = self.rng.pick(&[CLIENT, ENDPOINT]);
+                self.break_conn(c, side, Ending::Reset);
+            }
             Wake::Parsed(p, version) => self.settings_parsed(p, version),
             Wake::Check => {
                 self.push(self.now + CHECK_US, Wake::Check);
