@@ -142,7 +142,8 @@ impl World {
         if !resumed {
             self.pairs[p].ends[side].lost_since = None;
         }
-        if side == CLIENT && same {
+        let just_ended = resumed && self.pairs[p].ends[CLIENT].ended_at == Some(self.now);
+        if side == CLIENT && same && !just_ended {
             self.pairs[p].ends[CLIENT].ended_at = None;
             self.pairs[p].ends[ENDPOINT].ended_at = None;
         }
@@ -207,7 +208,7 @@ impl World {
             let asked = conn.lines[CLIENT].hello.as_ref();
             asked.is_some_and(|h| h.session == end.track.session)
                 && !conn.lines[ENDPOINT].hello_read
-                && !conn.deaf
+                && !conn.deaf[CLIENT]
                 && conn.open[CLIENT]
         })
     }

@@ -274,7 +274,7 @@ impl World {
             first: BytesMut::new(),
             faulted,
             broken: false,
-            deaf: false,
+            deaf: [false; 2],
             cut_ending: Ending::Reset,
             since: self.now,
             silent_since: [None; 2],
@@ -446,7 +446,7 @@ impl World {
         }
         let now = self.time();
         let end = &mut self.pairs[p].ends[to];
-        let news = if self.conns[c].deaf && to == CLIENT {
+        let news = if self.conns[c].deaf[to] {
             Vec::new()
         } else {
             wire::heard(to, &mut end.track, &mut self.conns[c].lines, &bytes)
@@ -510,8 +510,10 @@ impl World {
             return;
         };
         self.check_close(p, c, side);
-        // Given up before its HELLO came: what it still brings is not part of any session.
-        self.conns[c].deaf |= side == CLIENT && !self.conns[c].lines[ENDPOINT].hello_read;
+        // Given up before its HELLO came, or with its session: what it still brings belongs to none.
+        let unknown = side == CLIENT && !self.conns[c].lines[ENDPOINT].hello_read;
+        let ended = self.pairs[p].ends[side].ended_at == Some(self.now);
+        self.conns[c].deaf[side] |= unknown || ended;
         if abort {
             self.shut(c, side, false);
         } else {

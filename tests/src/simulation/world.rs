@@ -60,8 +60,8 @@ pub struct Conn {
     /// A fault touched it: its death is no surprise.
     pub faulted: bool,
     pub broken: bool,
-    /// `sc` gave it up before it read a HELLO.
-    pub deaf: bool,
+    /// That side belongs to no session any more.
+    pub deaf: [bool; 2],
     pub cut_ending: Ending,
     pub since: u64,
     /// Since when nothing can reach that side.
