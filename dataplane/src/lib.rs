@@ -12,4 +12,5 @@ pub mod error;
 pub mod limits;
 pub mod mux;
 pub mod settings;
+pub mod shard;
 pub mod time;
