@@ -12,6 +12,7 @@ pub mod client;
 pub mod copies;
 pub mod endpoint;
 pub mod error;
+pub mod http;
 pub mod limits;
 pub mod mux;
 pub mod settings;
