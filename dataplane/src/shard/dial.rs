@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 
-use super::link::{Connection, Link};
+use super::connection::Connection;
+use super::link::Link;
 use super::mailbox::{Event, Level};
 use super::runtime::{self, Socket};
 use super::{Role, Shard};
