@@ -3,6 +3,7 @@
 mod cases;
 mod fuzz;
 mod keys;
+mod openssl;
 mod pins;
 mod stream;
 
