@@ -10,7 +10,9 @@
 
 pub mod copies;
 pub mod error;
+pub mod http;
 pub mod limits;
+pub mod mux;
 pub mod settings;
 pub mod time;
 pub mod tls;
