@@ -11,5 +11,6 @@
 pub mod error;
 pub mod limits;
 pub mod mux;
+pub mod proxy;
 pub mod settings;
 pub mod time;

@@ -1,0 +1,6 @@
+//! The endpoint's HTTP proxy, and its mirror at `sc`: browsers' connections become streams, streams become
+//! connections to sites.
+
+pub mod origin;
+pub mod page;
+pub mod resolve;
