@@ -10,6 +10,7 @@
 
 pub mod copies;
 pub mod error;
+pub mod http;
 pub mod limits;
 pub mod mux;
 pub mod proxy;

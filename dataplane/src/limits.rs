@@ -136,8 +136,16 @@ pub const CLIENT_HELLOS_PENDING_MAX: usize = 1_024;
 /// Request line and header fields.
 pub const HEAD_BYTES_MAX: usize = 64 * KIB;
 pub const HEAD_FIELDS_MAX: usize = 128;
+/// What rewriting may add to a request's head: a Host field that HTTP/1.0 did not send, a slash, a space.
+pub const HEAD_GROWTH_BYTES_MAX: usize = KIB;
 /// Request target, else 414.
 pub const TARGET_BYTES_MAX: usize = 16 * KIB;
+/// Method, else 501: the longest registered one has 17.
+pub const METHOD_BYTES_MAX: usize = 32;
+/// Host name: what the length byte of an OPEN can say, and DNS has no longer ones.
+pub const HOST_BYTES_MAX: usize = 255;
+/// Names that Connection lists: each field of a head is compared with each.
+pub const CONNECTION_OPTIONS_MAX: usize = 32;
 /// A browser's head must be complete, else 408.
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
 /// A browser's body may pause this long, else 408.
@@ -151,6 +159,10 @@ pub const FIRST_BYTE_MAX: Duration = Duration::from_secs(600);
 pub const IDLE_MAX: Duration = Duration::from_secs(3_600);
 /// Chunk-size line with its extensions.
 pub const CHUNK_LINE_BYTES_MAX: usize = 4 * KIB;
+/// Trailer section of a chunked body.
+pub const TRAILER_BYTES_MAX: usize = 16 * KIB;
+/// Characters that an error page shows of an address, and of a text.
+pub const PAGE_TEXT_CHARS_MAX: usize = 512;
 
 // ── Sites and browsers ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -191,3 +203,5 @@ const _: () = assert!(PACKED_FRAME_BYTES_MAX < RECORD_BYTES_MAX);
 const _: () = assert!(RESUME_WINDOW.as_secs() > OUTAGE_INVISIBLE.as_secs());
 const _: () = assert!(BASE_CREDIT_OWN_BYTES <= FIRST_GRANT_BYTES);
 const _: () = assert!(FIRST_GRANT_BYTES <= WINDOW_BYTES_MAX);
+const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
+const _: () = assert!(HOST_BYTES_MAX + 16 <= HEAD_GROWTH_BYTES_MAX);
