@@ -2,5 +2,4 @@
 //! connections to sites.
 
 pub mod origin;
-pub mod page;
 pub mod resolve;
