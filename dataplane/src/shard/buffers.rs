@@ -6,6 +6,7 @@ use std::io;
 use bytes::BytesMut;
 
 use super::runtime::{READ_BUFFERS_MAX, Socket};
+use crate::copies;
 use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX};
 
 /// Below this many bytes a read moves into a buffer of its own size: a chunk that a few bytes keep alive would cost
@@ -28,12 +29,7 @@ impl Buffers {
     ///
     /// # Panics
     /// If `room` is 0: a read of nothing cannot be told from the end.
-    pub fn read(
-        &self,
-        socket: &Socket,
-        room: usize,
-        mut sink: impl FnMut(BytesMut),
-    ) -> io::Result<usize> {
+    pub fn read(&self, socket: &Socket, room: usize, mut sink: impl FnMut(BytesMut)) -> io::Result<usize> {
         assert!(room > 0, "a read without room");
         let mut chunks = self.chunks.take();
         let wanted = room.div_ceil(FRAME_PAYLOAD_BYTES_MAX).min(READ_BUFFERS_MAX);
@@ -46,7 +42,7 @@ impl Buffers {
                 match chunk.len() - FRAME_HEADER_BYTES {
                     0 => break,
                     1..OWN_BUFFER_BYTES_MIN => {
-                        sink(copy(chunk));
+                        sink(frame(&chunk[FRAME_HEADER_BYTES..]));
                         chunk.truncate(FRAME_HEADER_BYTES);
                     }
                     _ => sink(std::mem::replace(chunk, self::chunk())),
@@ -71,11 +67,7 @@ fn chunk() -> BytesMut {
 pub fn frame(payload: &[u8]) -> BytesMut {
     assert!(payload.len() <= FRAME_PAYLOAD_BYTES_MAX);
     let mut frame = BytesMut::with_capacity(FRAME_HEADER_BYTES + payload.len());
-    frame.resize(FRAME_HEADER_BYTES, 0);
-    frame.extend_from_slice(payload);
+    frame.resize(FRAME_HEADER_BYTES + payload.len(), 0);
+    copies::copy(&mut frame[FRAME_HEADER_BYTES..], payload);
     frame
-}
-
-fn copy(chunk: &BytesMut) -> BytesMut {
-    frame(&chunk[FRAME_HEADER_BYTES..])
 }

@@ -359,8 +359,7 @@ impl Socket {
         let read = loop {
             // SAFETY: each of the first `count` slices is spare capacity of a buffer borrowed until the call has
             // returned; the kernel writes there and nowhere else.
-            let read =
-                unsafe { libc::readv(self.inner().as_raw_fd(), slices.as_ptr(), count as i32) };
+            let read = unsafe { libc::readv(self.inner().as_raw_fd(), slices.as_ptr(), count as i32) };
             match usize::try_from(read) {
                 Ok(read) => break read,
                 Err(_) => match io::Error::last_os_error() {
