@@ -56,6 +56,12 @@ pub const ACK_BYTES: u64 = 64 * KIB as u64;
 pub const ACK_DELAY: Duration = Duration::from_millis(25);
 /// A slice of a link's read buffer that waits longer moves into a buffer of its own size.
 pub const SLICE_AGE_MAX: Duration = Duration::from_millis(10);
+/// Slices that are moved together, so that many small frames do not cost a buffer each.
+pub const SLICE_MERGE_BYTES: usize = 16 * KIB;
+/// PONGs that may wait for a write; a peer has one PING out.
+pub const PONGS_PENDING_MAX: usize = 16;
+/// While the pool is low, idle streams are looked for this often.
+pub const RECALL_INTERVAL: Duration = Duration::from_millis(250);
 /// Credit of a stream that was idle this long may be recalled.
 pub const RECALL_IDLE: Duration = Duration::from_millis(500);
 
@@ -90,6 +96,10 @@ pub const PING_REST: Duration = Duration::from_secs(15);
 pub const DEAD_AFTER_MIN: Duration = Duration::from_secs(3);
 /// Bytes arrive, but neither PONG nor a rising ACK: dead after this.
 pub const DEAD_WITHOUT_PROGRESS: Duration = Duration::from_secs(15);
+/// A timer this late means that the process did not run, not that the peer was silent.
+pub const LATE_TIMER: Duration = Duration::from_millis(500);
+/// How long the least round trip is remembered.
+pub const RTT_MEMORY: Duration = Duration::from_secs(10);
 /// PONGs arrive but no ACK rises, with ≥ `ACK_BYTES` unacknowledged: session error.
 pub const ACK_STALL_MAX: Duration = Duration::from_secs(30);
 /// A link's first contact: proxy, TCP, TLS and HELLO together.
@@ -168,7 +178,7 @@ pub const CLIENT_HELLO_MAX: Duration = Duration::from_secs(5);
 /// Connections whose ClientHello is not complete yet.
 pub const CLIENT_HELLOS_PENDING_MAX: usize = 1_024;
 
-// ── HTTP (DESIGN sections 6 and 7) ────────────────────────────────────────────────────────────────────────────
+// ── HTTP (ARCHITECTURE.md, The HTTP path) ────────────────────────────────────────────────────────────────────────────
 
 /// Request line and header fields.
 pub const HEAD_BYTES_MAX: usize = 64 * KIB;

@@ -358,9 +358,10 @@ impl Name {
     }
 }
 
-/// Any bytes: never panics, and any split of the input gives what the whole gives.
+/// Any bytes: never panics, and any split of the input gives what the whole gives. Says
+/// whether it was a whole chunked body.
 #[cfg(any(test, fuzzing))]
-pub fn fuzz_body(data: &[u8]) {
+pub fn fuzz_body(data: &[u8]) -> bool {
     let framings = [
         Framing::Chunked,
         Framing::Length(data.len() as u64 / 2 + 1),
@@ -398,4 +399,7 @@ pub fn fuzz_body(data: &[u8]) {
             assert_eq!(whole.advance(b"0\r\n\r\n"), Err(bad));
         }
     }
+    Body::new(Framing::Chunked)
+        .advance(data)
+        .is_ok_and(|consumed| consumed.done)
 }

@@ -6,15 +6,13 @@
 
 use std::fmt;
 
-use memchr::{memchr, memchr_iter};
+use memchr::memchr;
 
-use super::fields::{Fields, list};
+use super::facts::{Facts, Side, TOO_MANY_FIELDS};
+use super::fields::Fields;
 use super::is_token_byte;
 use super::target::{Authority, Form, Scheme, Target};
-use crate::limits::{
-    CONNECTION_OPTIONS_MAX, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, HEAD_GROWTH_BYTES_MAX,
-    METHOD_BYTES_MAX, TARGET_BYTES_MAX,
-};
+use crate::limits::{HEAD_FIELDS_MAX, METHOD_BYTES_MAX, TARGET_BYTES_MAX};
 
 /// Why a message was refused: whoever sent it is to blame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +31,7 @@ impl Bad {
         }
     }
 
-    const fn of_site(self) -> Self {
+    pub(crate) const fn of_site(self) -> Self {
         Self {
             status: 502,
             reason: self.reason,
@@ -69,108 +67,6 @@ pub enum Framing {
     UntilClose,
 }
 
-/// Whose head it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Request,
-    Response,
-}
-
-/// Finds the end of a head in a growing buffer, never scanning a byte twice.
-#[derive(Clone, Debug)]
-pub struct Finder {
-    side: Side,
-    bytes_max: usize,
-    scanned: usize,
-    /// Where the line begins that is being scanned.
-    line: usize,
-}
-
-impl Finder {
-    /// For what browsers send.
-    pub const fn request() -> Self {
-        Self::new(Side::Request, HEAD_BYTES_MAX)
-    }
-
-    /// For requests that `rewrite::request` wrote: they may have grown by a Host field.
-    pub const fn forwarded() -> Self {
-        Self::new(Side::Request, HEAD_BYTES_MAX + HEAD_GROWTH_BYTES_MAX)
-    }
-
-    /// For what sites send.
-    pub const fn response() -> Self {
-        Self::new(Side::Response, HEAD_BYTES_MAX)
-    }
-
-    const fn new(side: Side, bytes_max: usize) -> Self {
-        Self {
-            side,
-            bytes_max,
-            scanned: 0,
-            line: 0,
-        }
-    }
-
-    /// Length of the head at the start of `buf` with its empty line, or `None` if more bytes are needed. `buf` begins
-    /// at the same byte on each call until a head was found; then the finder is ready for the next one. What cannot
-    /// become a head (no token or `HTTP/1.` at its start, a bare LF, too long) is refused without waiting for its end.
-    pub fn find(&mut self, buf: &[u8]) -> Result<Option<usize>, Bad> {
-        self.search(buf).map_err(|bad| match self.side {
-            Side::Request => bad,
-            Side::Response => bad.of_site(),
-        })
-    }
-
-    fn search(&mut self, buf: &[u8]) -> Result<Option<usize>, Bad> {
-        self.check_start(buf)?;
-        let end = buf.len().min(self.bytes_max);
-        let from = self.scanned.min(end);
-        for at in memchr_iter(b'\n', &buf[from..end]) {
-            let at = from + at;
-            if at == 0 || buf[at - 1] != b'\r' {
-                return Err(Bad::request("a line of the head ends in LF without CR"));
-            }
-            if at == self.line + 1 {
-                *self = Self::new(self.side, self.bytes_max);
-                return Ok(Some(at + 1));
-            }
-            self.line = at + 1;
-        }
-        self.scanned = end;
-        if self.line == 0
-            && self.side == Side::Request
-            && end > TARGET_BYTES_MAX + METHOD_BYTES_MAX + 16
-        {
-            return Err(Bad {
-                status: 414,
-                reason: "the request target is too long",
-            });
-        }
-        if end == self.bytes_max {
-            return Err(Bad {
-                status: 431,
-                reason: "the head is too large",
-            });
-        }
-        Ok(None)
-    }
-
-    fn check_start(&self, buf: &[u8]) -> Result<(), Bad> {
-        let good = match (self.side, buf) {
-            (_, []) => true,
-            (Side::Request, [first, ..]) => is_token_byte(*first),
-            (Side::Response, _) => buf.iter().zip(b"HTTP/1.").all(|(a, b)| a == b),
-        };
-        if good {
-            Ok(())
-        } else {
-            Err(Bad::request(
-                "the message does not begin with a start line of HTTP/1",
-            ))
-        }
-    }
-}
-
 /// A request's head: facts beside slices of the caller's bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -180,7 +76,8 @@ pub struct Request<'a> {
     pub form: Form,
     /// Of absolute-form.
     pub scheme: Option<Scheme>,
-    /// The target's, which wins (RFC 9112 section 3.2.2), else Host's; absent only in HTTP/1.0.
+    /// The target's, which wins (RFC 9112 section 3.2.2), else Host's. Absent only in HTTP/1.0 outside absolute-form:
+    /// the caller then sets the connection's own, since what is sent on needs one.
     pub authority: Option<Authority<'a>>,
     /// Path and query as sent: empty or beginning with `?` in absolute-form, empty in authority-form.
     pub path: &'a [u8],
@@ -357,9 +254,11 @@ fn request_line(line: &[u8]) -> Result<(&str, &[u8], Version), Bad> {
             reason: "the request target is too long",
         });
     }
-    if target.is_empty() || target.iter().any(|b| *b <= b' ' || *b == 0x7f) {
+    // Bytes above ASCII are against RFC 3986, but a common sloppiness; not even UTF-8 is guesswork for all.
+    let printable = target.iter().all(|b| *b > b' ' && *b != 0x7f);
+    if target.is_empty() || !printable || std::str::from_utf8(target).is_err() {
         return Err(Bad::request(
-            "the target is empty or holds a control character",
+            "the target is empty or holds a forbidden character",
         ));
     }
     let method =
@@ -405,195 +304,96 @@ fn parse_version(word: &[u8]) -> Result<Version, Bad> {
     }
 }
 
-const TOO_MANY_FIELDS: Bad = Bad {
-    status: 431,
-    reason: "the head has too many fields",
-};
+/// Any bytes: never panics; splits change nothing; what is accepted and rewritten means the same when parsed again.
+/// Says whether it was accepted.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_head(data: &[u8]) -> bool {
+    use super::{Finder, rewrite};
 
-/// What the field lines say about connection and framing.
-#[derive(Debug, Default)]
-struct Facts<'a> {
-    fields: usize,
-    host: Option<&'a [u8]>,
-    length: Option<u64>,
-    chunked: bool,
-    close: bool,
-    keep_alive: bool,
-    upgrade_option: bool,
-    /// `Upgrade: websocket`, and nothing else.
-    websocket: bool,
-    upgrades: usize,
-    options: usize,
-    expect_continue: bool,
-}
-
-impl<'a> Facts<'a> {
-    /// `block` is the field lines and the empty line.
-    fn read(block: &'a [u8], side: Side) -> Result<Self, Bad> {
-        // httparse takes a bare LF for a line end.
-        if memchr_iter(b'\n', block).any(|at| at == 0 || block[at - 1] != b'\r') {
-            return Err(Bad::request("a line of the head ends in LF without CR"));
-        }
-        let mut storage = [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX];
-        let fields = match httparse::parse_headers(block, &mut storage) {
-            Ok(httparse::Status::Complete((n, fields))) if n == block.len() => fields,
-            Ok(httparse::Status::Complete(_)) => return Err(Bad::request("bytes after the head")),
-            Ok(httparse::Status::Partial) => return Err(Bad::request("the head is not complete")),
-            Err(httparse::Error::TooManyHeaders) => return Err(TOO_MANY_FIELDS),
-            Err(httparse::Error::HeaderName) => {
-                return Err(Bad::request(
-                    "a field name is empty, folded, or holds a forbidden character",
-                ));
-            }
-            Err(_) => return Err(Bad::request("a field value holds a control character")),
-        };
-        let mut facts = Self {
-            fields: fields.len(),
-            ..Self::default()
-        };
-        for field in fields.iter() {
-            facts.add(field.name, field.value, side)?;
-        }
-        if facts.chunked && facts.length.is_some() {
-            return Err(Bad::request("Content-Length beside Transfer-Encoding"));
-        }
-        Ok(facts)
-    }
-
-    fn add(&mut self, name: &str, value: &'a [u8], side: Side) -> Result<(), Bad> {
-        let is = |other: &str| name.eq_ignore_ascii_case(other);
-        if is("host") && side == Side::Request {
-            if self.host.replace(value).is_some() {
-                return Err(Bad::request("Host is there twice"));
-            }
-        } else if is("content-length") {
-            if self.length.replace(content_length(value)?).is_some() {
-                return Err(Bad::request("Content-Length is there twice"));
-            }
-        } else if is("transfer-encoding") {
-            if self.chunked {
-                return Err(Bad::request("Transfer-Encoding is there twice"));
-            }
-            self.chunked = transfer_encoding(value)?;
-        } else if is("connection") || (is("proxy-connection") && side == Side::Request) {
-            self.connection(value, side)?;
-        } else if is("upgrade") {
-            self.upgrades += 1;
-            self.websocket = self.upgrades == 1 && value.eq_ignore_ascii_case(b"websocket");
-        } else if is("expect") && side == Side::Request {
-            if !value.eq_ignore_ascii_case(b"100-continue") {
-                return Err(Bad {
-                    status: 417,
-                    reason: "Expect asks for something other than 100-continue",
-                });
-            }
-            self.expect_continue = true;
-        }
-        Ok(())
-    }
-
-    fn connection(&mut self, value: &[u8], side: Side) -> Result<(), Bad> {
-        for option in list(value) {
-            self.options += 1;
-            if self.options > CONNECTION_OPTIONS_MAX {
-                return Err(Bad {
-                    status: 431,
-                    reason: "Connection lists too many names",
-                });
-            }
-            let is = |other: &[u8]| option.eq_ignore_ascii_case(other);
-            self.close |= is(b"close");
-            self.keep_alive |= is(b"keep-alive");
-            self.upgrade_option |= is(b"upgrade");
-            // Sites do list Transfer-Encoding; from a browser it can only be meant to hide a field from the next hop.
-            if side == Side::Request
-                && (is(b"host") || is(b"content-length") || is(b"transfer-encoding"))
-            {
-                return Err(Bad::request(
-                    "Connection lists a field that no hop may drop",
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn request_framing(&self, method: &str, version: Version) -> Result<Framing, Bad> {
-        self.check_version(version)?;
-        let framing = match (self.chunked, self.length) {
-            (true, _) => Framing::Chunked,
-            (false, Some(n)) => Framing::Length(n),
-            (false, None) => Framing::None,
-        };
-        // What follows a CONNECT is the tunnel's; a body there would be read as such by some and not by others.
-        if method == "CONNECT" && !matches!(framing, Framing::None | Framing::Length(0)) {
-            return Err(Bad::request("CONNECT with a body"));
-        }
-        Ok(framing)
-    }
-
-    fn response_framing(
-        &self,
-        method: &str,
-        version: Version,
-        status: u16,
-    ) -> Result<Framing, Bad> {
-        self.check_version(version)?;
-        // RFC 9112 section 6.3: whatever these say about a body is ignored.
-        if (method == "CONNECT" && (200..300).contains(&status))
-            || method == "HEAD" && status >= 200
-            || status == 304
-        {
-            return Ok(Framing::None);
-        }
-        if status < 200 || status == 204 {
-            if self.chunked || self.length.is_some_and(|n| n > 0) {
-                return Err(Bad::request("a status without a body announces one"));
-            }
-            return Ok(Framing::None);
-        }
-        Ok(match (self.chunked, self.length) {
-            (true, _) => Framing::Chunked,
-            (false, Some(n)) => Framing::Length(n),
-            (false, None) => Framing::UntilClose,
-        })
-    }
-
-    fn check_version(&self, version: Version) -> Result<(), Bad> {
-        if self.chunked && version == Version::Http10 {
-            return Err(Bad::request("Transfer-Encoding in HTTP/1.0"));
-        }
-        Ok(())
-    }
-}
-
-/// Digits and nothing else, at most 2^63 - 1: more would be negative to some.
-fn content_length(value: &[u8]) -> Result<u64, Bad> {
-    let digits = (1..=19).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
-    let number = std::str::from_utf8(value)
-        .ok()
-        .filter(|_| digits)
-        .and_then(|s| s.parse::<u64>().ok());
-    number
-        .filter(|n| *n <= i64::MAX as u64)
-        .ok_or(Bad::request("Content-Length is not one number"))
-}
-
-/// True, or refused: 501 where the value is valid but names a coding that is not spoken (RFC 9112 section 6.1).
-fn transfer_encoding(value: &[u8]) -> Result<bool, Bad> {
-    if value.eq_ignore_ascii_case(b"chunked") {
-        return Ok(true);
-    }
-    let codings = value.strip_suffix(b"chunked").unwrap_or(b"x");
-    let known = |c: &[u8]| {
-        [&b"gzip"[..], b"x-gzip", b"deflate", b"compress"]
-            .iter()
-            .any(|k| c.eq_ignore_ascii_case(k))
+    let found = fuzz_find(Finder::request(), data);
+    assert!(found.is_some() || Request::parse(data).is_err());
+    let Some((head, mut request)) = found.and_then(|h| Some((h, Request::parse(h).ok()?))) else {
+        return false;
     };
-    if list(codings).all(known) && codings.contains(&b',') {
-        return Err(Bad {
-            status: 501,
-            reason: "a transfer coding other than chunked",
-        });
+    let mut storage = [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX];
+    let mut second = httparse::Request::new(&mut storage);
+    second.parse(head).expect("a second parser takes it too");
+    let fields = second.headers.iter().map(|h| (h.name.as_bytes(), h.value));
+    assert!(request.fields().map(|f| (f.name, f.value)).eq(fields));
+    if request.authority.is_none() {
+        request.authority = Authority::parse(b"other.test").ok();
     }
-    Err(Bad::request("Transfer-Encoding is not exactly chunked"))
+    let mut out = Vec::new();
+    rewrite::request(&request, &[], &mut out);
+    assert_eq!(Finder::forwarded().find(&out), Ok(Some(out.len())));
+    let again = Request::parse(&out).expect("a rewritten request is valid");
+    assert_eq!(again.method, request.method);
+    assert_eq!(again.authority, request.authority);
+    assert_eq!(again.framing, request.framing);
+    assert_eq!(again.upgrade, request.upgrade);
+    assert_eq!(again.expect_continue, request.expect_continue);
+    assert_eq!(again.version, Version::Http11);
+    assert!(again.path.ends_with(request.path));
+    assert!(again.form != Form::Absolute && again.keep_alive);
+    let options = again.fields().filter(|f| f.is("Connection")).count();
+    assert_eq!(options, usize::from(request.upgrade));
+    let mut twice = Vec::new();
+    rewrite::request(&again, &[], &mut twice);
+    assert_eq!(twice, out);
+    true
+}
+
+/// As `fuzz_head`, for responses.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_response(data: &[u8]) -> bool {
+    use super::{Finder, rewrite};
+
+    let Some(head) = fuzz_find(Finder::response(), data) else {
+        return false;
+    };
+    let mut accepted = false;
+    let asked = [
+        ("GET", false),
+        ("GET", true),
+        ("HEAD", false),
+        ("CONNECT", false),
+    ];
+    for (n, (method, upgrade)) in asked.into_iter().enumerate() {
+        let Ok(response) = Response::parse(head, method, upgrade) else {
+            continue;
+        };
+        let to = if (data.len() + n).is_multiple_of(2) {
+            Version::Http10
+        } else {
+            Version::Http11
+        };
+        let mut out = Vec::new();
+        let delivery = rewrite::response(&response, to, !n.is_multiple_of(3), &[], &mut out);
+        let again = Response::parse(&out, method, upgrade).expect("a rewritten response is valid");
+        assert_eq!(
+            (again.status, again.reason),
+            (response.status, response.reason)
+        );
+        let framing = if delivery.dechunk {
+            Framing::UntilClose
+        } else {
+            response.framing
+        };
+        assert_eq!(again.framing, framing);
+        assert!(delivery.keep_alive || again.is_interim() || !again.keep_alive);
+        let mut twice = Vec::new();
+        rewrite::response(&again, to, !n.is_multiple_of(3), &[], &mut twice);
+        assert_eq!(twice, out);
+        accepted = true;
+    }
+    accepted
+}
+
+#[cfg(any(test, fuzzing))]
+fn fuzz_find(mut finder: super::Finder, data: &[u8]) -> Option<&[u8]> {
+    let whole = finder.clone().find(data);
+    let mut ends = (0..=data.len()).map(|end| finder.find(&data[..end]));
+    let split = ends.find(|found| *found != Ok(None)).unwrap_or(Ok(None));
+    assert_eq!(whole, split);
+    whole.ok().flatten().map(|n| &data[..n])
 }

@@ -11,6 +11,7 @@
 //!     let request = Request::parse(&head)?;               // Err(bad): the same
 //!     // CONNECT (Form::Authority): what follows in `buf` belongs to nobody until the browser was sent CONNECTED;
 //!     // hold it, bounded, and drop it with the connection if the site cannot be reached.
+//!     // `request.upgrade`: the same until 101; without it they are the next request.
 //!     // Form::Origin and Form::Asterisk name no site: right inside bumped TLS (421 unless
 //!     // `authority.matches(..)`), 400 on the proxy port. A request that is refused unread: page, then close.
 //!     rewrite::request(&request, &[], &mut out);          // to the stream, then the body:
@@ -46,7 +47,9 @@
 //! `Max-Forwards` is likewise passed on as it came.
 
 pub mod body;
+mod facts;
 mod fields;
+mod finder;
 pub mod head;
 pub mod page;
 pub mod rewrite;
@@ -56,7 +59,8 @@ mod tests;
 
 pub use body::{BadBody, Body, Consumed, Run};
 pub use fields::{Field, Fields};
-pub use head::{Bad, Finder, Framing, Request, Response, Version};
+pub use finder::Finder;
+pub use head::{Bad, Framing, Request, Response, Version};
 pub use rewrite::Delivery;
 pub use target::{Authority, Form, Scheme};
 
