@@ -47,19 +47,9 @@ impl<C> Default for Pool<C> {
 impl<C> Pool<C> {
     /// Takes a connection that `alive` vouches for. A request that cannot be repeated gets only one that was used a
     /// moment ago: a site that closes idle connections must not cost a POST.
-    pub fn take(
-        &mut self,
-        now: Time,
-        key: &Key,
-        repeatable: bool,
-        alive: impl Fn(&C) -> bool,
-    ) -> Option<C> {
+    pub fn take(&mut self, now: Time, key: &Key, repeatable: bool, alive: impl Fn(&C) -> bool) -> Option<C> {
         let list = self.idle.get_mut(key)?;
-        let age_max = if repeatable {
-            ORIGIN_IDLE_MAX
-        } else {
-            ORIGIN_TRUST_MAX
-        };
+        let age_max = if repeatable { ORIGIN_IDLE_MAX } else { ORIGIN_TRUST_MAX };
         let mut found = None;
         while let Some(idle) = list.pop() {
             if now.since(idle.since) > age_max {
@@ -89,10 +79,7 @@ impl<C> Pool<C> {
             self.count -= 1;
         }
         if self.count < ORIGIN_POOL_MAX {
-            list.push(Idle {
-                connection,
-                since: now,
-            });
+            list.push(Idle { connection, since: now });
             self.count += 1;
         }
     }
@@ -115,10 +102,7 @@ impl<C> Pool<C> {
 
 /// Whether sending the request twice has the effect of sending it once (RFC 9110 section 9.2.2).
 pub fn is_idempotent(method: &[u8]) -> bool {
-    matches!(
-        method,
-        b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE"
-    )
+    matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
 }
 
 /// What is known of an attempt that failed.

@@ -12,8 +12,8 @@ use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::limits::{
-    ADDRESSES_PER_NAME_MAX, LOOKUP_CACHE_MAX, LOOKUP_FAILED_MAX_AGE, LOOKUP_MAX_AGE,
-    LOOKUP_THREADS, LOOKUPS_PENDING_MAX,
+    ADDRESSES_PER_NAME_MAX, LOOKUP_CACHE_MAX, LOOKUP_FAILED_MAX_AGE, LOOKUP_MAX_AGE, LOOKUP_THREADS,
+    LOOKUPS_PENDING_MAX,
 };
 use crate::time::Time;
 
@@ -58,9 +58,7 @@ fn answer(job: Job) {
 }
 
 fn lookup(host: &str) -> Found {
-    let found = (host, 0_u16)
-        .to_socket_addrs()
-        .map_err(|e| Arc::from(e.to_string()))?;
+    let found = (host, 0_u16).to_socket_addrs().map_err(|e| Arc::from(e.to_string()))?;
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in found.map(|a| a.ip()) {
         if !addresses.contains(&address) && addresses.len() < ADDRESSES_PER_NAME_MAX {
@@ -92,7 +90,10 @@ fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
 enum Entry {
     /// Asked; who waits for it.
     Pending(Vec<Waker>),
-    Known { until: Time, found: Found },
+    Known {
+        until: Time,
+        found: Found,
+    },
 }
 
 /// One shard's view: its cache and the answers on their way. The shard calls [`Resolver::collect`] when
@@ -201,10 +202,7 @@ impl Resolver {
 
 /// Literals, and the names that mean the tunnel host itself whatever a resolver says (RFC 6761 section 6.3).
 fn fixed(host: &str) -> Option<Vec<IpAddr>> {
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|h| h.strip_suffix(']'))
-        .unwrap_or(host);
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
     if let Ok(address) = bare.parse::<IpAddr>() {
         return Some(vec![address]);
     }
@@ -221,10 +219,10 @@ const METADATA: [IpAddr; 4] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
 ];
 
-/// Why no browser may reach `address` through the tunnel, or `None`. `own` are the sockets that `sc` itself listens
-/// on. Asked for the address that is dialled, after resolution: a name proves nothing.
-pub fn denied(address: SocketAddr, own: &[SocketAddr]) -> Option<&'static str> {
-    let ip = canonical(address.ip());
+/// Why no browser may reach `ip` through the tunnel, or `None`. Asked for the address that is dialled, after
+/// resolution: a name proves nothing.
+pub fn forbidden(ip: IpAddr) -> Option<&'static str> {
+    let ip = canonical(ip);
     let link_local = match ip {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -232,11 +230,15 @@ pub fn denied(address: SocketAddr, own: &[SocketAddr]) -> Option<&'static str> {
     if link_local {
         return Some("a link-local address is not served through the tunnel");
     }
-    if METADATA.contains(&ip) {
-        return Some("a metadata address is not served through the tunnel");
-    }
-    let own_port = own.iter().any(|o| o.port() == address.port());
-    (own_port && is_local(ip)).then_some("the tunnel client's own port is not served through the tunnel")
+    METADATA
+        .contains(&ip)
+        .then_some("a metadata address is not served through the tunnel")
+}
+
+/// Whether `address` leads to a port of this host that `own`, the process's own listening sockets, has: on every local
+/// address, for the kernel gives a connection to the unspecified address and to IPv4-mapped ones as well.
+pub fn is_own(address: SocketAddr, own: &[SocketAddr]) -> bool {
+    own.iter().any(|o| o.port() == address.port()) && is_local(canonical(address.ip()))
 }
 
 /// The IPv4 address inside an IPv4-mapped (RFC 4291) or NAT64 (RFC 6052) one: they lead to the same host.
@@ -275,21 +277,38 @@ mod tests {
     #[test]
     fn own_listeners_are_denied_on_every_local_address() {
         let own = [address("127.0.0.1:4445")];
-        for site in ["127.0.0.1:4445", "127.9.9.9:4445", "0.0.0.0:4445", "[::1]:4445", "[::]:4445", "[::ffff:127.0.0.1]:4445", "[64:ff9b::7f00:1]:4445"] {
-            assert!(denied(address(site), &own).is_some(), "{site}");
+        for site in [
+            "127.0.0.1:4445",
+            "127.9.9.9:4445",
+            "0.0.0.0:4445",
+            "[::1]:4445",
+            "[::]:4445",
+            "[::ffff:127.0.0.1]:4445",
+            "[64:ff9b::7f00:1]:4445",
+        ] {
+            assert!(is_own(address(site), &own), "{site}");
         }
         for site in ["127.0.0.1:4446", "[::1]:80", "192.0.2.1:4445", "[2001:db8::1]:4445"] {
-            assert_eq!(denied(address(site), &own), None, "{site}");
+            assert!(!is_own(address(site), &own), "{site}");
         }
     }
 
     #[test]
     fn link_local_and_metadata_addresses_are_denied_in_every_spelling() {
-        for site in ["169.254.169.254:80", "169.254.0.1:1", "[fe80::1]:80", "[febf::1]:80", "[::ffff:169.254.169.254]:80", "[64:ff9b::a9fe:a9fe]:80", "[fd00:ec2::254]:80", "100.100.100.200:80"] {
-            assert!(denied(address(site), &[]).is_some(), "{site}");
+        for site in [
+            "169.254.169.254:80",
+            "169.254.0.1:1",
+            "[fe80::1]:80",
+            "[febf::1]:80",
+            "[::ffff:169.254.169.254]:80",
+            "[64:ff9b::a9fe:a9fe]:80",
+            "[fd00:ec2::254]:80",
+            "100.100.100.200:80",
+        ] {
+            assert!(forbidden(address(site).ip()).is_some(), "{site}");
         }
         for site in ["10.0.0.1:80", "[fd00::1]:80", "127.0.0.1:80", "[2001:db8::1]:80"] {
-            assert_eq!(denied(address(site), &[]), None, "{site}");
+            assert_eq!(forbidden(address(site).ip()), None, "{site}");
         }
     }
 
@@ -319,7 +338,10 @@ mod tests {
         assert!(resolver.poll(now, name, &one).is_pending());
         assert!(resolver.poll(now, name, &two).is_pending());
         assert_eq!(resolver.pending(), 1);
-        let mut fds = [rustix::event::PollFd::new(&*resolver.wake, rustix::event::PollFlags::IN)];
+        let mut fds = [rustix::event::PollFd::new(
+            &*resolver.wake,
+            rustix::event::PollFlags::IN,
+        )];
         rustix::event::poll(&mut fds, None).unwrap();
         resolver.collect(now);
         assert_eq!(resolver.pending(), 0);

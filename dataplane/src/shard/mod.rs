@@ -34,6 +34,8 @@ use crate::limits::{
     COMMANDS_MAX, EVENTS_MAX, LINKS_MAX, MEMBERS_MAX, OPEN_PACE, RESUME_WINDOW, WAITING_STARTS_PER_TURN,
 };
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, OpenError, Side, StreamRef};
+use crate::proxy::resolve::is_own;
+use crate::proxy::{browser, site};
 use crate::settings::Settings;
 use crate::stats::Counters;
 use crate::time::Time;
@@ -185,18 +187,12 @@ impl Shard {
         }
     }
 
-    /// `sc`: this address is one of its own listening sockets and is denied to streams. A listener on the unspecified
-    /// address has all of them.
+    /// `sc`: this address is one of its own listening sockets and is denied to streams.
     pub fn is_own_listener(&self, address: SocketAddr) -> bool {
-        let Role::Client(client) = &self.0.role else {
-            return false;
-        };
-        let ip = address.ip().to_canonical();
-        let same = |l: &SocketAddr| l.ip().to_canonical() == ip || l.ip().is_unspecified() || ip.is_unspecified();
-        client
-            .own_listeners
-            .iter()
-            .any(|l| l.port() == address.port() && same(l))
+        match &self.0.role {
+            Role::Client(client) => is_own(address, &client.own_listeners),
+            Role::Endpoint(_) => false,
+        }
     }
 
     /// One line for the log, by way of the control thread; lost if it cannot keep up.
@@ -387,7 +383,7 @@ impl Shard {
     fn serve(&self, stream: Stream) {
         match (self.side(), stream.open().kind) {
             (Side::Client, Kind::Probe) => runtime::spawn(probe::echo(stream)),
-            (Side::Client, Kind::Tcp | Kind::Http | Kind::Https) => serve_site(self, stream),
+            (Side::Client, Kind::Tcp | Kind::Http | Kind::Https) => runtime::spawn(site::serve(self.clone(), stream)),
             _ => stream.reset(Code::Denied, "this side serves no such stream"),
         }
     }
@@ -403,7 +399,7 @@ impl Shard {
             browser
         };
         match Socket::tcp(browser) {
-            Ok(socket) => serve_browser(self, socket, is_probe),
+            Ok(socket) => runtime::spawn(browser::serve(self.clone(), socket, is_probe)),
             Err(e) => self.log(Level::Warn, format!("taking a browser's socket: {e}")),
         }
     }
@@ -424,7 +420,7 @@ impl Shard {
                 runtime::spawn(accept_link(self.clone(), member, link, fd, first));
             }
             Command::Browser(browser) => match Socket::tcp(browser) {
-                Ok(socket) => serve_browser(self, socket, false),
+                Ok(socket) => runtime::spawn(browser::serve(self.clone(), socket, false)),
                 Err(e) => self.log(Level::Warn, format!("taking a browser's socket: {e}")),
             },
             Command::Settings(settings) => self.reload(settings),
@@ -496,14 +492,6 @@ async fn accept_link(shard: Shard, member: [u8; 16], link: u16, fd: OwnedFd, fir
     if link < LINKS_MAX {
         accept::accept(shard, member, link, fd, first).await;
     }
-}
-
-fn serve_site(_shard: &Shard, stream: Stream) {
-    stream.reset(Code::Denied, "no sites are served yet");
-}
-
-fn serve_browser(_shard: &Shard, socket: Socket, _is_probe: bool) {
-    drop(socket);
 }
 
 /// Obeys commands until told to stop, then ends all connections.

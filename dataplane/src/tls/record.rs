@@ -15,8 +15,8 @@ use super::handshake::HEADER_BYTES;
 use crate::copies;
 use crate::error::Error;
 use crate::limits::{
-    EMPTY_RECORDS_MAX, KEY_UPDATE_INTERVAL_MIN, PACKED_FRAME_BYTES_MAX, RECORD_BYTES_MAX,
-    RECORD_CIPHERTEXT_BYTES_MAX, RECORDS_PER_KEY_MAX,
+    EMPTY_RECORDS_MAX, KEY_UPDATE_INTERVAL_MIN, PACKED_FRAME_BYTES_MAX, RECORD_BYTES_MAX, RECORD_CIPHERTEXT_BYTES_MAX,
+    RECORDS_PER_KEY_MAX,
 };
 use crate::time::Time;
 
@@ -95,10 +95,7 @@ impl Key {
 }
 
 /// Both halves of a connection whose handshake is done.
-pub(super) fn pair(
-    secrets: ExtractedSecrets,
-    schedule: Schedule,
-) -> Result<(Sealer, Opener), Error> {
+pub(super) fn pair(secrets: ExtractedSecrets, schedule: Schedule) -> Result<(Sealer, Opener), Error> {
     let schedule = Arc::new(Mutex::new(schedule));
     let sealer = Sealer {
         key: Key::new(secrets.tx)?,
@@ -170,23 +167,13 @@ impl Sealer {
         self.send_alert(ALERT_FATAL, alert, out)
     }
 
-    fn send_alert(
-        &mut self,
-        level: u8,
-        alert: AlertDescription,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
+    fn send_alert(&mut self, level: u8, alert: AlertDescription, out: &mut Vec<u8>) -> Result<(), Error> {
         self.append(ContentType::Alert, &[level, u8::from(alert)], out)?;
         self.closed = true;
         Ok(())
     }
 
-    fn seal_record(
-        &mut self,
-        kind: ContentType,
-        content: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
+    fn seal_record(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         if content.len() > RECORD_BYTES_MAX {
             return Err(Error::Limit("a frame is larger than a record".to_owned()));
         }
@@ -195,12 +182,7 @@ impl Sealer {
     }
 
     /// Seals out of place: `content` is read where it lies, and stays for replay.
-    fn append(
-        &mut self,
-        kind: ContentType,
-        content: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
+    fn append(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         if self.closed {
             return Err(Error::Closed("the sending half of the TLS connection"));
         }
@@ -374,12 +356,7 @@ impl Opener {
             .key
             .aead
             .open_in_place(nonce, Aad::from(header), &mut record[HEADER_BYTES..])
-            .map_err(|_| {
-                fault(
-                    AlertDescription::BadRecordMac,
-                    "a record is damaged or forged",
-                )
-            })?;
+            .map_err(|_| fault(AlertDescription::BadRecordMac, "a record is damaged or forged"))?;
         let (kind, content) = inner(plain)?;
         record.advance(HEADER_BYTES);
         record.truncate(content);
@@ -465,10 +442,7 @@ fn ciphertext_length(header: [u8; HEADER_BYTES]) -> Result<usize, Fault> {
         return Err(fault(AlertDescription::UnexpectedMessage, text));
     }
     if length > RECORD_CIPHERTEXT_BYTES_MAX {
-        return Err(fault(
-            AlertDescription::RecordOverflow,
-            "a record is too long",
-        ));
+        return Err(fault(AlertDescription::RecordOverflow, "a record is too long"));
     }
     Ok(length)
 }
@@ -477,17 +451,11 @@ fn ciphertext_length(header: [u8; HEADER_BYTES]) -> Result<usize, Fault> {
 fn inner(plain: &[u8]) -> Result<(ContentType, usize), Fault> {
     // The bound holds with the padding, so the content needs no second look.
     if plain.len() > RECORD_BYTES_MAX + TYPE_BYTES {
-        return Err(fault(
-            AlertDescription::RecordOverflow,
-            "a record is too long",
-        ));
+        return Err(fault(AlertDescription::RecordOverflow, "a record is too long"));
     }
     match plain.iter().rposition(|&byte| byte != 0) {
         Some(end) => Ok((ContentType::from(plain[end]), end)),
-        None => Err(fault(
-            AlertDescription::UnexpectedMessage,
-            "a record without a type",
-        )),
+        None => Err(fault(AlertDescription::UnexpectedMessage, "a record without a type")),
     }
 }
 
@@ -498,10 +466,7 @@ fn accept_alert(content: &[u8]) -> Result<(), Fault> {
             alert: None,
             error: explain(rustls::Error::AlertReceived(description.into())),
         }),
-        _ => Err(fault(
-            AlertDescription::DecodeError,
-            "an alert of a wrong length",
-        )),
+        _ => Err(fault(AlertDescription::DecodeError, "an alert of a wrong length")),
     }
 }
 
