@@ -100,7 +100,7 @@ async fn forward(
     progress: &Progress,
     activity: &Activity,
 ) -> Fault {
-    let mut outlet = Outlet::default();
+    let mut outlet = Outlet::new();
     outlet.push_own(head);
     let mut body = Body::new(request.framing);
     loop {
@@ -110,7 +110,7 @@ async fn forward(
                 Err(BadBody(reason)) => return Fault::Peer(reason),
             }
         }
-        match runtime::timeout(PEER_LOOK, outlet.flush(site, stream)).await {
+        match runtime::timeout(PEER_LOOK, outlet.flush(site, inlet)).await {
             None if stream.room_now().is_err() => return Fault::GivenUp,
             None => continue,
             // It does not read on; what it says, or its end, decides.

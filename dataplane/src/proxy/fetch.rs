@@ -246,7 +246,8 @@ async fn deliver<'a>(
     progress: &Progress,
 ) -> Result<Answered<'a>, Fault> {
     let mut inlet = Inlet::new(stream);
-    let mut outlet = Outlet::default();
+    let dechunks = request.version == Version::Http10;
+    let mut outlet = if dechunks { Outlet::holding() } else { Outlet::new() };
     let mut finder = Finder::response();
     for _ in 0..INTERIM_ANSWERS_MAX {
         let head = inlet.head(&mut finder).await?;
@@ -264,7 +265,7 @@ async fn deliver<'a>(
         outlet.push_own(Bytes::from(out));
         progress.begun.set(true);
         if response.is_interim() || response.is_upgrade() {
-            outlet.flush(socket, stream).await.map_err(|_| Fault::BrowserGone)?;
+            outlet.flush(socket, &mut inlet).await.map_err(|_| Fault::BrowserGone)?;
         }
         if response.is_interim() {
             progress.begun.set(false);
@@ -277,7 +278,7 @@ async fn deliver<'a>(
             stream.finish(None);
         }
         let body = Body::new(response.framing);
-        deliver_body(socket, stream, &mut inlet, &mut outlet, body, delivery.dechunk).await?;
+        deliver_body(socket, &mut inlet, &mut outlet, body, delivery.dechunk).await?;
         inlet.settle().await;
         // Bytes after the end: the other side cannot be trusted with this browser's next answer.
         let keep_alive = delivery.keep_alive && inlet.slice().is_empty();
@@ -288,7 +289,6 @@ async fn deliver<'a>(
 
 async fn deliver_body(
     socket: &Socket,
-    stream: &Stream,
     inlet: &mut Inlet<'_>,
     outlet: &mut Outlet,
     mut body: Body,
@@ -308,7 +308,7 @@ async fn deliver_body(
                 inlet.skip(bytes);
             }
         }
-        outlet.flush(socket, stream).await.map_err(|_| Fault::BrowserGone)?;
+        outlet.flush(socket, inlet).await.map_err(|_| Fault::BrowserGone)?;
         if body.is_done() {
             return Ok(());
         }

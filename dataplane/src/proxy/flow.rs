@@ -41,6 +41,8 @@ pub enum NoHead {
 pub struct Inlet<'a> {
     stream: &'a Stream,
     slice: Bytes,
+    /// Bytes that were taken, and given back to be taken again: they go to the socket unseen.
+    taken_before: usize,
     end: Option<End>,
 }
 
@@ -49,6 +51,7 @@ impl<'a> Inlet<'a> {
         Self {
             stream,
             slice: Bytes::new(),
+            taken_before: 0,
             end: None,
         }
     }
@@ -61,8 +64,12 @@ impl<'a> Inlet<'a> {
         }
     }
 
-    /// As [`Inlet::fill`] without waiting; true if there is a slice.
+    /// As [`Inlet::fill`] without waiting; true if there is a slice that was not seen before.
     pub fn fill_now(&mut self) -> bool {
+        self.taken_before == 0 && self.refill_now()
+    }
+
+    fn refill_now(&mut self) -> bool {
         if self.slice.is_empty() && self.end.is_none() {
             let received = self.stream.recv();
             self.take_in(received);
@@ -103,6 +110,14 @@ impl<'a> Inlet<'a> {
         self.end.as_ref().filter(|_| self.slice.is_empty())
     }
 
+    /// Holds nothing any more: the last `unwritten` bytes that were taken, and the slice, will come again. What is
+    /// held here would keep whole buffers of the link in memory.
+    fn let_go(&mut self, unwritten: usize) {
+        self.slice = Bytes::new();
+        self.taken_before += unwritten;
+        self.stream.rewind();
+    }
+
     /// Takes the next head; mostly it lies in one slice and is not copied.
     pub async fn head(&mut self, finder: &mut Finder) -> Result<Bytes, NoHead> {
         let mut text = BytesMut::new();
@@ -137,9 +152,9 @@ impl<'a> Inlet<'a> {
 }
 
 /// Pieces on their way to a local socket, in order.
-#[derive(Default)]
 pub struct Outlet {
     pieces: VecDeque<Piece>,
+    lets_go: bool,
 }
 
 struct Piece {
@@ -149,6 +164,22 @@ struct Piece {
 }
 
 impl Outlet {
+    /// Lets go of the stream's bytes while the socket is full: all that the stream brings must go to the socket.
+    pub fn new() -> Self {
+        Self {
+            pieces: VecDeque::new(),
+            lets_go: true,
+        }
+    }
+
+    /// Holds on to them: for a stream of which parts are left out.
+    pub fn holding() -> Self {
+        Self {
+            lets_go: false,
+            ..Self::new()
+        }
+    }
+
     /// Queues bytes of the stream.
     pub fn push(&mut self, bytes: Bytes) {
         self.pieces.push_back(Piece { bytes, of_stream: true });
@@ -167,20 +198,29 @@ impl Outlet {
         self.pieces.len() >= SLICES_MAX
     }
 
-    /// Writes everything. May be dropped and called again.
-    pub async fn flush(&mut self, socket: &Socket, stream: &Stream) -> io::Result<()> {
+    /// Writes everything. May be dropped and called again. If the stream was reset meanwhile it stops early, and
+    /// the inlet knows.
+    pub async fn flush(&mut self, socket: &Socket, inlet: &mut Inlet<'_>) -> io::Result<()> {
         let was_full = self.is_full();
-        while !self.pieces.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let count = self.pieces.len().min(SLICES_MAX);
-            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
-                *slice = IoSlice::new(&piece.bytes);
+        loop {
+            while inlet.taken_before > 0 && !self.is_full() && inlet.refill_now() {
+                let n = inlet.taken_before.min(inlet.slice.len());
+                inlet.taken_before -= n;
+                self.push(inlet.take(n));
             }
-            match socket.try_write(&slices[..count]) {
-                Ok(written) => self.written(written, stream),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => runtime::timeout(IDLE_MAX, socket.writable())
-                    .await
-                    .ok_or(io::ErrorKind::TimedOut)??,
+            if self.pieces.is_empty() {
+                break;
+            }
+            match self.write(socket) {
+                Ok(written) => self.written(written, inlet.stream),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.lets_go {
+                        self.let_go(inlet);
+                    }
+                    runtime::timeout(IDLE_MAX, socket.writable())
+                        .await
+                        .ok_or(io::ErrorKind::TimedOut)??;
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -188,6 +228,22 @@ impl Outlet {
             runtime::yield_now().await;
         }
         Ok(())
+    }
+
+    fn write(&self, socket: &Socket) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let count = self.pieces.len().min(SLICES_MAX);
+        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+            *slice = IoSlice::new(&piece.bytes);
+        }
+        socket.try_write(&slices[..count])
+    }
+
+    fn let_go(&mut self, inlet: &mut Inlet<'_>) {
+        let of_stream = self.pieces.iter().filter(|p| p.of_stream);
+        let unwritten = of_stream.map(|p| p.bytes.len()).sum();
+        self.pieces.retain(|p| !p.of_stream);
+        inlet.let_go(unwritten);
     }
 
     fn written(&mut self, mut written: usize, stream: &Stream) {

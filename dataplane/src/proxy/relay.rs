@@ -32,7 +32,7 @@ pub async fn relay(
     activity: &Activity,
 ) {
     let up = upload(socket, stream, early, activity);
-    let down = download(socket, stream, inlet, activity);
+    let down = download(socket, inlet, activity);
     match both(up, down).await {
         Ok(()) => linger(socket).await,
         Err(Cut::Local) => {
@@ -82,14 +82,14 @@ pub fn full_read(room: usize) -> usize {
 }
 
 /// Stream to socket, until the peer's end.
-async fn download(socket: &Socket, stream: &Stream, inlet: &mut Inlet<'_>, activity: &Activity) -> Result<(), Cut> {
-    let mut outlet = Outlet::default();
+async fn download(socket: &Socket, inlet: &mut Inlet<'_>, activity: &Activity) -> Result<(), Cut> {
+    let mut outlet = Outlet::new();
     loop {
         inlet.fill().await;
         while !outlet.is_full() && inlet.fill_now() {
             outlet.push(inlet.take(inlet.slice().len()));
         }
-        outlet.flush(socket, stream).await.map_err(|_| Cut::Local)?;
+        outlet.flush(socket, inlet).await.map_err(|_| Cut::Local)?;
         activity.touch();
         match inlet.end() {
             Some(End::Fin) => {

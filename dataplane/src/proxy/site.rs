@@ -66,22 +66,15 @@ impl Call<'_> {
         }
     }
 
-    /// Dials; `None` if the stream has ended, for whatever reason.
-    async fn dial_unless_given_up(&self, inlet: &mut Inlet<'_>) -> Option<Dialled> {
-        let given_up = async {
-            inlet.fill().await;
-            // Bytes before OPENED are kept for the site; only an end tells that nobody waits any more.
-            if inlet.end().is_none() {
-                std::future::pending::<()>().await;
-            }
-        };
-        match select(self.sites.dial(self.shard, self.host, self.port), given_up).await {
+    /// Dials; `None` if it failed or nobody waits for it any more.
+    async fn dial(&self) -> Option<Dialled> {
+        match select(self.sites.dial(self.shard, self.host, self.port), self.stream.stopped()).await {
             Either::Left(Ok(dialled)) => Some(dialled),
             Either::Left(Err(unreached)) => {
                 self.unreached(unreached);
                 None
             }
-            Either::Right(()) => {
+            Either::Right(_) => {
                 self.stream.reset(Code::Cancelled, "");
                 None
             }
@@ -133,7 +126,7 @@ impl Call<'_> {
             let pooled = kept.is_some();
             let (site, timings) = match kept.take() {
                 Some(site) => (site, Timings::default()),
-                None => match self.dial_unless_given_up(inlet).await {
+                None => match self.dial().await {
                     Some(dialled) => {
                         let timings = dialled.timings();
                         (dialled.site, timings)

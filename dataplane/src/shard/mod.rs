@@ -56,6 +56,7 @@ pub struct Shard(Rc<Inner>);
 struct Inner {
     index: usize,
     role: Role,
+    services: Services,
     settings: RefCell<Arc<Settings>>,
     budget: RefCell<Budget>,
     /// One for each link of each member that was seen here; a handful.
@@ -90,6 +91,15 @@ pub(crate) enum Role {
     Endpoint(RefCell<Vec<Attached>>),
 }
 
+/// Who starts the tasks that serve what arrives: the proxy, or a test.
+#[derive(Clone, Copy)]
+pub(crate) struct Services {
+    /// `sc`: a stream of kind `tcp`, `http` or `https`.
+    pub site: fn(&Shard, Stream),
+    /// Endpoint: a browser's connection; true for the broker's own self-test.
+    pub browser: fn(&Shard, Socket, bool),
+}
+
 /// How `sc` dials, and what its streams may not reach.
 pub(crate) struct Dialling {
     pub cloud: RefCell<(SocketAddr, Arc<rustls::ClientConfig>)>,
@@ -97,6 +107,9 @@ pub(crate) struct Dialling {
     pub server_name: String,
     pub own_listeners: Vec<SocketAddr>,
 }
+
+/// What GOAWAY says when this process ends.
+const DRAINING: &str = "shutting down";
 
 /// Counts a local connection for as long as it lives.
 pub struct Counted(Arc<Counters>);
@@ -317,7 +330,7 @@ impl Shard {
             let next = self.0.budget.borrow_mut().next_unblocked();
             let Some((key, stream)) = next else { break };
             if let Some(link) = self.0.links.borrow().iter().find(|l| l.key == key) {
-                link.wake_writable(stream);
+                link.unblock(stream);
             }
         }
     }
@@ -358,8 +371,8 @@ impl Shard {
         self.0.links.borrow_mut().retain(|l| !Rc::ptr_eq(l, link));
     }
 
-    fn link_has_retired(&self) {
-        if self.is_draining() && self.0.links.borrow().iter().all(|l| l.is_retired()) {
+    fn link_has_finished(&self) {
+        if self.is_draining() && self.0.links.borrow().iter().all(|l| l.is_finished()) {
             self.0.drained.raise();
         }
     }
@@ -372,9 +385,9 @@ impl Shard {
         self.0.waiting.call(usize::MAX);
         let links = self.0.links.borrow().clone();
         for link in links {
-            link.drain(self, GoAwayReason::Shutdown, "shutting down");
+            link.drain(self, GoAwayReason::Shutdown, DRAINING);
         }
-        self.link_has_retired();
+        self.link_has_finished();
     }
 
     // ── What arrives ──────────────────────────────────────────────────────────────────────────────────────────
@@ -383,7 +396,7 @@ impl Shard {
     fn serve(&self, stream: Stream) {
         match (self.side(), stream.open().kind) {
             (Side::Client, Kind::Probe) => runtime::spawn(probe::echo(stream)),
-            (Side::Client, Kind::Tcp | Kind::Http | Kind::Https) => runtime::spawn(site::serve(self.clone(), stream)),
+            (Side::Client, Kind::Tcp | Kind::Http | Kind::Https) => (self.0.services.site)(self, stream),
             _ => stream.reset(Code::Denied, "this side serves no such stream"),
         }
     }
@@ -398,8 +411,12 @@ impl Shard {
         } else {
             browser
         };
+        self.serve_here(browser, is_probe);
+    }
+
+    fn serve_here(&self, browser: OwnedFd, is_probe: bool) {
         match Socket::tcp(browser) {
-            Ok(socket) => runtime::spawn(browser::serve(self.clone(), socket, is_probe)),
+            Ok(socket) => (self.0.services.browser)(self, socket, is_probe),
             Err(e) => self.log(Level::Warn, format!("taking a browser's socket: {e}")),
         }
     }
@@ -419,10 +436,7 @@ impl Shard {
             } => {
                 runtime::spawn(accept_link(self.clone(), member, link, fd, first));
             }
-            Command::Browser(browser) => match Socket::tcp(browser) {
-                Ok(socket) => runtime::spawn(browser::serve(self.clone(), socket, false)),
-                Err(e) => self.log(Level::Warn, format!("taking a browser's socket: {e}")),
-            },
+            Command::Browser(browser) => self.serve_here(browser, false),
             Command::Settings(settings) => self.reload(settings),
             Command::Refuse { version, text } => self.each_link(|link| {
                 link.with(self, |s, _, _| s.settings_ack(version, false, &text));
@@ -513,3 +527,12 @@ async fn run(shard: Shard, inbox: Inbox<Command>, browsers: Option<OwnedFd>) -> 
         }
     }
 }
+
+/// What serves outside of tests.
+pub(crate) const SERVICES: Services = Services {
+    site: |shard, stream| runtime::spawn(site::serve(shard.clone(), stream)),
+    browser: |shard, socket, is_probe| runtime::spawn(browser::serve(shard.clone(), socket, is_probe)),
+};
+
+#[cfg(test)]
+mod tests;
