@@ -70,7 +70,7 @@ impl<'a> Inlet<'a> {
     }
 
     fn refill_now(&mut self) -> bool {
-        if self.slice.is_empty() && self.end.is_none() {
+        if self.slice.is_empty() && (self.end.is_none() || self.taken_before > 0) {
             let received = self.stream.recv();
             self.take_in(received);
         }

@@ -53,9 +53,7 @@ struct Call<'a> {
 impl Call<'_> {
     async fn tcp(&self) {
         let mut inlet = Inlet::new(self.stream);
-        let Some(dialled) = self.dial_unless_given_up(&mut inlet).await else {
-            return;
-        };
+        let Some(dialled) = self.dial().await else { return };
         self.stream.opened(dialled.opened());
         let activity = Activity::new();
         let socket = &dialled.site.socket;
