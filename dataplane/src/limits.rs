@@ -209,6 +209,38 @@ pub const TRAILER_BYTES_MAX: usize = 16 * KIB;
 /// Characters that an error page shows of an address, and of a text.
 pub const PAGE_TEXT_CHARS_MAX: usize = 512;
 
+// ── Sites and browsers ────────────────────────────────────────────────────────────────────────────────────────
+
+/// Threads that may wait in the system's resolver: a few dead name servers do not stop the rest.
+pub const LOOKUP_THREADS: usize = 4;
+/// Names that wait for such a thread, over all shards.
+pub const LOOKUPS_PENDING_MAX: usize = 256;
+/// A look-up may take this long.
+pub const LOOKUP_TIME_MAX: Duration = Duration::from_secs(10);
+/// Names that a shard remembers, and how long: found ones, and ones that were not.
+pub const LOOKUP_CACHE_MAX: usize = 1_024;
+pub const LOOKUP_MAX_AGE: Duration = Duration::from_secs(10);
+pub const LOOKUP_FAILED_MAX_AGE: Duration = Duration::from_secs(2);
+/// Addresses of one name that are tried.
+pub const ADDRESSES_PER_NAME_MAX: usize = 16;
+/// The next address is tried beside the first after this long (RFC 8305 section 5).
+pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
+/// Idle connections to sites that a shard keeps, in all and of one site.
+pub const ORIGIN_POOL_MAX: usize = 256;
+pub const ORIGIN_POOL_SITE_MAX: usize = 64;
+/// How long they are kept: less than the idle time-outs that servers have.
+pub const ORIGIN_IDLE_MAX: Duration = Duration::from_secs(15);
+/// A request that cannot be repeated takes only a connection used this recently: common servers keep one for 5 s.
+pub const ORIGIN_TRUST_MAX: Duration = Duration::from_secs(2);
+/// Interim (1xx) answers before a final one.
+pub const INTERIM_ANSWERS_MAX: usize = 64;
+/// What a browser sends before it may (after CONNECT, after Upgrade, pipelined requests) is held this far.
+pub const EARLY_BYTES_MAX: usize = 64 * KIB;
+/// After an answer that leaves a request unread, this much of it is read and dropped, this long, so that the
+/// browser reads the answer before it sees the connection reset.
+pub const LINGER_BYTES_MAX: usize = 1024 * KIB;
+pub const LINGER_MAX: Duration = Duration::from_secs(2);
+
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX == 16_372);
 const _: () = assert!(RECORD_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(RECORD_CIPHERTEXT_BYTES_MAX <= u16::MAX as usize);
