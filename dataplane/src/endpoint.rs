@@ -9,8 +9,19 @@ pub enum Driver {
 
 #[derive(Clone, Debug)]
 pub enum Event {
-    LinkUp { member: [u8; 16], link: u16 },
-    LinkDown { member: [u8; 16], link: u16, reason: String },
+    LinkUp {
+        member: [u8; 16],
+        link: u16,
+    },
+    LinkDown {
+        member: [u8; 16],
+        link: u16,
+        reason: String,
+    },
+    Log {
+        level: u8,
+        text: String,
+    },
     Drained,
     Failed(String),
 }
