@@ -11,7 +11,9 @@
 pub mod client;
 pub mod endpoint;
 pub mod error;
+pub mod http;
 pub mod limits;
+pub mod mux;
 pub mod settings;
 pub mod stats;
 pub mod time;
