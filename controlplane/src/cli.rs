@@ -170,10 +170,7 @@ pub fn parse<I: IntoIterator<Item = OsString>>(argv: I) -> Result<Args, Stop> {
 
 fn stop_of(error: &clap::Error) -> Stop {
     use clap::error::{ContextKind, ContextValue};
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    ) {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         return Stop::Text(error.to_string());
     }
     if let (ErrorKind::UnknownArgument, Some(ContextValue::String(word))) =
@@ -189,10 +186,7 @@ fn stop_of(error: &clap::Error) -> Stop {
     let text = error.to_string();
     let sentence = text.split("\n\n").next().unwrap_or_default();
     let line = sentence.split_whitespace().collect::<Vec<_>>().join(" ");
-    Stop::Usage(format!(
-        "{}; see sc --help",
-        line.trim_start_matches("error: ")
-    ))
+    Stop::Usage(format!("{}; see sc --help", line.trim_start_matches("error: ")))
 }
 
 #[cfg(test)]
@@ -200,11 +194,7 @@ mod tests {
     use super::*;
 
     fn words(line: &str) -> Result<Args, Stop> {
-        parse(
-            std::iter::once("sc")
-                .chain(line.split_whitespace())
-                .map(OsString::from),
-        )
+        parse(std::iter::once("sc").chain(line.split_whitespace()).map(OsString::from))
     }
 
     fn usage(line: &str) -> String {
@@ -245,10 +235,8 @@ mod tests {
 
     #[test]
     fn the_originals_unit_line_is_understood() {
-        let args = words(
-            "-u U -k K -l /tmp/sc_long.log --pidfile /tmp/sc_long.pid --se-port 0 --vm-version next",
-        )
-        .unwrap_or_else(|_| panic!());
+        let args = words("-u U -k K -l /tmp/sc_long.log --pidfile /tmp/sc_long.pid --se-port 0 --vm-version next")
+            .unwrap_or_else(|_| panic!());
         assert_eq!(args.se_port.as_deref(), Some("0"));
         assert_eq!(args.vm_version.as_deref(), Some("next"));
         assert_eq!(args.pidfile.as_deref(), Some("/tmp/sc_long.pid"));
@@ -270,19 +258,10 @@ mod tests {
 
     #[test]
     fn wrong_lines_give_one_sentence_without_secrets() {
-        assert_eq!(
-            usage("--colour=planted"),
-            "--colour is no option; see sc --help"
-        );
-        assert_eq!(
-            usage("-u U planted"),
-            "a word that belongs to no option; see sc --help"
-        );
+        assert_eq!(usage("--colour=planted"), "--colour is no option; see sc --help");
+        assert_eq!(usage("-u U planted"), "a word that belongs to no option; see sc --help");
         let text = usage("-u");
-        assert!(
-            text.contains("--user <username>") && !text.contains('\n'),
-            "{text}"
-        );
+        assert!(text.contains("--user <username>") && !text.contains('\n'), "{text}");
     }
 
     #[test]

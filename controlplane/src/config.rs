@@ -4,21 +4,15 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use dataplane::endpoint::Driver;
-use dataplane::limits;
+use dataplane::client::Driver;
+use dataplane::limits::{
+    CONFIG_FILE_BYTES_MAX, ENDPOINT_STREAMS_MAX, LINKS_MAX, NAME_BYTES_MAX, SHARDS_DEFAULT_MAX, SHARDS_MAX,
+    STREAMS_OPTION_MAX,
+};
 use reqwest::Url;
 
 use crate::cli::Args;
 use crate::secret::Secret;
-
-/// A configuration file.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// User names and identifiers; longer ones fit no file name.
-const NAME_BYTES_MAX: usize = 200;
-/// Threads of one process; beyond it links, rings and pools would cost more than they carry.
-const SHARDS_MAX: usize = 64;
-const LINKS_MAX: usize = 64;
-const SHARDS_DEFAULT_MAX: usize = 4;
 
 /// Everything that `sc` needs to run, resolved.
 #[derive(Debug)]
@@ -127,11 +121,11 @@ pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
             None => cores().min(SHARDS_DEFAULT_MAX),
         },
         links: sources
-            .number("tunnel-connections", LINKS_MAX)?
+            .number("tunnel-connections", LINKS_MAX.into())?
             .and_then(|n| u16::try_from(n).ok()),
         max_streams: sources
-            .number("max-streams", 1 << 20)?
-            .unwrap_or(limits::ENDPOINT_STREAMS_MAX),
+            .number("max-streams", STREAMS_OPTION_MAX)?
+            .unwrap_or(ENDPOINT_STREAMS_MAX),
         driver: sources.driver()?,
         vm_version: sources.text("vm-version"),
         user,
@@ -154,10 +148,7 @@ fn no_url() -> String {
 /// A user name or identifier that can stand in a URL, a log line and a file name.
 fn name(option: &str, text: String) -> Result<String, String> {
     if text.len() > NAME_BYTES_MAX {
-        return Err(format!(
-            "--{option}: {} bytes, at most {NAME_BYTES_MAX}",
-            text.len()
-        ));
+        return Err(format!("--{option}: {} bytes, at most {NAME_BYTES_MAX}", text.len()));
     }
     if text.chars().any(char::is_control) {
         return Err(format!("--{option}: control characters are not allowed"));
@@ -171,10 +162,7 @@ fn file_name(stem: &str, identifier: Option<&str>, end: &str) -> String {
         return format!("{stem}.{end}");
     };
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    let plain: String = identifier
-        .chars()
-        .map(|c| if safe(c) { c } else { '_' })
-        .collect();
+    let plain: String = identifier.chars().map(|c| if safe(c) { c } else { '_' }).collect();
     format!("{stem}-{plain}.{end}")
 }
 
@@ -224,18 +212,15 @@ impl<'a> Sources<'a> {
         let named = sources.args.config_file.clone();
         if let Some(path) = named.or_else(|| sources.env("SAUCE_CONFIG_FILE")) {
             let path = PathBuf::from(path);
-            let lines = Lines::read(&path)?
-                .ok_or_else(|| format!("--config-file: {} does not exist", path.display()))?;
+            let lines =
+                Lines::read(&path)?.ok_or_else(|| format!("--config-file: {} does not exist", path.display()))?;
             sources.files.push(lines);
         }
         let home = sources
             .env("XDG_CONFIG_HOME")
             .or_else(|| sources.env("HOME").map(|home| format!("{home}/.config")));
         let own = home.map(|folder| PathBuf::from(folder).join("culvert/sc.yaml"));
-        for path in own
-            .into_iter()
-            .chain([PathBuf::from("/etc/culvert/sc.yaml")])
-        {
+        for path in own.into_iter().chain([PathBuf::from("/etc/culvert/sc.yaml")]) {
             sources.files.extend(Lines::read(&path)?);
         }
         Ok(sources)
@@ -324,9 +309,7 @@ impl<'a> Sources<'a> {
             None | Some("auto") => Ok(Driver::Auto),
             Some("io_uring") => Ok(Driver::IoUring),
             Some("epoll") => Ok(Driver::Epoll),
-            Some(other) => Err(format!(
-                "--driver: {other:?} is neither auto, io_uring nor epoll"
-            )),
+            Some(other) => Err(format!("--driver: {other:?} is neither auto, io_uring nor epoll")),
         }
     }
 
@@ -344,9 +327,7 @@ impl<'a> Sources<'a> {
             .find(|option| self.text(option).is_some_and(|port| port != "0"));
         match (later, relay) {
             (Some(option), _) => Err(format!("--{option} is not built yet")),
-            (None, Some(option)) => Err(format!(
-                "--{option} with a port other than 0 is not built yet"
-            )),
+            (None, Some(option)) => Err(format!("--{option} with a port other than 0 is not built yet")),
             (None, None) => Ok(()),
         }
     }
@@ -373,11 +354,11 @@ impl Lines {
             Err(e) => return Err(fail(&e)),
         };
         let mut text = String::new();
-        file.take(FILE_BYTES_MAX + 1)
+        file.take(CONFIG_FILE_BYTES_MAX + 1)
             .read_to_string(&mut text)
             .map_err(|e| fail(&e))?;
-        if text.len() as u64 > FILE_BYTES_MAX {
-            return Err(fail(&format_args!("more than {FILE_BYTES_MAX} bytes")));
+        if text.len() as u64 > CONFIG_FILE_BYTES_MAX {
+            return Err(fail(&format_args!("more than {CONFIG_FILE_BYTES_MAX} bytes")));
         }
         Self::parse(&text).map(Some).map_err(|e| fail(&e))
     }
@@ -413,10 +394,7 @@ impl Lines {
     }
 
     fn value(&self, names: &[&str]) -> Option<String> {
-        let line = self
-            .0
-            .iter()
-            .find(|(name, _)| names.contains(&name.as_str()));
+        let line = self.0.iter().find(|(name, _)| names.contains(&name.as_str()));
         line.map(|(_, value)| value.clone())
     }
 }

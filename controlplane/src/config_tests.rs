@@ -55,20 +55,11 @@ impl Case {
 #[test]
 fn defaults() {
     let config = Case::new().good(BASE);
-    assert_eq!(
-        (config.user.as_str(), config.key.expose()),
-        ("U", "planted")
-    );
-    assert_eq!(
-        config.rest_url.as_str(),
-        "https://cloud.example:8443/rest/v1"
-    );
+    assert_eq!((config.user.as_str(), config.key.expose()), ("U", "planted"));
+    assert_eq!(config.rest_url.as_str(), "https://cloud.example:8443/rest/v1");
     assert_eq!(config.identifier, None);
     assert_eq!(config.logfile, Place::Temporary("/tmp/sc.log".into()));
-    assert_eq!(
-        config.pidfile,
-        Place::Temporary("/tmp/sc_client.pid".into())
-    );
+    assert_eq!(config.pidfile, Place::Temporary("/tmp/sc_client.pid".into()));
     assert_eq!((config.readyfile, config.cainfo), (None, None));
     assert_eq!((config.verbose, config.links), (0, None));
     assert_eq!(config.shards, cores().min(4));
@@ -80,18 +71,11 @@ fn defaults() {
 #[test]
 fn the_command_line_goes_before_the_environment_and_that_before_files() {
     type Reads = fn(&Config) -> String;
-    let path = |p: &Option<PathBuf>| p.as_ref().map(|p| p.display().to_string());
-    let _ = path;
     let rows: &[(&str, &[&str], [&str; 4], Reads)] = &[
-        ("user", &["USERNAME", "USER"], ["a", "b", "c", "d"], |c| {
-            c.user.clone()
+        ("user", &["USERNAME", "USER"], ["a", "b", "c", "d"], |c| c.user.clone()),
+        ("api-key", &["ACCESS_KEY", "API_KEY"], ["a", "b", "c", "d"], |c| {
+            c.key.expose().into()
         }),
-        (
-            "api-key",
-            &["ACCESS_KEY", "API_KEY"],
-            ["a", "b", "c", "d"],
-            |c| c.key.expose().into(),
-        ),
         (
             "rest-url",
             &["REST_URL"],
@@ -104,28 +88,19 @@ fn the_command_line_goes_before_the_environment_and_that_before_files() {
             ["a", "b", "c", "d"],
             |c| c.identifier.clone().unwrap_or_default(),
         ),
-        (
-            "logfile",
-            &["LOGFILE", "LOG_FILE"],
-            ["a", "b", "c", "d"],
-            |c| c.logfile.path().display().to_string(),
-        ),
+        ("logfile", &["LOGFILE", "LOG_FILE"], ["a", "b", "c", "d"], |c| {
+            c.logfile.path().display().to_string()
+        }),
         ("pidfile", &["PIDFILE"], ["a", "b", "c", "d"], |c| {
             c.pidfile.path().display().to_string()
         }),
         ("readyfile", &["READYFILE"], ["a", "b", "c", "d"], |c| {
-            c.readyfile
-                .as_ref()
-                .map_or(String::new(), |p| p.display().to_string())
+            c.readyfile.as_ref().map_or(String::new(), |p| p.display().to_string())
         }),
         ("cainfo", &["CAINFO"], ["a", "b", "c", "d"], |c| {
-            c.cainfo
-                .as_ref()
-                .map_or(String::new(), |p| p.display().to_string())
+            c.cainfo.as_ref().map_or(String::new(), |p| p.display().to_string())
         }),
-        ("shards", &["SHARDS"], ["1", "2", "3", "5"], |c| {
-            c.shards.to_string()
-        }),
+        ("shards", &["SHARDS"], ["1", "2", "3", "5"], |c| c.shards.to_string()),
         (
             "tunnel-connections",
             &["TUNNEL_CONNECTIONS"],
@@ -165,44 +140,27 @@ fn the_command_line_goes_before_the_environment_and_that_before_files() {
         let file = case.named_file(&format!("{option}: \"{named}\" # why\n"));
         let config = case.good(&format!("{line}{base} --config-file {file}"));
         assert_eq!(read(&config), *named, "{option} by file");
-        assert_eq!(
-            read(&case.good(&format!("{line}{base}"))),
-            *own,
-            "{option} by own file"
-        );
+        assert_eq!(read(&case.good(&format!("{line}{base}"))), *own, "{option} by own file");
     }
 }
 
 #[test]
 fn verbosity_and_driver() {
-    let case = Case::new()
-        .var("SAUCE_VERBOSE", "true")
-        .var("SAUCE_DRIVER", "epoll");
+    let case = Case::new().var("SAUCE_VERBOSE", "true").var("SAUCE_DRIVER", "epoll");
     assert_eq!(case.good(BASE).verbose, 1);
     assert_eq!(case.good(&format!("{BASE} -vv")).verbose, 2);
     assert!(matches!(case.good(BASE).driver, Driver::Epoll));
     let line = format!("{BASE} --driver io_uring");
     assert!(matches!(case.good(&line).driver, Driver::IoUring));
     let text = case.run(&format!("{BASE} --driver kqueue")).unwrap_err();
-    assert_eq!(
-        text,
-        "--driver: \"kqueue\" is neither auto, io_uring nor epoll"
-    );
+    assert_eq!(text, "--driver: \"kqueue\" is neither auto, io_uring nor epoll");
 }
 
 #[test]
 fn what_is_missing_is_named() {
     let case = Case::new();
-    assert!(
-        case.run("-k K")
-            .unwrap_err()
-            .contains("-u or SAUCE_USERNAME")
-    );
-    assert!(
-        case.run("-u U")
-            .unwrap_err()
-            .contains("-k or SAUCE_ACCESS_KEY")
-    );
+    assert!(case.run("-k K").unwrap_err().contains("-u or SAUCE_USERNAME"));
+    assert!(case.run("-u U").unwrap_err().contains("-k or SAUCE_ACCESS_KEY"));
     let text = case.run("-u U -k planted").unwrap_err();
     for way in [
         "-x",
@@ -218,8 +176,7 @@ fn what_is_missing_is_named() {
 
 #[test]
 fn a_users_file_alone_is_enough() {
-    let case = Case::new()
-        .own_file("---\n# our cloud\nrest-url: 'https://h:8443/rest/v1'\n\nverbose: 2\n");
+    let case = Case::new().own_file("---\n# our cloud\nrest-url: 'https://h:8443/rest/v1'\n\nverbose: 2\n");
     let config = case.good("-u U -k K");
     assert_eq!(config.rest_url.as_str(), "https://h:8443/rest/v1");
     assert_eq!(config.verbose, 2);
@@ -255,14 +212,8 @@ fn rest_urls() {
 fn identifiers_name_the_files_but_never_a_folder() {
     let config = Case::new().good(&format!("{BASE} -i ../a/b*c"));
     assert_eq!(config.identifier.as_deref(), Some("../a/b*c"));
-    assert_eq!(
-        config.logfile,
-        Place::Temporary("/tmp/sc-.._a_b_c.log".into())
-    );
-    assert_eq!(
-        config.pidfile,
-        Place::Temporary("/tmp/sc_client-.._a_b_c.pid".into())
-    );
+    assert_eq!(config.logfile, Place::Temporary("/tmp/sc-.._a_b_c.log".into()));
+    assert_eq!(config.pidfile, Place::Temporary("/tmp/sc_client-.._a_b_c.pid".into()));
     let case = Case::new()
         .var("TMPDIR", "/var/tmp")
         .var("SAUCE_TUNNEL_IDENTIFIER", "x\ny");
@@ -297,22 +248,14 @@ fn later_options_are_refused_wherever_they_are_given() {
         assert!(!error.contains("planted"));
     }
     let case = Case::new().var("SAUCE_FAST_FAIL_REGEXPS", "a");
-    assert_eq!(
-        case.run(BASE).unwrap_err(),
-        "--fast-fail-regexps is not built yet"
-    );
+    assert_eq!(case.run(BASE).unwrap_err(), "--fast-fail-regexps is not built yet");
     let case = Case::new().own_file("shared-tunnel: true\n");
-    assert_eq!(
-        case.run(BASE).unwrap_err(),
-        "--shared-tunnel is not built yet"
-    );
+    assert_eq!(case.run(BASE).unwrap_err(), "--shared-tunnel is not built yet");
     for line in ["-P 4445", "--se-port 4446", "--scproxy-port 29999"] {
         let error = Case::new().run(&format!("{BASE} {line}")).unwrap_err();
         assert!(error.ends_with("other than 0 is not built yet"), "{error}");
     }
-    Case::new().good(&format!(
-        "{BASE} --se-port 0 --scproxy-port 0 --vm-version next"
-    ));
+    Case::new().good(&format!("{BASE} --se-port 0 --scproxy-port 0 --vm-version next"));
 }
 
 #[test]
@@ -346,9 +289,7 @@ fn bad_files_are_named_with_the_line_and_without_the_value() {
         assert!(error.starts_with(&file) && error.contains(why), "{error}");
         assert!(!error.contains("planted"), "{error}");
     }
-    let error = Case::new()
-        .run(&format!("{BASE} -c /nonexistent/f"))
-        .unwrap_err();
+    let error = Case::new().run(&format!("{BASE} -c /nonexistent/f")).unwrap_err();
     assert_eq!(error, "--config-file: /nonexistent/f does not exist");
 }
 

@@ -6,22 +6,13 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use dataplane::limits::{LOG_FLUSH_MAX, LOG_LINE_BYTES_MAX, LOG_QUEUE_LINES_MAX, LOG_WRITE_BYTES_MAX};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::Place;
-
-/// Lines that wait for the disk.
-const QUEUE_LINES_MAX: usize = 4_096;
-/// One line; a longer one is cut.
-const LINE_BYTES_MAX: usize = 16 * 1024;
-/// Bytes that go into one write.
-const WRITE_BYTES_MAX: usize = 64 * 1024;
-/// At the end the last lines get this long to reach the disk.
-const FLUSH_MAX: Duration = Duration::from_secs(2);
 
 enum Message {
     Line(String),
@@ -42,7 +33,7 @@ impl Log {
     /// What the system says about the file; also if this process has a log already.
     pub fn start(place: &Place, verbose: u8) -> io::Result<Self> {
         let file = open(place)?;
-        let (queue, lines) = bounded(QUEUE_LINES_MAX);
+        let (queue, lines) = bounded(LOG_QUEUE_LINES_MAX);
         let lost = Arc::new(AtomicU64::new(0));
         let sink = Sink {
             queue: queue.clone(),
@@ -71,13 +62,9 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         let (done, finished) = bounded(1);
-        if self
-            .queue
-            .send_timeout(Message::Stop(done), FLUSH_MAX)
-            .is_ok()
-        {
+        if self.queue.send_timeout(Message::Stop(done), LOG_FLUSH_MAX).is_ok() {
             // A disk that hangs must not hold the exit; then the last lines are lost.
-            let _ = finished.recv_timeout(FLUSH_MAX);
+            let _ = finished.recv_timeout(LOG_FLUSH_MAX);
         }
     }
 }
@@ -120,7 +107,7 @@ struct Line {
 
 impl Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = LINE_BYTES_MAX.saturating_sub(self.text.len());
+        let room = LOG_LINE_BYTES_MAX.saturating_sub(self.text.len());
         self.text.extend_from_slice(&bytes[..bytes.len().min(room)]);
         Ok(bytes.len())
     }
@@ -171,7 +158,7 @@ fn write_lines(mut file: impl Write, lines: &Receiver<Message>, lost: &AtomicU64
                     break;
                 }
             }
-            if batch.len() < WRITE_BYTES_MAX {
+            if batch.len() < LOG_WRITE_BYTES_MAX {
                 next = lines.try_recv().ok();
             }
         }
@@ -197,10 +184,7 @@ mod tests {
 
     #[test]
     fn control_characters_are_escaped() {
-        assert_eq!(
-            escape("a\r\n\x1b[31mb\u{9b}\0é"),
-            r"a\r\n\u{1b}[31mb\u{9b}\u{0}é"
-        );
+        assert_eq!(escape("a\r\n\x1b[31mb\u{9b}\0é"), r"a\r\n\u{1b}[31mb\u{9b}\u{0}é");
     }
 
     #[test]
@@ -211,10 +195,7 @@ mod tests {
             open(&place).unwrap().write_all(b"x").unwrap();
         }
         assert_eq!(std::fs::read(place.path()).unwrap(), b"xx");
-        let mode = std::fs::metadata(place.path())
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(place.path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -227,14 +208,7 @@ mod tests {
         assert!(!target.exists());
         assert!(open(&Place::Named(link)).is_ok());
         let fifo = folder.path().join("fifo");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &fifo,
-            rustix::fs::FileType::Fifo,
-            0o600.into(),
-            0,
-        )
-        .unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         assert!(open(&Place::Named(fifo)).is_err());
     }
 

@@ -28,9 +28,8 @@ impl PidFile {
     /// [`Failure::Local`] if it cannot be written, or another process holds it.
     pub fn take(place: &Place) -> Result<Self, Failure> {
         let path = place.path();
-        let fail = |e: &dyn std::fmt::Display| {
-            Failure::Local(format!("cannot write the pid file {}: {e}", path.display()))
-        };
+        let fail =
+            |e: &dyn std::fmt::Display| Failure::Local(format!("cannot write the pid file {}: {e}", path.display()));
         let nofollow = match place {
             Place::Named(_) => 0,
             Place::Temporary(_) => libc::O_NOFOLLOW,
@@ -112,8 +111,7 @@ impl ReadyFile {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
-            .map_err(|e| fail(&io::Error::from(e)))?;
+        rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| fail(&io::Error::from(e)))?;
         let path = Some(path);
         Ok(Self { path, there })
     }
@@ -154,10 +152,7 @@ impl Drop for ReadyFile {
 }
 
 fn ready_failure(path: &Path, e: &dyn std::fmt::Display) -> Failure {
-    Failure::Local(format!(
-        "cannot write the ready file {}: {e}",
-        path.display()
-    ))
+    Failure::Local(format!("cannot write the ready file {}: {e}", path.display()))
 }
 
 #[cfg(test)]
@@ -209,11 +204,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("precious");
         fs::write(&path, "data").unwrap();
-        for bad in [
-            path.clone(),
-            folder.path().to_owned(),
-            folder.path().join("no/ready"),
-        ] {
+        for bad in [path.clone(), folder.path().to_owned(), folder.path().join("no/ready")] {
             assert_eq!(ReadyFile::prepare(Some(bad)).unwrap_err().code(), 7);
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "data");

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dataplane::client::{self, Client, ClientConfig};
-use dataplane::endpoint::Event;
+use dataplane::client::{self, Client, ClientConfig, Driver, Event, Level};
+use dataplane::limits::LOOKUP_MAX;
 use dataplane::settings::Settings;
 use dataplane::tls::Identity;
 use tokio::io::Interest;
@@ -16,9 +16,7 @@ use tokio::time::timeout;
 use super::Failure;
 use super::provision::Endpoint;
 use crate::config::Config;
-
-/// Looking up the endpoint's name.
-const LOOKUP_MAX: Duration = Duration::from_secs(10);
+use crate::runtime;
 
 /// All links of one tunnel.
 pub struct Links {
@@ -29,14 +27,18 @@ pub struct Links {
     /// Which of `addresses` is dialled.
     chosen: usize,
     last_down: Option<String>,
+    /// The last dial met another key than the one that REST named.
+    wrong_key: bool,
     drained: bool,
+    failed: Option<String>,
 }
 
 impl Links {
     /// Looks up the endpoint and starts dialling it.
     ///
     /// # Errors
-    /// [`Failure::Unreachable`] if its name has no address, [`Failure::Internal`] if no shard starts.
+    /// [`Failure::Unreachable`] if its name has no address, [`Failure::Local`] if the
+    /// shards cannot be had.
     pub async fn start(
         config: &Config,
         identity: Arc<Identity>,
@@ -51,7 +53,7 @@ impl Links {
             addresses[0],
             config.shards
         );
-        let internal = |e: &dyn std::fmt::Display| Failure::Internal(format!("data plane: {e}"));
+        let local = |e: &dyn std::fmt::Display| Failure::Local(format!("cannot start: {e}"));
         let client = client::start(ClientConfig {
             shards: config.shards,
             links,
@@ -67,15 +69,18 @@ impl Links {
             denied: Vec::new(),
             max_streams: config.max_streams,
         })
-        .map_err(|e| internal(&e))?;
-        tracing::info!("driver: {:?}", client.driver());
+        .map_err(|e| local(&e))?;
+        match (config.driver, client.driver()) {
+            (Driver::Auto, Driver::Epoll) => {
+                tracing::warn!("the kernel refuses io_uring: traffic runs on epoll, with every feature");
+            }
+            (_, driver) => tracing::info!("driver: {driver:?}"),
+        }
         let wake = client
             .wake_fd()
             .try_clone_to_owned()
-            .map_err(|e| internal(&e))?;
-        // SAFETY: the descriptor is owned by the `AsyncFd` itself and moves nowhere until that is dropped.
-        let wake = unsafe { AsyncFd::register_with_interest(wake, Interest::READABLE) }
-            .map_err(|e| internal(&e))?;
+            .and_then(|fd| runtime::watch(fd, Interest::READABLE))
+            .map_err(|e| local(&e))?;
         Ok(Self {
             client,
             wake,
@@ -83,7 +88,9 @@ impl Links {
             addresses,
             chosen: 0,
             last_down: None,
+            wrong_key: false,
             drained: false,
+            failed: None,
         })
     }
 
@@ -107,13 +114,33 @@ impl Links {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::LinkUp { link, .. } => tracing::info!("link {link} is up"),
+            Event::LinkUp { link, .. } => {
+                tracing::info!("link {link} is up");
+                self.wrong_key = false;
+            }
             Event::LinkDown { link, reason, .. } => {
                 tracing::warn!("link {link} is down: {reason}");
                 self.last_down = Some(reason);
             }
+            Event::DialFailed { link, wrong_key, text } => {
+                tracing::warn!("link {link} cannot be dialled: {text}");
+                self.wrong_key = wrong_key;
+                self.last_down = Some(text);
+            }
+            Event::Log { level, text } => match level {
+                Level::Error => tracing::error!("{text}"),
+                Level::Warn => tracing::warn!("{text}"),
+                Level::Info => tracing::info!("{text}"),
+                Level::Debug => tracing::debug!("{text}"),
+            },
+            Event::SettingsAck {
+                version,
+                accepted,
+                text,
+            } => tracing::info!("rules {version}: accepted: {accepted} {text}"),
             Event::Drained => self.drained = true,
-            other => tracing::info!("{other:?}"),
+            Event::Failed(text) => self.failed = Some(text),
+            Event::Settings { .. } => tracing::warn!("the endpoint sent rules, which are ours to send"),
         }
     }
 
@@ -132,12 +159,19 @@ impl Links {
         self.last_down.as_deref()
     }
 
+    /// Whether the endpoint's key is another one than REST says.
+    pub fn wrong_key(&self) -> bool {
+        self.wrong_key
+    }
+
+    /// Why the data plane cannot go on.
+    pub fn failed(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
     /// Where it dials, for messages.
     pub fn address(&self) -> String {
-        format!(
-            "{} ({})",
-            self.endpoint.address, self.addresses[self.chosen]
-        )
+        format!("{} ({})", self.endpoint.address, self.addresses[self.chosen])
     }
 
     /// A poll's view of the endpoint: a relaunched one has another key, a moved one another address. While no link
@@ -182,9 +216,7 @@ impl Links {
 /// At least one address, in the resolver's order.
 async fn look_up(address: &str) -> Result<Vec<SocketAddr>, Failure> {
     let fail = |why: &dyn std::fmt::Display| {
-        Failure::Unreachable(format!(
-            "cannot find the tunnel's address {address:?}: {why}"
-        ))
+        Failure::Unreachable(format!("cannot find the tunnel's address {address:?}: {why}"))
     };
     let found = timeout(LOOKUP_MAX, tokio::net::lookup_host(address))
         .await

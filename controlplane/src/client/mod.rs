@@ -84,12 +84,10 @@ pub fn main() -> u8 {
         Err(cli::Stop::Usage(text)) => return report(&Failure::Usage(text)),
     };
     let env = |name: &str| std::env::var(name).ok();
-    let result = config::resolve(args, &env)
-        .map_err(Failure::Usage)
-        .and_then(|config| {
-            argv::hide(config.key.expose());
-            run_with_log(config)
-        });
+    let result = config::resolve(args, &env).map_err(Failure::Usage).and_then(|config| {
+        argv::hide(config.key.expose());
+        run_with_log(config)
+    });
     result.map_or_else(|failure| report(&failure), |()| 0)
 }
 
@@ -115,8 +113,7 @@ fn run_with_log(config: Config) -> Result<(), Failure> {
 
 fn run_on_runtime(config: Config) -> Result<(), Failure> {
     say(&cli::banner());
-    let runtime = Runtime::new()
-        .map_err(|e| Failure::Internal(format!("cannot start the control thread: {e}")))?;
+    let runtime = Runtime::new().map_err(|e| Failure::Internal(format!("cannot start the control thread: {e}")))?;
     if runtime.fallback() {
         tracing::info!("the kernel refuses io_uring to the control thread: it runs on epoll");
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dataplane::limits::RUNNING_MAX;
 use dataplane::tls::Fingerprint;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -12,8 +13,6 @@ use crate::api::{EndpointInfo, MemberRequest, Tunnel, TunnelRequest};
 use crate::cli;
 use crate::config::Config;
 
-/// A tunnel must be running within this time of its request.
-pub const RUNNING_MAX: Duration = Duration::from_secs(60);
 /// Waits between polls of a new tunnel: it is often there within milliseconds; afterwards every second.
 const POLLS_MS: [u64; 6] = [20, 40, 80, 160, 320, 640];
 const POLL_REST: Duration = Duration::from_secs(1);
@@ -22,9 +21,7 @@ const RETRIES_MS: [u64; 4] = [500, 1_000, 2_000, 4_000];
 
 /// The wait before poll `n` of something new.
 pub fn poll_pause(n: usize) -> Duration {
-    POLLS_MS
-        .get(n)
-        .map_or(POLL_REST, |ms| Duration::from_millis(*ms))
+    POLLS_MS.get(n).map_or(POLL_REST, |ms| Duration::from_millis(*ms))
 }
 
 /// Where the other end of a tunnel is.
@@ -48,14 +45,8 @@ impl Endpoint {
     }
 
     fn parse(info: &EndpointInfo) -> Result<Self, String> {
-        let need = |text: &Option<String>, what: &str| {
-            text.clone()
-                .ok_or_else(|| format!("culvert.{what} is missing"))
-        };
-        let small = |n: Option<u64>, absent: u16| {
-            n.map_or(absent, |n| u16::try_from(n).unwrap_or(u16::MAX))
-                .max(1)
-        };
+        let need = |text: &Option<String>, what: &str| text.clone().ok_or_else(|| format!("culvert.{what} is missing"));
+        let small = |n: Option<u64>, absent: u16| n.map_or(absent, |n| u16::try_from(n).unwrap_or(u16::MAX)).max(1);
         Ok(Self {
             address: need(&info.address, "address")?,
             server_name: need(&info.server_name, "server_name")?,
@@ -70,10 +61,7 @@ impl Endpoint {
     /// Each shard on both sides has a link, unless the user chose a number.
     pub fn links(&self, config: &Config) -> u16 {
         let shards = u16::try_from(config.shards).unwrap_or(u16::MAX);
-        config
-            .links
-            .unwrap_or(shards.max(self.shards))
-            .min(self.links_max)
+        config.links.unwrap_or(shards.max(self.shards)).min(self.links_max)
     }
 }
 
@@ -188,10 +176,7 @@ pub async fn create(rest: &Rest, request: &TunnelRequest) -> Result<(String, Tun
     }
     match &tunnel.id {
         Some(id) if !id.is_empty() => Ok((id.clone(), tunnel)),
-        _ => Err(failure(
-            rest,
-            RestError::Garbage("a tunnel without an id".into()),
-        )),
+        _ => Err(failure(rest, RestError::Garbage("a tunnel without an id".into()))),
     }
 }
 
@@ -202,18 +187,10 @@ pub fn failure(rest: &Rest, error: RestError) -> Failure {
         RestError::Status(401 | 403, _) => {
             Failure::NotAuthorized(format!("user {user:?} or its access key is wrong ({base})"))
         }
-        RestError::Status(404, Some(text)) => {
-            Failure::NotAuthorized(format!("user {user:?}: {text} ({base})"))
-        }
-        RestError::Status(404, None) => {
-            Failure::Unreachable(format!("there is no REST API at {base} (HTTP 404)"))
-        }
-        RestError::Status(400..=499, _) => {
-            Failure::Refused(format!("the cloud refuses the tunnel: {error}"))
-        }
-        RestError::Unreachable(_) => {
-            Failure::Unreachable(format!("cannot reach the REST API at {base}: {error}"))
-        }
+        RestError::Status(404, Some(text)) => Failure::NotAuthorized(format!("user {user:?}: {text} ({base})")),
+        RestError::Status(404, None) => Failure::Unreachable(format!("there is no REST API at {base} (HTTP 404)")),
+        RestError::Status(400..=499, _) => Failure::Refused(format!("the cloud refuses the tunnel: {error}")),
+        RestError::Unreachable(_) => Failure::Unreachable(format!("cannot reach the REST API at {base}: {error}")),
         RestError::Status(..) | RestError::Garbage(_) => {
             Failure::Unreachable(format!("the REST API at {base} fails: {error}"))
         }
@@ -229,9 +206,7 @@ pub async fn running(rest: &Rest, id: &str, mut tunnel: Tunnel) -> Result<Endpoi
     for n in 0.. {
         match life(&tunnel) {
             Life::Running => {
-                if let Some(endpoint) =
-                    Endpoint::of(&tunnel).map_err(|e| failure(rest, RestError::Garbage(e)))?
-                {
+                if let Some(endpoint) = Endpoint::of(&tunnel).map_err(|e| failure(rest, RestError::Garbage(e)))? {
                     return Ok(endpoint);
                 }
             }
@@ -246,9 +221,7 @@ pub async fn running(rest: &Rest, id: &str, mut tunnel: Tunnel) -> Result<Endpoi
         match rest.tunnel(id).await {
             Ok(newer) => tunnel = newer,
             Err(RestError::Status(404, _)) => {
-                return Err(Failure::Gone(
-                    "the tunnel was deleted while it started".into(),
-                ));
+                return Err(Failure::Gone("the tunnel was deleted while it started".into()));
             }
             Err(error @ RestError::Status(401 | 403, _)) => return Err(failure(rest, error)),
             Err(error) => tracing::warn!("the new tunnel's state is unknown: {error}"),
@@ -276,10 +249,7 @@ mod tests {
     #[test]
     fn a_new_tunnel_only_when_the_server_lost_the_old_one() {
         for reason in ["lost", "endpoint"] {
-            assert!(matches!(
-                life(&ended("terminated", Some(reason), false)),
-                Life::Lost(_)
-            ));
+            assert!(matches!(life(&ended("terminated", Some(reason), false)), Life::Lost(_)));
         }
         for (reason, by_user, word) in [
             (Some("replaced"), false, "replaced"),

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
+use dataplane::limits::{REST_CALL_MAX, REST_CONNECT_MAX, REST_ERROR_CHARS_MAX};
 use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
@@ -16,14 +16,8 @@ use crate::api::{self, Heartbeat, Outcome, Tunnel, TunnelRequest};
 use crate::config::Config;
 use crate::secret::Secret;
 
-/// TCP and TLS of a call.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
-/// A call with everything.
-const CALL_MAX: Duration = Duration::from_secs(20);
 /// An answer; a tunnel object repeats all rules of its request.
 const ANSWER_BYTES_MAX: usize = api::BODY_BYTES_MAX + 256 * 1024;
-/// What a user sees of an error text.
-const ERROR_TEXT_CHARS_MAX: usize = 300;
 
 /// A call that gave no usable answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,8 +62,8 @@ impl Rest {
             .no_proxy()
             // A redirect would carry the key to somewhere else.
             .redirect(redirect::Policy::none())
-            .connect_timeout(CONNECT_MAX)
-            .timeout(CALL_MAX)
+            .connect_timeout(REST_CONNECT_MAX)
+            .timeout(REST_CALL_MAX)
             .user_agent(concat!("culvert-sc/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| Failure::Internal(format!("REST client: {}", cause(&e))))?;
@@ -102,9 +96,7 @@ impl Rest {
 
     /// `POST /{user}/tunnels/{id}/connected`; false means that the tunnel is gone.
     pub async fn heartbeat(&self, id: &str, beat: &Heartbeat) -> Result<bool, RestError> {
-        let outcome: Outcome = self
-            .call(Method::POST, &[id, "connected"], &[], Some(beat))
-            .await?;
+        let outcome: Outcome = self.call(Method::POST, &[id, "connected"], &[], Some(beat)).await?;
         Ok(outcome.result.unwrap_or(true))
     }
 
@@ -180,7 +172,7 @@ async fn read(mut response: Response) -> Result<Vec<u8>, RestError> {
 fn error_text(body: &[u8]) -> Option<String> {
     let answer: api::Failure = serde_json::from_slice(body).ok()?;
     let text = answer.error?;
-    Some(text.chars().take(ERROR_TEXT_CHARS_MAX).collect())
+    Some(text.chars().take(REST_ERROR_CHARS_MAX).collect())
 }
 
 fn unreachable(e: reqwest::Error) -> RestError {
@@ -190,7 +182,7 @@ fn unreachable(e: reqwest::Error) -> RestError {
 /// The innermost cause, which is the one that a user can do something about; no URL, no repetition.
 fn cause(e: &reqwest::Error) -> String {
     if e.is_timeout() {
-        return format!("no answer within {} s", CALL_MAX.as_secs());
+        return format!("no answer within {} s", REST_CALL_MAX.as_secs());
     }
     let mut inner: &dyn std::error::Error = e;
     while let Some(next) = inner.source() {
@@ -216,8 +208,7 @@ fn tls_config(cainfo: Option<&Path>) -> Result<ClientConfig, Failure> {
     let (added, ignored) = roots.add_parsable_certificates(found.certs);
     tracing::debug!("system roots: {added} trusted, {ignored} not understood");
     if let Some(path) = cainfo {
-        add_file(&mut roots, path)
-            .map_err(|e| Failure::Usage(format!("--cainfo: {}: {e}", path.display())))?;
+        add_file(&mut roots, path).map_err(|e| Failure::Usage(format!("--cainfo: {}: {e}", path.display())))?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)

@@ -10,7 +10,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dataplane::limits;
+use dataplane::limits::{
+    CUT_AFTER, DELETE_MAX, DELETE_NOW_MAX, FIRST_DIAL_MAX, GONE_MAX, HEARTBEAT_INTERVAL, JOBS_MAX, LOST_AFTER,
+    READY_MAX, STATE_INTERVAL, STATE_INTERVAL_DOWN, WRONG_KEY_MAX,
+};
 use dataplane::tls::Identity;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
@@ -23,24 +26,6 @@ use super::{Failure, say};
 use crate::api::{Heartbeat, Tunnel};
 use crate::config::Config;
 
-/// From running to a request that went through the whole path and back; the links' first contact is part of it.
-const READY_MAX: Duration = Duration::from_secs(60);
-/// The tunnel's state is read this often.
-const STATE_INTERVAL: Duration = Duration::from_secs(5);
-/// And, when the links are down, at most this often: a relaunched endpoint has a new key.
-const STATE_INTERVAL_DOWN: Duration = Duration::from_secs(1);
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
-/// Without links and without REST for this long: the cloud has ended the tunnel by now.
-const LOST_AFTER: Duration = Duration::from_secs(90);
-/// Jobs get this long at the end; the output contract names the number.
-const JOBS_MAX: Duration = Duration::from_secs(300);
-/// Streams that are left when the jobs' time is over.
-const DRAIN_MIN: Duration = Duration::from_secs(2);
-/// DELETE, and then the wait until the tunnel is gone.
-const DELETE_MAX: Duration = Duration::from_secs(10);
-const GONE_MAX: Duration = Duration::from_secs(30);
-/// DELETE when the user cannot wait.
-const DELETE_NOW_MAX: Duration = Duration::from_secs(2);
 /// A lost tunnel is made anew after these pauses, the last one for ever.
 const RENEW_PAUSES_S: [u64; 5] = [1, 2, 5, 10, 30];
 
@@ -160,9 +145,7 @@ impl Sc<'_> {
         let mut held = Held::new(id);
         let mut links = None;
         let rules = request.settings_json();
-        let mut result = self
-            .bring_up(&mut held, tunnel, identity, rules, &mut links)
-            .await;
+        let mut result = self.bring_up(&mut held, tunnel, identity, rules, &mut links).await;
         if let (Ok(None), Some(links)) = (&result, links.as_mut()) {
             result = self.watch(&mut held, links).await.map(Some);
         }
@@ -208,11 +191,7 @@ impl Sc<'_> {
     }
 
     /// Polls until the cloud's own request has gone through the tunnel and back.
-    async fn until_ready(
-        &mut self,
-        held: &mut Held,
-        links: &mut Links,
-    ) -> Result<Option<End>, Failure> {
+    async fn until_ready(&mut self, held: &mut Held, links: &mut Links) -> Result<Option<End>, Failure> {
         let started = Instant::now();
         for n in 0.. {
             match self.unless_signal(self.rest.tunnel(&held.id)).await {
@@ -229,7 +208,15 @@ impl Sc<'_> {
                 }
             }
             held.note_links(links);
-            let silent = held.linked < started && started.elapsed() >= limits::FIRST_DIAL_MAX;
+            if let Some(text) = links.failed() {
+                return Err(Failure::Internal(text.into()));
+            }
+            let patience = if links.wrong_key() {
+                WRONG_KEY_MAX
+            } else {
+                FIRST_DIAL_MAX
+            };
+            let silent = held.linked < started && started.elapsed() >= patience;
             if silent || started.elapsed() >= READY_MAX {
                 break;
             }
@@ -272,6 +259,9 @@ impl Sc<'_> {
                 _ = state.tick() => true,
             };
             held.note_links(links);
+            if let Some(text) = links.failed() {
+                return Err(Failure::Internal(text.into()));
+            }
             if !ask {
                 continue;
             }
@@ -303,7 +293,7 @@ impl Sc<'_> {
             if let Some(links) = links {
                 held.wait_for_jobs(rest, links, started + JOBS_MAX).await;
                 let left = JOBS_MAX.saturating_sub(started.elapsed());
-                if timeout(left.max(DRAIN_MIN), links.drain()).await.is_err() {
+                if timeout(left.max(CUT_AFTER), links.drain()).await.is_err() {
                     tracing::warn!("{} streams are cut", links.streams());
                 }
             }
@@ -449,7 +439,5 @@ async fn delete(rest: &Rest, id: &str) -> Result<(), RestError> {
             }
         }
     };
-    timeout(GONE_MAX, polling)
-        .await
-        .map_err(|_| slow("the tunnel's end"))
+    timeout(GONE_MAX, polling).await.map_err(|_| slow("the tunnel's end"))
 }

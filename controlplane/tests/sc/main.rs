@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use stub::{Api, Stub, tunnel};
+use stub::{Api, Impostor, Stub, tunnel};
 
 const KEY: &str = "planted-access-key";
 const UP: &str = "Sauce Connect is up, you may start your tests.";
@@ -142,26 +142,15 @@ fn a_clean_run() {
     let ready = place.path().join("ready");
     let log = place.path().join("log");
     let arguments = ["-u", "U", "-k", KEY, "-x", &stub.url, "-vv", "-i", "a b/c"];
-    let files = [
-        "-f",
-        ready.to_str().expect("path"),
-        "-l",
-        log.to_str().expect("path"),
-    ];
+    let files = ["-f", ready.to_str().expect("path"), "-l", log.to_str().expect("path")];
     let mut sc = Sc::start_in(place, &[&arguments[..], &files[..]].concat());
     sc.line(UP);
     assert!(ready.exists());
     let pid = sc.child.id();
     let pid_file = sc.path("sc_client-a_b_c.pid");
-    assert_eq!(
-        fs::read_to_string(&pid_file).expect("pid"),
-        format!("{pid}\n")
-    );
+    assert_eq!(fs::read_to_string(&pid_file).expect("pid"), format!("{pid}\n"));
     let typed = fs::read(format!("/proc/{pid}/cmdline")).expect("cmdline");
-    assert!(
-        !String::from_utf8_lossy(&typed).contains(KEY),
-        "the key stands in `ps`"
-    );
+    assert!(!String::from_utf8_lossy(&typed).contains(KEY), "the key stands in `ps`");
     sc.signal("-TERM");
     sc.line("Goodbye.");
     let kept = std::mem::replace(&mut sc.folder, folder());
@@ -185,10 +174,7 @@ fn a_clean_run() {
     assert_eq!(code, 0);
     assert!(!ready.exists() && !pid_file.exists());
     let log = fs::read_to_string(log).expect("log");
-    assert!(
-        log.contains("SIGTERM") && log.contains("REST DELETE"),
-        "{log}"
-    );
+    assert!(log.contains("SIGTERM") && log.contains("REST DELETE"), "{log}");
     assert!(!log.contains(KEY), "the key stands in the log");
     drop(kept);
     check_calls(&stub);
@@ -200,11 +186,7 @@ fn check_calls(stub: &Stub) {
     assert!(create.line.starts_with("POST /rest/v1/U/tunnels "));
     // Basic of U:planted-access-key.
     let basic = "authorization: basic vtpwbgfudgvklwfjy2vzcy1rzxk=";
-    assert!(
-        create.head.to_lowercase().contains(basic),
-        "{}",
-        create.head
-    );
+    assert!(create.head.to_lowercase().contains(basic), "{}", create.head);
     assert_eq!(create.body["tunnel_identifier"], "a b/c");
     for list in [
         "domain_names",
@@ -222,17 +204,9 @@ fn check_calls(stub: &Stub) {
     assert_eq!(fingerprint.map(str::len), Some(64));
     assert!(create.body["culvert"]["shards"].is_u64());
     let delete = api.calls.iter().find(|c| c.line.starts_with("DELETE"));
-    assert!(
-        delete
-            .expect("DELETE")
-            .line
-            .contains("?reason=sigterm&wait=0 ")
-    );
+    assert!(delete.expect("DELETE").line.contains("?reason=sigterm&wait=0 "));
     let after = api.calls.last().map(|c| c.line.clone()).unwrap_or_default();
-    assert!(
-        after.starts_with("GET "),
-        "it polls until the tunnel is gone"
-    );
+    assert!(after.starts_with("GET "), "it polls until the tunnel is gone");
 }
 
 #[test]
@@ -295,10 +269,7 @@ fn an_unknown_certificate_is_3_until_cainfo_names_it() {
     let stub = Stub::start_tls();
     let (code, line) = last_line(&["-u", "U", "-k", KEY, "-x", &stub.url]);
     assert_eq!(code, 3);
-    assert!(
-        line.contains("UnknownIssuer") && line.contains("--cainfo"),
-        "{line}"
-    );
+    assert!(line.contains("UnknownIssuer") && line.contains("--cainfo"), "{line}");
     let place = folder();
     let ca = place.path().join("ca.pem");
     fs::write(&ca, &stub.ca).expect("ca");
@@ -306,21 +277,34 @@ fn an_unknown_certificate_is_3_until_cainfo_names_it() {
     sc.line(UP);
     sc.signal("-TERM");
     assert_eq!(sc.end().0, 0);
-    let (code, line) = last_line(&[
-        "-u",
-        "U",
-        "-k",
-        KEY,
-        "-x",
-        &stub.url,
-        "--cainfo",
-        "/nonexistent",
-    ]);
+    let (code, line) = last_line(&["-u", "U", "-k", KEY, "-x", &stub.url, "--cainfo", "/nonexistent"]);
     assert_eq!(code, 2);
-    assert!(
-        line.starts_with("Error: --cainfo: /nonexistent: "),
-        "{line}"
-    );
+    assert!(line.starts_with("Error: --cainfo: /nonexistent: "), "{line}");
+}
+
+#[test]
+fn a_tunnel_out_of_reach_is_3_and_the_cause_is_named() {
+    let stub = Stub::start();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+    let address = closed.local_addr().expect("address");
+    drop(closed);
+    stub.api().tunnel = (200, tunnel("running", false, address));
+    let (code, line) = last_line(&["-u", "U", "-k", KEY, "-x", &stub.url]);
+    assert_eq!(code, 3, "{line}");
+    let start = format!("Error: cannot reach the tunnel at {address} ");
+    assert!(line.starts_with(&start), "{line}");
+    assert!(line.contains("refused"), "{line}");
+    assert_eq!(stub.api().count("DELETE"), 1, "no tunnel is left behind");
+}
+
+#[test]
+fn an_endpoint_with_another_key_is_3_and_said_so() {
+    let stub = Stub::start();
+    let impostor = Impostor::start();
+    stub.api().tunnel = (200, tunnel("running", false, impostor.address));
+    let (code, line) = last_line(&["-u", "U", "-k", KEY, "-x", &stub.url]);
+    assert_eq!(code, 3, "{line}");
+    assert!(line.contains(dataplane::tls::WRONG_KEY), "{line}");
 }
 
 #[test]
@@ -349,22 +333,10 @@ fn files_that_cannot_be_written_are_7() {
     let stub = Stub::start();
     for (option, what) in [
         ("-l", "Error: cannot write the log file /nonexistent/f: "),
-        (
-            "--pidfile",
-            "Error: cannot write the pid file /nonexistent/f: ",
-        ),
+        ("--pidfile", "Error: cannot write the pid file /nonexistent/f: "),
         ("-f", "Error: cannot write the ready file /nonexistent/f: "),
     ] {
-        let (code, line) = last_line(&[
-            "-u",
-            "U",
-            "-k",
-            KEY,
-            "-x",
-            &stub.url,
-            option,
-            "/nonexistent/f",
-        ]);
+        let (code, line) = last_line(&["-u", "U", "-k", KEY, "-x", &stub.url, option, "/nonexistent/f"]);
         assert_eq!(code, 7, "{line}");
         assert!(line.starts_with(what), "{line}");
     }
@@ -408,10 +380,7 @@ fn wrong_use_is_2_in_one_line() {
     ] {
         let (code, lines) = Sc::start(arguments).end();
         assert_eq!((code, lines.len()), (2, 1), "{lines:?}");
-        assert!(
-            lines[0].starts_with(start) && !lines[0].contains(KEY),
-            "{lines:?}"
-        );
+        assert!(lines[0].starts_with(start) && !lines[0].contains(KEY), "{lines:?}");
     }
 }
 
@@ -419,10 +388,7 @@ fn wrong_use_is_2_in_one_line() {
 fn version_and_help_are_0() {
     let (code, line) = last_line(&["--version"]);
     let version = env!("CARGO_PKG_VERSION");
-    assert_eq!(
-        (code, line),
-        (0, format!("Sauce Connect {version}, build 0"))
-    );
+    assert_eq!((code, line), (0, format!("Sauce Connect {version}, build 0")));
     assert_eq!(last_line(&["--help"]).0, 0);
 }
 
@@ -483,10 +449,7 @@ fn a_signal_while_it_starts_leaves_no_tunnel() {
     sc.line("Provisioned tunnel: ");
     sc.signal("-TERM");
     let (code, lines) = sc.end();
-    assert_eq!(
-        (code, lines.last().map(String::as_str)),
-        (0, Some("Goodbye."))
-    );
+    assert_eq!((code, lines.last().map(String::as_str)), (0, Some("Goodbye.")));
     assert_eq!(stub.api().count("DELETE"), 1);
 }
 
@@ -512,9 +475,6 @@ fn jobs_are_waited_for_and_a_second_signal_does_not_wait() {
     stub.wait(Api::jobs_asked);
     sc.signal("-INT");
     let (code, lines) = sc.end();
-    assert_eq!(
-        (code, lines.last().map(String::as_str)),
-        (0, Some("Goodbye."))
-    );
+    assert_eq!((code, lines.last().map(String::as_str)), (0, Some("Goodbye.")));
     assert_eq!(stub.api().count("DELETE"), 1);
 }

@@ -35,10 +35,7 @@ pub struct Api {
 impl Api {
     /// Calls whose request line starts with `prefix`.
     pub fn count(&self, prefix: &str) -> usize {
-        self.calls
-            .iter()
-            .filter(|c| c.line.starts_with(prefix))
-            .count()
+        self.calls.iter().filter(|c| c.line.starts_with(prefix)).count()
     }
 
     /// Whether the number of running jobs was asked for.
@@ -145,11 +142,7 @@ pub fn tunnel(status: &str, ready: bool, address: SocketAddr) -> Value {
     })
 }
 
-async fn accept(
-    listener: TcpListener,
-    tls: Option<tokio_rustls::TlsAcceptor>,
-    api: Arc<(Mutex<Api>, Condvar)>,
-) {
+async fn accept(listener: TcpListener, tls: Option<tokio_rustls::TlsAcceptor>, api: Arc<(Mutex<Api>, Condvar)>) {
     while let Ok((tcp, _)) = listener.accept().await {
         let (tls, api) = (tls.clone(), api.clone());
         tokio::spawn(async move {
@@ -162,6 +155,22 @@ async fn accept(
                 }
             }
         });
+    }
+}
+
+/// An endpoint that takes every link, with a key that REST never named.
+pub struct Impostor {
+    pub address: SocketAddr,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Impostor {
+    pub fn start() -> Self {
+        let identity = dataplane::tls::Identity::generate().expect("key");
+        let config = dataplane::tls::server_config(&identity, Arc::new(|_: &_| true));
+        let acceptor = tokio_rustls::TlsAcceptor::from(config.expect("configuration"));
+        let Stub { address, _stop, .. } = Stub::with(Some(acceptor), String::new(), "https");
+        Self { address, _stop }
     }
 }
 
@@ -201,12 +210,7 @@ fn split(bytes: &[u8]) -> Option<(String, Value)> {
         .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
         .map_or(0, |(_, value)| value.trim().parse().unwrap_or(0));
     let whole = body.len() >= length;
-    whole.then(|| {
-        (
-            head.to_owned(),
-            serde_json::from_str(body).unwrap_or(Value::Null),
-        )
-    })
+    whole.then(|| (head.to_owned(), serde_json::from_str(body).unwrap_or(Value::Null)))
 }
 
 fn answer(api: &mut Api, call: Call) -> (u16, Value) {
@@ -222,10 +226,7 @@ fn answer(api: &mut Api, call: Call) -> (u16, Value) {
         ("POST", Some("/connected")) => (200, json!({"id": "x", "result": true})),
         ("DELETE", Some("")) => {
             api.tunnel = (404, json!({"error": "no such tunnel"}));
-            (
-                200,
-                json!({"id": "x", "result": true, "jobs_running": api.jobs}),
-            )
+            (200, json!({"id": "x", "result": true, "jobs_running": api.jobs}))
         }
         ("POST", None) if path == "/rest/v1/U/tunnels" => {
             let next = api.create[0].clone();
