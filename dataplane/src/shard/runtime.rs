@@ -82,10 +82,14 @@ impl Runtime {
             spawn(pass_turns());
             main.await
         };
-        match &mut self.0 {
+        let output = match &mut self.0 {
             Built::IoUring(r) => r.block_on(main),
             Built::Epoll(r) => r.block_on(main),
-        }
+        };
+        // Tasks may still wait for local sockets, and dropping a runtime under them is not sound: what it holds goes
+        // with the process.
+        std::mem::forget(self);
+        output
     }
 }
 
