@@ -44,7 +44,7 @@ pub struct Args {
     /// Name of this tunnel: only jobs that ask for it use it
     #[arg(short = 'i', long, alias = "tunnel-name", value_name = "id")]
     pub tunnel_identifier: Option<String>,
-    /// Log file; in the temporary folder: sc.log, or sc-<id>.log with -i
+    /// Log file; in the temporary folder: sc.log, or sc-ID.log with -i ID
     #[arg(short, long, alias = "log-file", value_name = "file")]
     pub logfile: Option<String>,
     /// Log more, and more still when repeated; goes to the log file only
@@ -53,7 +53,7 @@ pub struct Args {
     /// File that is touched when the tunnel is ready, and removed at the end
     #[arg(short = 'f', long, value_name = "file")]
     pub readyfile: Option<String>,
-    /// Pid file; in the temporary folder: sc_client.pid, or sc_client-<id>.pid with -i
+    /// Pid file; in the temporary folder: sc_client.pid, or sc_client-ID.pid with -i ID
     #[arg(long, value_name = "file")]
     pub pidfile: Option<String>,
     /// Certificates (PEM) to trust for REST beside the system's

@@ -29,6 +29,8 @@ pub struct Links {
     last_down: Option<String>,
     /// The last dial met another key than the one that REST named.
     wrong_key: bool,
+    /// A dial failed since the address was chosen.
+    dial_failed: bool,
     drained: bool,
     failed: Option<String>,
 }
@@ -89,6 +91,7 @@ impl Links {
             chosen: 0,
             last_down: None,
             wrong_key: false,
+            dial_failed: false,
             drained: false,
             failed: None,
         })
@@ -125,6 +128,7 @@ impl Links {
             Event::DialFailed { link, wrong_key, text } => {
                 tracing::warn!("link {link} cannot be dialled: {text}");
                 self.wrong_key = wrong_key;
+                self.dial_failed = true;
                 self.last_down = Some(text);
             }
             Event::Log { level, text } => match level {
@@ -174,23 +178,29 @@ impl Links {
         format!("{} ({})", self.endpoint.address, self.addresses[self.chosen])
     }
 
-    /// A poll's view of the endpoint: a relaunched one has another key, a moved one another address. While no link
-    /// is up, the next address of its name is tried.
+    /// How many addresses the endpoint's name has.
+    pub fn addresses(&self) -> u32 {
+        u32::try_from(self.addresses.len()).unwrap_or(u32::MAX)
+    }
+
+    /// A poll's view of the endpoint: a relaunched one has another key, a moved one another address. When a dial
+    /// failed and no link is up, the next address of its name is tried.
     pub async fn follow(&mut self, endpoint: Endpoint) {
-        let moved = endpoint.address != self.endpoint.address;
         let relaunched = endpoint.fingerprint != self.endpoint.fingerprint;
+        let moved = endpoint.address != self.endpoint.address;
+        let next = !moved && self.dial_failed && self.up() == 0 && self.addresses.len() > 1;
         if moved {
             match look_up(&endpoint.address).await {
                 Ok(addresses) => (self.addresses, self.chosen) = (addresses, 0),
                 Err(e) => return tracing::warn!("{e}"),
             }
-        } else if self.up() == 0 {
+        } else if next {
             self.chosen = (self.chosen + 1) % self.addresses.len();
         }
-        let switched = !moved && self.up() == 0 && self.addresses.len() > 1;
         self.endpoint = endpoint;
-        if moved || relaunched || switched {
+        if moved || relaunched || next {
             tracing::info!("the endpoint is now {}", self.address());
+            self.dial_failed = false;
             self.client
                 .set_cloud(self.addresses[self.chosen], self.endpoint.fingerprint);
         }

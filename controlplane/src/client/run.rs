@@ -214,7 +214,7 @@ impl Sc<'_> {
             let patience = if links.wrong_key() {
                 WRONG_KEY_MAX
             } else {
-                FIRST_DIAL_MAX
+                FIRST_DIAL_MAX * links.addresses()
             };
             let silent = held.linked < started && started.elapsed() >= patience;
             if silent || started.elapsed() >= READY_MAX {
