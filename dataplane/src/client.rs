@@ -13,7 +13,7 @@ use crate::mux::BudgetConfig;
 use crate::settings::Settings;
 use crate::shard::mailbox::Command;
 use crate::shard::threads::{Shards, Start, raise_fd_limit, streams_max};
-use crate::shard::{self, Dialling, Role};
+use crate::shard::{self, Dialling, Role, Services};
 use crate::stats::Report;
 use crate::tls::{Fingerprint, Identity, client_config};
 
@@ -50,6 +50,11 @@ pub struct Client {
 /// # Errors
 /// A bad number of shards or links, or what the kernel refused.
 pub fn start(config: ClientConfig) -> Result<Client, Error> {
+    start_with(config, crate::shard::SERVICES)
+}
+
+/// As [`start`], with other services: for tests.
+pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Client, Error> {
     if config.shards == 0 || config.links == 0 || config.links > LINKS_MAX {
         return Err(Error::Limit(format!(
             "{} shards and {} links",
@@ -62,6 +67,7 @@ pub fn start(config: ClientConfig) -> Result<Client, Error> {
         driver: config.driver,
         pinned: true,
         settings: config.settings,
+        services,
         budget: BudgetConfig {
             pool_bytes: CLIENT_POOL_BYTES,
             tx_bytes: TX_BUDGET_BYTES,

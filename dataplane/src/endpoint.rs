@@ -10,9 +10,9 @@ use crate::error::Error;
 use crate::limits::{CLIENT_STREAMS_MAX, ENDPOINT_POOL_BYTES, MEMBERS_MAX, TX_BUDGET_BYTES};
 use crate::mux::BudgetConfig;
 use crate::settings::Settings;
-use crate::shard::Role;
 use crate::shard::mailbox::{Attached, Command};
 use crate::shard::threads::{Shards, Start, raise_fd_limit, streams_max};
+use crate::shard::{Role, Services};
 use crate::stats::Report;
 use crate::tls::{Fingerprint, Identity, server_config};
 
@@ -54,6 +54,11 @@ pub struct Endpoint {
 /// # Errors
 /// Not one socket for browsers each shard, or what the kernel refused.
 pub fn start(config: EndpointConfig) -> Result<Endpoint, Error> {
+    start_with(config, crate::shard::SERVICES)
+}
+
+/// As [`start`], with other services: for tests.
+pub(crate) fn start_with(config: EndpointConfig, services: Services) -> Result<Endpoint, Error> {
     if config.shards == 0 || config.browsers.len() != config.shards {
         let text = format!(
             "{} shards and {} sockets for browsers",
@@ -68,6 +73,7 @@ pub fn start(config: EndpointConfig) -> Result<Endpoint, Error> {
         driver: config.driver,
         pinned: false,
         settings: config.settings,
+        services,
         budget: BudgetConfig {
             pool_bytes: ENDPOINT_POOL_BYTES,
             tx_bytes: TX_BUDGET_BYTES,

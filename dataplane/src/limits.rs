@@ -143,8 +143,6 @@ pub const LINK_READ_BYTES_MIN: usize = 2 * (RECORD_CIPHERTEXT_BYTES_MAX + 5);
 pub const LINK_NOTSENT_BYTES: u32 = 128 * KIB as u32;
 /// A closing connection gets this long to write what is left and to read the peer's last bytes.
 pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
-/// Bytes of an own stream kept until the peer shows that it knows the stream: more it cannot have sent by then.
-pub const UNHEARD_BYTES_MAX: usize = BASE_CREDIT_PEER_BYTES;
 /// An OPEN that the flood limit holds back is tried again after this long.
 pub const OPEN_PACE: Duration = Duration::from_millis(50);
 /// Commands that wait for one shard: links, reloads and forwarded browsers, each taken in one turn.

@@ -11,7 +11,7 @@ use super::runtime::{self, Socket};
 use super::{Role, Shard};
 use crate::error::Error;
 use crate::limits::{LINK_NOTSENT_BYTES, RECORD_CIPHERTEXT_BYTES_MAX};
-use crate::time::Time;
+use crate::mux::Side;
 use crate::tls::{Fingerprint, Handshake, KEY_REFUSED, Opener, Progress, Sealer, WRONG_KEY};
 
 /// A connection after its handshake. `input` is what followed it.
@@ -23,26 +23,16 @@ pub(super) struct Secured {
     pub input: BytesMut,
 }
 
-/// Dials a link once: connect, TLS, HELLO, all within the time that the session allows.
+/// Dials a link once: connect and TLS within the time that the session allows; HELLO is the session's to wait for.
 pub(super) async fn dial(shard: Shard, link: Rc<Link>) {
     let time = link.ask(&shard, |s, _, _| s.dial_time_max());
-    let deadline = Time::now() + time;
     let dialled = runtime::timeout(time, connect(&shard, &link)).await;
     match dialled {
         Some(Ok(secured)) if !link.is_retired() => {
             let connection = Connection::new(secured.socket, secured.sealer);
-            link.attach(
-                &shard,
-                connection.clone(),
-                secured.opener,
-                secured.input,
-                |s, b, now| s.connected(now, b),
-            );
-            runtime::sleep_until(deadline).await;
-            if !link.has_come_up() && link.carried_by(&connection) {
-                failed(&shard, &link, format!("no HELLO within {time:?}"), false);
-                connection.abort();
-            }
+            link.attach(&shard, connection, secured.opener, secured.input, |s, b, now| {
+                s.connected(now, b)
+            });
             return;
         }
         Some(Ok(_)) => {}
@@ -55,13 +45,16 @@ pub(super) async fn dial(shard: Shard, link: Rc<Link>) {
     link.with(&shard, |s, _, now| s.dial_failed(now));
 }
 
-fn failed(shard: &Shard, link: &Link, text: String, wrong_key: bool) {
-    shard.log(Level::Debug, format!("{link}: dial failed: {text}"));
-    shard.tell(Event::DialFailed {
-        link: link.number,
-        wrong_key,
-        text,
-    });
+/// `sc` tells why it has no connection; the endpoint only logs.
+pub(super) fn failed(shard: &Shard, link: &Link, text: String, wrong_key: bool) {
+    match shard.side() {
+        Side::Client => shard.tell(Event::DialFailed {
+            link: link.number,
+            wrong_key,
+            text,
+        }),
+        Side::Endpoint => shard.log(Level::Debug, format!("{link}: {text}")),
+    }
 }
 
 async fn connect(shard: &Shard, link: &Link) -> Result<Secured, Error> {

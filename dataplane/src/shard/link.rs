@@ -42,8 +42,9 @@ pub(super) struct Link {
     /// What the timer waits for; `None`: for its signal only.
     armed: Cell<Option<Time>>,
     up: Cell<bool>,
-    draining: Cell<bool>,
-    /// Nothing is left of it, or it was detached: no dials, no new streams.
+    /// Nothing is left of its session.
+    finished: Cell<bool>,
+    /// It finished, or its member was detached: no dials, no new streams.
     retired: Cell<bool>,
 }
 
@@ -115,7 +116,7 @@ impl Link {
             timer: Signal::new(),
             armed: Cell::new(None),
             up: Cell::new(false),
-            draining: Cell::new(false),
+            finished: Cell::new(false),
             retired: Cell::new(false),
         });
         runtime::spawn(keep_time(shard.clone(), link.clone()));
@@ -174,13 +175,9 @@ impl Link {
             mux::Event::Up { resumed } => self.is_up(shard, resumed),
             mux::Event::Live => shard.link_is_live(),
             mux::Event::Opened(stream, open) => self.opened(shard, stream, open),
-            mux::Event::Readable(stream) => self.cell(stream, |c| {
-                c.heard.set(true);
-                c.readable.raise();
-            }),
+            mux::Event::Readable(stream) => self.cell(stream, |c| c.readable.raise()),
             mux::Event::Writable(stream) => self.cell(stream, StreamCell::is_writable),
             mux::Event::Accepted(stream, opened) => self.cell(stream, |c| {
-                c.heard.set(true);
                 c.opened.set(Some(opened));
                 c.accepted.raise();
             }),
@@ -195,9 +192,13 @@ impl Link {
                 );
             }),
             mux::Event::TlsReport(..) => {}
-            mux::Event::Withdrawn(stream) => {
+            mux::Event::Withdrawn {
+                stream,
+                frames,
+                finished,
+            } => {
                 if let Some(cell) = self.cells.borrow_mut().remove(&stream) {
-                    cell.withdraw();
+                    cell.withdraw(frames, finished);
                 }
             }
             mux::Event::Settings { version, json } => {
@@ -214,14 +215,13 @@ impl Link {
                 text,
             } => self.settings_acked(shard, version, accepted, &text),
             mux::Event::GoAway { reason, text } => {
-                self.draining.set(true);
                 shard.log(
                     Level::Info,
                     format!("{self}: the other side drains ({reason:?}): {}", lossy(&text)),
                 );
                 shard.refresh_live();
             }
-            mux::Event::Finished => self.retire(shard),
+            mux::Event::Finished => self.finished(shard),
             mux::Event::SessionEnded {
                 code,
                 peer_at_fault,
@@ -244,8 +244,9 @@ impl Link {
         }
     }
 
-    /// Wakes who was refused room.
-    pub fn wake_writable(&self, stream: StreamRef) {
+    /// There is room again for a stream that was refused.
+    pub fn unblock(&self, stream: StreamRef) {
+        self.session.borrow_mut().unblock(stream);
         self.cell(stream, StreamCell::is_writable);
     }
 
@@ -253,16 +254,15 @@ impl Link {
         if !self.up.replace(true) {
             shard.0.counters.links_up.add(1);
         }
+        self.finished.set(false);
         shard.0.counters.resumes.add(u64::from(resumed));
+        if shard.is_draining() && !resumed {
+            self.drain(shard, mux::GoAwayReason::Shutdown, super::DRAINING);
+        }
         shard.tell(Event::LinkUp {
             member: self.member,
             link: self.number,
         });
-    }
-
-    /// Whether both HELLOs of the present connection are exchanged.
-    pub fn has_come_up(&self) -> bool {
-        self.up.get()
     }
 
     fn opened(self: &Rc<Self>, shard: &Shard, stream: StreamRef, open: Open) {
@@ -315,12 +315,16 @@ impl Link {
 
     /// Takes new streams now.
     pub fn is_live(&self) -> bool {
-        !self.draining.get() && !self.retired.get() && self.session.borrow().is_live()
+        !self.retired.get() && self.session.borrow().is_live()
     }
 
     /// Open streams.
     pub fn load(&self) -> usize {
         self.session.borrow().streams_open()
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.finished.get()
     }
 
     pub fn is_retired(&self) -> bool {
@@ -351,13 +355,27 @@ impl Link {
         self.close(false);
         self.timer.raise();
         shard.refresh_live();
-        shard.link_has_retired();
     }
 
     /// Drains: serves what is open, opens nothing.
     pub fn drain(self: &Rc<Self>, shard: &Shard, reason: mux::GoAwayReason, text: &str) {
-        self.draining.set(true);
-        self.with(shard, |s, _, now| s.go_away(now, reason, text));
+        let had_nothing = self.with(shard, |s, _, now| {
+            s.go_away(now, reason, text);
+            s.is_finished()
+        });
+        if had_nothing {
+            self.finished(shard);
+        }
+    }
+
+    /// Nothing is left of the session. `sc` does not dial again; at the endpoint the link waits for what its member does,
+    /// and keeps the epoch meanwhile.
+    fn finished(self: &Rc<Self>, shard: &Shard) {
+        self.finished.set(true);
+        if shard.side() == Side::Client {
+            self.retire(shard);
+        }
+        shard.link_has_finished();
     }
 
     /// Puts the session on a new connection: `begin` tells the session. `input` is what was read and not yet opened.
@@ -431,6 +449,10 @@ async fn keep_time(shard: Shard, link: Rc<Link>) {
                 Either::Right(()) => {
                     link.with(&shard, |s, b, now| s.handle_timeout(now, b));
                     shard.refresh_live();
+                    if shard.is_draining() && !link.finished.get() {
+                        // A session that expired meanwhile has nothing left to drain.
+                        link.drain(&shard, mux::GoAwayReason::Shutdown, super::DRAINING);
+                    }
                 }
             },
         }

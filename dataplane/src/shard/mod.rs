@@ -54,6 +54,7 @@ pub struct Shard(Rc<Inner>);
 struct Inner {
     index: usize,
     role: Role,
+    services: Services,
     settings: RefCell<Arc<Settings>>,
     budget: RefCell<Budget>,
     /// One for each link of each member that was seen here; a handful.
@@ -88,6 +89,15 @@ pub(crate) enum Role {
     Endpoint(RefCell<Vec<Attached>>),
 }
 
+/// Who starts the tasks that serve what arrives: the proxy, or a test.
+#[derive(Clone, Copy)]
+pub(crate) struct Services {
+    /// `sc`: a stream of kind `tcp`, `http` or `https`.
+    pub site: fn(&Shard, Stream),
+    /// Endpoint: a browser's connection; true for the broker's own self-test.
+    pub browser: fn(&Shard, Socket, bool),
+}
+
 /// How `sc` dials, and what its streams may not reach.
 pub(crate) struct Dialling {
     pub cloud: RefCell<(SocketAddr, Arc<rustls::ClientConfig>)>,
@@ -95,6 +105,9 @@ pub(crate) struct Dialling {
     pub server_name: String,
     pub own_listeners: Vec<SocketAddr>,
 }
+
+/// What GOAWAY says when this process ends.
+const DRAINING: &str = "shutting down";
 
 /// Counts a local connection for as long as it lives.
 pub struct Counted(Arc<Counters>);
@@ -321,7 +334,7 @@ impl Shard {
             let next = self.0.budget.borrow_mut().next_unblocked();
             let Some((key, stream)) = next else { break };
             if let Some(link) = self.0.links.borrow().iter().find(|l| l.key == key) {
-                link.wake_writable(stream);
+                link.unblock(stream);
             }
         }
     }
@@ -362,8 +375,8 @@ impl Shard {
         self.0.links.borrow_mut().retain(|l| !Rc::ptr_eq(l, link));
     }
 
-    fn link_has_retired(&self) {
-        if self.is_draining() && self.0.links.borrow().iter().all(|l| l.is_retired()) {
+    fn link_has_finished(&self) {
+        if self.is_draining() && self.0.links.borrow().iter().all(|l| l.is_finished()) {
             self.0.drained.raise();
         }
     }
@@ -376,9 +389,9 @@ impl Shard {
         self.0.waiting.call(usize::MAX);
         let links = self.0.links.borrow().clone();
         for link in links {
-            link.drain(self, GoAwayReason::Shutdown, "shutting down");
+            link.drain(self, GoAwayReason::Shutdown, DRAINING);
         }
-        self.link_has_retired();
+        self.link_has_finished();
     }
 
     // ── What arrives ──────────────────────────────────────────────────────────────────────────────────────────
@@ -387,7 +400,7 @@ impl Shard {
     fn serve(&self, stream: Stream) {
         match (self.side(), stream.open().kind) {
             (Side::Client, Kind::Probe) => runtime::spawn(probe::echo(stream)),
-            (Side::Client, Kind::Tcp | Kind::Http | Kind::Https) => serve_site(self, stream),
+            (Side::Client, Kind::Tcp | Kind::Http | Kind::Https) => (self.0.services.site)(self, stream),
             _ => stream.reset(Code::Denied, "this side serves no such stream"),
         }
     }
@@ -402,8 +415,12 @@ impl Shard {
         } else {
             browser
         };
+        self.serve_here(browser, is_probe);
+    }
+
+    fn serve_here(&self, browser: OwnedFd, is_probe: bool) {
         match Socket::tcp(browser) {
-            Ok(socket) => serve_browser(self, socket, is_probe),
+            Ok(socket) => (self.0.services.browser)(self, socket, is_probe),
             Err(e) => self.log(Level::Warn, format!("taking a browser's socket: {e}")),
         }
     }
@@ -423,10 +440,7 @@ impl Shard {
             } => {
                 runtime::spawn(accept_link(self.clone(), member, link, fd, first));
             }
-            Command::Browser(browser) => match Socket::tcp(browser) {
-                Ok(socket) => serve_browser(self, socket, false),
-                Err(e) => self.log(Level::Warn, format!("taking a browser's socket: {e}")),
-            },
+            Command::Browser(browser) => self.serve_here(browser, false),
             Command::Settings(settings) => self.reload(settings),
             Command::Refuse { version, text } => self.each_link(|link| {
                 link.with(self, |s, _, _| s.settings_ack(version, false, &text));
@@ -498,14 +512,6 @@ async fn accept_link(shard: Shard, member: [u8; 16], link: u16, fd: OwnedFd, fir
     }
 }
 
-fn serve_site(_shard: &Shard, stream: Stream) {
-    stream.reset(Code::Denied, "no sites are served yet");
-}
-
-fn serve_browser(_shard: &Shard, socket: Socket, _is_probe: bool) {
-    drop(socket);
-}
-
 /// Obeys commands until told to stop, then ends all connections.
 async fn run(shard: Shard, inbox: Inbox<Command>, browsers: Option<OwnedFd>) -> std::io::Result<()> {
     let bell = Socket::new(inbox.bell().try_clone_to_owned()?)?;
@@ -525,3 +531,12 @@ async fn run(shard: Shard, inbox: Inbox<Command>, browsers: Option<OwnedFd>) -> 
         }
     }
 }
+
+/// What serves outside of tests.
+pub(crate) const SERVICES: Services = Services {
+    site: |_, stream| stream.reset(Code::Denied, "no sites are served yet"),
+    browser: |_, socket, _| drop(socket),
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! A stream in the hands of a task: a browser's connection at the endpoint, a site's at `sc`.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -9,8 +10,7 @@ use super::Shard;
 use super::buffers;
 use super::link::Link;
 use super::runtime::{self, Signal};
-use crate::copies::copy;
-use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, UNHEARD_BYTES_MAX};
+use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
 use crate::mux::{Budget, Code, Open, Opened, Recv, Session, StreamRef, Timings, WriteError};
 use crate::time::Time;
 
@@ -24,11 +24,8 @@ use crate::time::Time;
 pub struct Stream {
     shard: Shard,
     open: Open,
-    own: bool,
     place: RefCell<(Rc<Link>, StreamRef)>,
     cell: Rc<StreamCell>,
-    /// What was written while the peer has not shown that it knows the stream.
-    unheard: RefCell<Option<Unheard>>,
     moving: Cell<bool>,
     /// Why it could not be placed anew, or that it was reset meanwhile.
     lost: RefCell<Option<(Code, String)>>,
@@ -41,19 +38,24 @@ pub(super) struct StreamCell {
     pub writable: Signal,
     pub accepted: Signal,
     pub opened: Cell<Option<Opened>>,
-    /// The peer knows the stream: it will not be placed anew.
-    pub heard: Cell<bool>,
     /// The stream has no place now, or has one where what was written before is not written again yet.
     withdrawn: Cell<bool>,
     /// How often it lost its place.
     withdrawals: Cell<u32>,
+    returned: RefCell<Returned>,
     /// As `writable`, for whoever writes again.
     replayable: Signal,
 }
 
 impl StreamCell {
-    /// The OPEN never left and will not: whoever waits places the stream anew.
-    pub fn withdraw(&self) {
+    /// The peer never acted on the stream and will not: whoever waits places it anew, with what was written to it.
+    pub fn withdraw(&self, frames: Vec<Bytes>, finished: Option<Option<Timings>>) {
+        let mut returned = self.returned.borrow_mut();
+        for frame in frames.into_iter().rev() {
+            returned.frames.push_front(frame);
+        }
+        returned.finished = returned.finished.or(finished);
+        drop(returned);
         self.withdrawn.set(true);
         self.withdrawals.set(self.withdrawals.get().wrapping_add(1));
         self.raise_all();
@@ -72,9 +74,11 @@ impl StreamCell {
     }
 }
 
+/// What was written to a stream that has to be placed anew.
 #[derive(Default)]
-struct Unheard {
-    bytes: Vec<u8>,
+struct Returned {
+    /// DATA frames with their head-room.
+    frames: VecDeque<Bytes>,
     finished: Option<Option<Timings>>,
 }
 
@@ -83,30 +87,28 @@ impl Stream {
     pub(super) async fn open_own(shard: &Shard, open: Open) -> Result<Self, (Code, String)> {
         let cell = Rc::new(StreamCell::default());
         let place = shard.place(&open, &cell).await?;
-        Ok(Self::new(shard.clone(), place, cell, open, true))
+        Ok(Self::new(shard.clone(), place, cell, open))
     }
 
     /// Opens a stream on this link or not at all.
     pub(super) fn open_on(shard: &Shard, link: &Rc<Link>, open: Open) -> Option<Self> {
         let cell = Rc::new(StreamCell::default());
         let stream = link.open(shard, &open, &cell).ok()?;
-        Some(Self::new(shard.clone(), (link.clone(), stream), cell, open, true))
+        Some(Self::new(shard.clone(), (link.clone(), stream), cell, open))
     }
 
     pub(super) fn from_peer(shard: Shard, link: Rc<Link>, stream: StreamRef, cell: Rc<StreamCell>, open: Open) -> Self {
-        Self::new(shard, (link, stream), cell, open, false)
+        Self::new(shard, (link, stream), cell, open)
     }
 
-    fn new(shard: Shard, place: (Rc<Link>, StreamRef), cell: Rc<StreamCell>, open: Open, own: bool) -> Self {
+    fn new(shard: Shard, place: (Rc<Link>, StreamRef), cell: Rc<StreamCell>, open: Open) -> Self {
         shard.0.counters.streams_opened.add(1);
         shard.0.counters.streams_open.add(1);
         Self {
             shard,
             open,
-            own,
             place: RefCell::new(place),
             cell,
-            unheard: RefCell::new(own.then(Unheard::default)),
             moving: Cell::new(false),
             lost: RefCell::new(None),
         }
@@ -148,9 +150,6 @@ impl Stream {
             return Recv::Pending;
         }
         let received = self.ask(|s, b, _, stream| s.recv(b, stream));
-        if received != Recv::Pending {
-            self.unheard.replace(None);
-        }
         if let Recv::Reset(code, _) = &received {
             self.shard.0.counters.reset(*code);
         }
@@ -162,6 +161,14 @@ impl Stream {
         self.shard.0.counters.bytes_in.add(bytes as u64);
         if !self.cell.withdrawn.get() {
             self.with(|s, b, now, stream| s.consumed(now, b, stream, bytes));
+        }
+    }
+
+    /// What [`Stream::next`] gave and [`Stream::consumed`] did not take is given again. To be called when the local
+    /// socket is full, before waiting for it: slices that someone keeps pin the link's buffers.
+    pub fn rewind(&self) {
+        if !self.cell.withdrawn.get() {
+            self.ask(|s, _, _, stream| s.rewind(stream));
         }
     }
 
@@ -200,24 +207,17 @@ impl Stream {
     /// Writes one frame within [`Stream::room`]: 12 bytes of head-room, then 1 … 16,372 bytes of payload
     /// ([`super::buffers::Buffers::read`] makes such frames, [`super::buffers::frame`] copies into one).
     pub fn write(&self, frame: BytesMut) {
-        let payload = &frame[FRAME_HEADER_BYTES..];
-        self.shard.0.counters.bytes_out.add(payload.len() as u64);
-        self.remember(payload);
-        if !self.cell.withdrawn.get() {
+        self.shard
+            .0
+            .counters
+            .bytes_out
+            .add((frame.len() - FRAME_HEADER_BYTES) as u64);
+        if self.cell.withdrawn.get() {
+            // Its room was given before: at most one read of the local socket.
+            self.cell.returned.borrow_mut().frames.push_back(frame.freeze());
+        } else {
             self.with(|s, b, now, stream| s.write(now, b, stream, frame));
         }
-    }
-
-    fn remember(&self, payload: &[u8]) {
-        let mut unheard = self.unheard.borrow_mut();
-        let Some(kept) = &mut *unheard else { return };
-        if self.cell.heard.get() || kept.bytes.len() + payload.len() > UNHEARD_BYTES_MAX {
-            *unheard = None;
-            return;
-        }
-        let start = kept.bytes.len();
-        kept.bytes.resize(start + payload.len(), 0);
-        copy(&mut kept.bytes[start..], payload);
     }
 
     /// Writes a copy of all of `bytes`, waiting for room as needed: for heads and other small things.
@@ -236,10 +236,9 @@ impl Stream {
 
     /// Ends this direction, cleanly. `timings`: from `sc` on http(s).
     pub fn finish(&self, timings: Option<Timings>) {
-        if let Some(unheard) = &mut *self.unheard.borrow_mut() {
-            unheard.finished = Some(timings);
-        }
-        if !self.cell.withdrawn.get() {
+        if self.cell.withdrawn.get() {
+            self.cell.returned.borrow_mut().finished = Some(timings);
+        } else {
             self.with(|s, _, now, stream| s.finish(now, stream, timings));
         }
     }
@@ -303,13 +302,6 @@ impl Stream {
         let _moving = Moving(self);
         while self.lost.borrow().is_none() {
             let round = self.cell.withdrawals.get();
-            if !self.own || self.unheard.borrow().is_none() {
-                self.lose(
-                    Code::TunnelDown,
-                    "the link was lost before the stream was opened".to_owned(),
-                );
-                return;
-            }
             match self.shard.place(&self.open, &self.cell).await {
                 Err((code, text)) => self.lose(code, text),
                 Ok(place) => {
@@ -327,33 +319,28 @@ impl Stream {
 
     /// Writes what was written before; false if the stream was withdrawn once more.
     async fn write_again(&self, round: u32) -> bool {
-        let mut written = 0;
         loop {
             if self.cell.withdrawals.get() != round || self.lost.borrow().is_some() {
                 return false;
             }
-            let frame = match &*self.unheard.borrow() {
-                Some(kept) if written < kept.bytes.len() => {
-                    let room = self.ask(|s, b, now, stream| s.room(now, b, stream)).unwrap_or(0);
-                    let end = kept.bytes.len().min(written + room.min(FRAME_PAYLOAD_BYTES_MAX));
-                    (end > written).then(|| buffers::frame(&kept.bytes[written..end]))
-                }
-                Some(Unheard {
-                    finished: Some(timings),
-                    ..
-                }) => {
-                    let timings = *timings;
+            let next = self.cell.returned.borrow().frames.front().map(Bytes::len);
+            let Some(length) = next else {
+                if let Some(timings) = self.cell.returned.take().finished {
                     self.with(|s, _, now, stream| s.finish(now, stream, timings));
-                    return true;
                 }
-                _ => return true,
+                return true;
             };
-            match frame {
-                Some(frame) => {
-                    written += frame.len() - FRAME_HEADER_BYTES;
-                    self.with(|s, b, now, stream| s.write(now, b, stream, frame));
-                }
-                None => self.cell.replayable.wait().await,
+            let room = self.ask(|s, b, now, stream| s.room(now, b, stream));
+            if room.is_ok_and(|room| room < length - FRAME_HEADER_BYTES) {
+                self.cell.replayable.wait().await;
+                continue;
+            }
+            // A stream that was stopped takes the frame and drops it: the holder learns of the end by itself.
+            if let Some(frame) = self.cell.returned.borrow_mut().frames.pop_front() {
+                let frame = frame
+                    .try_into_mut()
+                    .unwrap_or_else(|shared| buffers::frame(&shared[FRAME_HEADER_BYTES..]));
+                self.with(|s, b, now, stream| s.write(now, b, stream, frame));
             }
         }
     }

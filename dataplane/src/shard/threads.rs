@@ -15,7 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::mailbox::{Command, Event, Inbox, Outbox, mailbox};
 use super::runtime::{self, Driver, Runtime, Signal};
 use super::waiting::Waiting;
-use super::{Inner, Role, Shard, run};
+use super::{Inner, Role, Services, Shard, run};
 use crate::error::Error;
 use crate::limits::{COMMANDS_MAX, EVENTS_MAX, FDS_RESERVED, STOP_MAX, WAITING_HEADS_MAX};
 use crate::mux::{Budget, BudgetConfig};
@@ -39,6 +39,7 @@ pub(crate) struct Start {
     /// One core each: for the host that does nothing else.
     pub pinned: bool,
     pub settings: Arc<Settings>,
+    pub services: Services,
     /// A shard's share.
     pub budget: BudgetConfig,
 }
@@ -77,6 +78,7 @@ impl Shards {
                 driver: start.driver,
                 core: start.pinned.then(|| core(index)).flatten(),
                 settings: start.settings.clone(),
+                services: start.services,
                 budget: start.budget,
                 counters: shards.counters.clone(),
                 events: outbox.clone(),
@@ -160,6 +162,7 @@ struct Seed {
     driver: Driver,
     core: Option<core_affinity::CoreId>,
     settings: Arc<Settings>,
+    services: Services,
     budget: BudgetConfig,
     counters: Vec<Arc<Counters>>,
     events: Outbox<Event>,
@@ -206,6 +209,7 @@ impl Seed {
         let shard = Shard(Rc::new(Inner {
             index: self.index,
             role,
+            services: self.services,
             settings: RefCell::new(self.settings),
             budget: RefCell::new(Budget::new(self.budget)),
             links: RefCell::default(),
