@@ -2,6 +2,7 @@
 
 mod argv;
 mod files;
+mod held;
 mod link;
 mod provision;
 mod rest;

@@ -1,5 +1,6 @@
 //! Each option from each source, and the order between them.
 
+use super::file::scalar;
 use super::*;
 use std::ffi::OsString;
 
