@@ -5,20 +5,29 @@
 //!                                            └─► Opener : records ─► frames, opened in place
 //! ```
 //!
-//! rustls shakes hands; then the traffic keys go to the record pump in `record`, which seals bulk frames straight
-//! from the buffer they were read into and opens records where they lie.
+//! rustls shakes hands; then the traffic keys go to our own record pump, which seals bulk frames straight from the
+//! buffer they were read into and opens records where they lie.
 //!
 //! Architecture invariant: no CA, no name check, no ticket, no resumption, no early data. After the handshake the
 //! only handshake message is KeyUpdate.
 
 mod config;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod handshake;
+mod opener;
 mod record;
+mod sealer;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Fingerprint, Identity, client_config, server_config};
+#[cfg(any(test, fuzzing))]
+pub use fuzz::fuzz_open;
 pub use handshake::{Handshake, Progress};
-pub use record::{Opener, Record, Sealer};
+pub use opener::{Opener, Record};
 pub use rustls::AlertDescription;
+pub use sealer::Sealer;
 
 use crate::error::Error;
 
@@ -29,8 +38,7 @@ pub const ALPN: &[u8] = b"culvert";
 pub const WRONG_KEY: &str = "the peer's key is not the one that the REST exchange named";
 
 /// Text of the error when the peer found that ours is not the pinned one.
-pub const KEY_REFUSED: &str =
-    "the peer refused our key: it is not the one that the REST exchange named";
+pub const KEY_REFUSED: &str = "the peer refused our key: it is not the one that the REST exchange named";
 
 /// What rustls found, in words for the log of a link.
 fn explain(error: rustls::Error) -> Error {
