@@ -1,1 +1,5 @@
+//! Culvert's control plane: command lines, REST, the life of tunnels. It decides, and never touches a payload byte.
 
+pub mod api;
+pub mod runtime;
+pub mod secret;
