@@ -10,5 +10,6 @@
 
 pub mod error;
 pub mod limits;
+pub mod mux;
 pub mod settings;
 pub mod time;

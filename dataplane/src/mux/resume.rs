@@ -1,0 +1,1 @@
+//! Retained frames, replay and acknowledgement.

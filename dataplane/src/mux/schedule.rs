@@ -1,0 +1,1 @@
+//! Which frame leaves next.
