@@ -9,6 +9,7 @@
 //! io_uring shell around them; `client` and `endpoint` are the two roles that the control plane starts.
 
 pub mod error;
+pub mod http;
 pub mod limits;
 pub mod mux;
 pub mod settings;

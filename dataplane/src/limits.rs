@@ -56,6 +56,12 @@ pub const ACK_BYTES: u64 = 64 * KIB as u64;
 pub const ACK_DELAY: Duration = Duration::from_millis(25);
 /// A slice of a link's read buffer that waits longer moves into a buffer of its own size.
 pub const SLICE_AGE_MAX: Duration = Duration::from_millis(10);
+/// Slices that are moved together, so that many small frames do not cost a buffer each.
+pub const SLICE_MERGE_BYTES: usize = 16 * KIB;
+/// PONGs that may wait for a write; a peer has one PING out.
+pub const PONGS_PENDING_MAX: usize = 16;
+/// While the pool is low, idle streams are looked for this often.
+pub const RECALL_INTERVAL: Duration = Duration::from_millis(250);
 /// Credit of a stream that was idle this long may be recalled.
 pub const RECALL_IDLE: Duration = Duration::from_millis(500);
 
@@ -90,6 +96,10 @@ pub const PING_REST: Duration = Duration::from_secs(15);
 pub const DEAD_AFTER_MIN: Duration = Duration::from_secs(3);
 /// Bytes arrive, but neither PONG nor a rising ACK: dead after this.
 pub const DEAD_WITHOUT_PROGRESS: Duration = Duration::from_secs(15);
+/// A timer this late means that the process did not run, not that the peer was silent.
+pub const LATE_TIMER: Duration = Duration::from_millis(500);
+/// How long the least round trip is remembered.
+pub const RTT_MEMORY: Duration = Duration::from_secs(10);
 /// PONGs arrive but no ACK rises, with ≥ `ACK_BYTES` unacknowledged: session error.
 pub const ACK_STALL_MAX: Duration = Duration::from_secs(30);
 /// A link's first contact: proxy, TCP, TLS and HELLO together.
@@ -127,13 +137,21 @@ pub const CLIENT_HELLO_MAX: Duration = Duration::from_secs(5);
 /// Connections whose ClientHello is not complete yet.
 pub const CLIENT_HELLOS_PENDING_MAX: usize = 1_024;
 
-// ── HTTP (DESIGN sections 6 and 7) ────────────────────────────────────────────────────────────────────────────
+// ── HTTP (ARCHITECTURE.md, The HTTP path) ────────────────────────────────────────────────────────────────────────────
 
 /// Request line and header fields.
 pub const HEAD_BYTES_MAX: usize = 64 * KIB;
 pub const HEAD_FIELDS_MAX: usize = 128;
+/// What rewriting may add to a request's head: a Host field that HTTP/1.0 did not send, a slash, a space.
+pub const HEAD_GROWTH_BYTES_MAX: usize = KIB;
 /// Request target, else 414.
 pub const TARGET_BYTES_MAX: usize = 16 * KIB;
+/// Method, else 501: the longest registered one has 17.
+pub const METHOD_BYTES_MAX: usize = 32;
+/// Host name: what the length byte of an OPEN can say, and DNS has no longer ones.
+pub const HOST_BYTES_MAX: usize = 255;
+/// Names that Connection lists: each field of a head is compared with each.
+pub const CONNECTION_OPTIONS_MAX: usize = 32;
 /// A browser's head must be complete, else 408.
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
 /// A browser's body may pause this long, else 408.
@@ -147,9 +165,15 @@ pub const FIRST_BYTE_MAX: Duration = Duration::from_secs(600);
 pub const IDLE_MAX: Duration = Duration::from_secs(3_600);
 /// Chunk-size line with its extensions.
 pub const CHUNK_LINE_BYTES_MAX: usize = 4 * KIB;
+/// Trailer section of a chunked body.
+pub const TRAILER_BYTES_MAX: usize = 16 * KIB;
+/// Characters that an error page shows of an address, and of a text.
+pub const PAGE_TEXT_CHARS_MAX: usize = 512;
 
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX == 16_372);
 const _: () = assert!(RECORD_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(RESUME_WINDOW.as_secs() > OUTAGE_INVISIBLE.as_secs());
 const _: () = assert!(BASE_CREDIT_OWN_BYTES <= FIRST_GRANT_BYTES);
 const _: () = assert!(FIRST_GRANT_BYTES <= WINDOW_BYTES_MAX);
+const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
+const _: () = assert!(HOST_BYTES_MAX + 16 <= HEAD_GROWTH_BYTES_MAX);

@@ -616,7 +616,9 @@ fn encode_payload(frame: &Frame, out: &mut BytesMut) -> (u8, u64) {
         }
         Frame::Fin(id, timings) => {
             if let Some(t) = timings {
-                [t.dns_us, t.connect_us, t.tls_us, t.first_byte_us].map(|v| out.put_u32(v));
+                for us in [t.dns_us, t.connect_us, t.tls_us, t.first_byte_us] {
+                    out.put_u32(us);
+                }
             }
             return (kind::FIN, *id);
         }

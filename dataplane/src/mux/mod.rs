@@ -12,10 +12,15 @@
 //!
 //! A stream's life: [`Session::open`] or [`Event::Opened`] gives a [`StreamRef`]. [`Session::room`] says how much
 //! may be read from the local socket, [`Session::write`] takes it; [`Session::recv`] hands out slices, which
-//! [`Session::consumed`] gives back once the local socket has them. The holder ends with [`Session::release`].
+//! [`Session::consumed`] gives back once the local socket has them; while that socket is full nobody keeps slices,
+//! [`Session::rewind`] makes `recv` give them again. The holder ends with [`Session::release`].
 
 mod credit;
+mod flood;
 pub mod frame;
+mod liveness;
+pub mod planted;
+mod receive;
 mod resume;
 mod schedule;
 mod session;

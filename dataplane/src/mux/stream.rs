@@ -1,8 +1,351 @@
-//! Streams of a session.
+//! Streams of a session: what each one holds in both directions, and the table that names them.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher};
+
+use bytes::Bytes;
+
+use super::frame::{Code, Kind, Opened, Timings, TlsReport};
+use crate::time::Time;
 
 /// Names a stream of one session; never reused while anyone may hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StreamRef {
-    pub(super) slot: u32,
-    pub(super) generation: u32,
+    slot: u32,
+    generation: u32,
+}
+
+/// The receiving direction.
+///
+/// ```text
+///  Open ──FIN──► Fin ──handed on──► Done
+///    └───RESET, own reset, end of session──► Reset ──handed on──► Done
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Rx {
+    Open,
+    Fin(Option<Timings>),
+    Reset(Code, Bytes),
+    Done,
+}
+
+/// The sending direction.
+///
+/// ```text
+///  Open ──finish──► FinQueued ──written──► Ended
+///    └── reset, peer's RESET, end of session ──► Stopped
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Tx {
+    Open,
+    FinQueued(Option<Timings>),
+    Ended,
+    Stopped(Code),
+}
+
+/// A run of received bytes and the block of memory that it keeps alive.
+pub(super) struct Slice {
+    pub bytes: Bytes,
+    pub block: u32,
+    /// Moved out of the link's read buffer.
+    pub moved: bool,
+}
+
+/// Which list of the schedule a stream stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    None,
+    New,
+    Old,
+    /// Only FIN or RESET is left and the reserve for such frames is full.
+    Blocked,
+}
+
+/// Frames other than DATA that wait as flags: they hold no bytes, their frames are made when written.
+#[derive(Default)]
+pub(super) struct Flags {
+    pub opened: Option<Opened>,
+    pub start_tls: Option<(Bytes, Bytes)>,
+    pub tls_report: Option<TlsReport>,
+    pub credit: bool,
+    pub recall: Option<u64>,
+    pub answer_recall: bool,
+    pub reset: Option<(Code, Bytes)>,
+    /// The stream stands in the schedule's control list.
+    pub listed: bool,
+}
+
+pub(super) struct Stream {
+    pub id: u64,
+    /// This side opened it.
+    pub own: bool,
+    pub kind: Kind,
+    /// The holder called `release`.
+    pub released: bool,
+    /// Own, and a RESET now would be an early one.
+    pub unserved: bool,
+    /// OPENED, START_TLS, TLS_REPORT were read: once each.
+    pub seen: [bool; 3],
+    /// Its session is over: only what was received is still handed on.
+    pub orphan: bool,
+    pub flags: Flags,
+
+    pub rx: Rx,
+    pub inbox: VecDeque<Slice>,
+    /// Slices at the front of `inbox` that `recv` gave out and `consumed` has not taken back.
+    pub handed: usize,
+    pub received: u64,
+    pub consumed: u64,
+    pub advertised: u64,
+    pub window: u64,
+    pub mark: u64,
+    pub mark_at: Time,
+    /// Bytes a second when the window last doubled.
+    pub mark_rate: u64,
+    /// A RECALL is unanswered: no CREDIT until RETURN.
+    pub recalled: bool,
+    pub last_data: Time,
+    pub young: bool,
+    /// The interval of the link's rate meter in which it last received.
+    pub rate_interval: u64,
+    pub readable_told: bool,
+
+    pub tx: Tx,
+    pub outbox: VecDeque<Bytes>,
+    /// OPEN was written; before that nothing else of the stream may leave.
+    pub open_written: bool,
+    /// Frames written but not answered in any way: what a GOAWAY below this id makes us place anew.
+    pub unanswered: Vec<Bytes>,
+    pub answered: bool,
+    /// Payload bytes written or queued.
+    pub queued: u64,
+    /// Payload bytes written.
+    pub written: u64,
+    /// Offset up to which the peer takes bytes.
+    pub limit: u64,
+    /// Bytes retained or queued, with headers.
+    pub held: usize,
+    pub turn: Turn,
+    pub deficit: usize,
+    pub wants_room: bool,
+    pub refusals_seen: u64,
+    pub own_refusals: u64,
+    /// Place in the budget's queue.
+    pub ticket: u64,
+}
+
+impl Stream {
+    pub fn new(id: u64, own: bool, kind: Kind, now: Time) -> Self {
+        Self {
+            id,
+            own,
+            kind,
+            released: false,
+            unserved: false,
+            seen: [false; 3],
+            orphan: false,
+            flags: Flags::default(),
+            rx: Rx::Open,
+            inbox: VecDeque::new(),
+            handed: 0,
+            received: 0,
+            consumed: 0,
+            advertised: 0,
+            window: 0,
+            mark: 0,
+            mark_at: now,
+            mark_rate: 0,
+            recalled: false,
+            last_data: now,
+            young: false,
+            rate_interval: u64::MAX,
+            readable_told: false,
+            tx: Tx::Open,
+            outbox: VecDeque::new(),
+            open_written: !own,
+            unanswered: Vec::new(),
+            answered: !own,
+            queued: 0,
+            written: 0,
+            limit: 0,
+            held: 0,
+            turn: Turn::None,
+            deficit: 0,
+            wants_room: false,
+            refusals_seen: 0,
+            own_refusals: 0,
+            ticket: 0,
+        }
+    }
+
+    /// Nothing of it is owed to the peer and nothing is left to hand on.
+    pub fn is_over(&self) -> bool {
+        let sent = self.orphan
+            || (matches!(self.tx, Tx::Ended | Tx::Stopped(_)) && self.flags.reset.is_none());
+        self.released && self.rx == Rx::Done && sent
+    }
+
+    /// FIN was asked for, so that a RESET stops the other direction only.
+    pub fn finished(&self) -> bool {
+        matches!(self.tx, Tx::FinQueued(_) | Tx::Ended)
+    }
+
+    /// Something waits for the stream's turn: DATA, FIN, or a RESET that goes after FIN.
+    pub fn wants_turn(&self) -> bool {
+        let reset_in_turn = self.flags.reset.is_some() && self.finished();
+        !self.outbox.is_empty() || matches!(self.tx, Tx::FinQueued(_)) || reset_in_turn
+    }
+
+    /// A control frame of it may leave now.
+    pub fn wants_control(&self) -> bool {
+        let f = &self.flags;
+        f.opened.is_some()
+            || f.start_tls.is_some()
+            || f.tls_report.is_some()
+            || f.credit
+            || f.recall.is_some()
+            || f.answer_recall
+            || (f.reset.is_some() && !self.finished())
+    }
+}
+
+struct Slot {
+    generation: u32,
+    stream: Option<Stream>,
+}
+
+/// All streams of a session, by ref and by id.
+pub(super) struct Streams {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    ids: HashMap<u64, u32, IdHash>,
+    /// Streams of the current session (orphans are not counted).
+    pub open: usize,
+}
+
+impl Streams {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            ids: HashMap::with_hasher(IdHash(seed | 1)),
+            open: 0,
+        }
+    }
+
+    pub fn insert(&mut self, stream: Stream) -> StreamRef {
+        let id = stream.id;
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot {
+                generation: 0,
+                stream: None,
+            });
+            self.slots.len() as u32 - 1
+        });
+        let entry = &mut self.slots[slot as usize];
+        entry.stream = Some(stream);
+        self.ids.insert(id, slot);
+        self.open += 1;
+        StreamRef {
+            slot,
+            generation: entry.generation,
+        }
+    }
+
+    pub fn get(&self, r: StreamRef) -> Option<&Stream> {
+        self.slots
+            .get(r.slot as usize)
+            .filter(|s| s.generation == r.generation)?
+            .stream
+            .as_ref()
+    }
+
+    pub fn get_mut(&mut self, r: StreamRef) -> Option<&mut Stream> {
+        self.slots
+            .get_mut(r.slot as usize)
+            .filter(|s| s.generation == r.generation)?
+            .stream
+            .as_mut()
+    }
+
+    pub fn by_id(&self, id: u64) -> Option<StreamRef> {
+        let slot = *self.ids.get(&id)?;
+        Some(StreamRef {
+            slot,
+            generation: self.slots[slot as usize].generation,
+        })
+    }
+
+    pub fn remove(&mut self, r: StreamRef) -> Option<Stream> {
+        let slot = self
+            .slots
+            .get_mut(r.slot as usize)
+            .filter(|s| s.generation == r.generation)?;
+        let stream = slot.stream.take()?;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(r.slot);
+        if !stream.orphan {
+            self.ids.remove(&stream.id);
+            self.open -= 1;
+        }
+        Some(stream)
+    }
+
+    /// Cuts a stream loose from the protocol: its id means nothing any more.
+    pub fn orphan(&mut self, r: StreamRef) {
+        if let Some(stream) = self.get_mut(r).filter(|s| !s.orphan) {
+            stream.orphan = true;
+            let id = stream.id;
+            self.ids.remove(&id);
+            self.open -= 1;
+        }
+    }
+
+    /// Refs of all streams, orphans included.
+    pub fn refs(&self) -> Vec<StreamRef> {
+        let live = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| s.stream.is_some());
+        live.map(|(i, s)| StreamRef {
+            slot: i as u32,
+            generation: s.generation,
+        })
+        .collect()
+    }
+}
+
+/// Ids are small numbers in a row: one multiplication by a random odd number spreads them.
+#[derive(Clone, Copy)]
+struct IdHash(u64);
+
+struct IdHasher {
+    key: u64,
+    value: u64,
+}
+
+impl BuildHasher for IdHash {
+    type Hasher = IdHasher;
+    fn build_hasher(&self) -> IdHasher {
+        IdHasher {
+            key: self.0,
+            value: 0,
+        }
+    }
+}
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.write_u64(u64::from(*b));
+        }
+    }
+    fn write_u64(&mut self, id: u64) {
+        let product = u128::from(self.value ^ id ^ self.key.rotate_left(32)) * u128::from(self.key);
+        self.value = (product >> 64) as u64 ^ product as u64;
+    }
+    fn finish(&self) -> u64 {
+        self.value
+    }
 }

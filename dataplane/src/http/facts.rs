@@ -1,0 +1,207 @@
+//! What the field lines of a head say about host, connection and framing.
+
+use memchr::memchr_iter;
+
+use super::fields::list;
+use super::head::{Bad, Framing, Version};
+use crate::limits::{CONNECTION_OPTIONS_MAX, HEAD_FIELDS_MAX};
+
+/// Whose head it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Request,
+    Response,
+}
+
+pub(crate) const TOO_MANY_FIELDS: Bad = Bad {
+    status: 431,
+    reason: "the head has too many fields",
+};
+
+/// What the field lines say about connection and framing.
+#[derive(Debug, Default)]
+pub(crate) struct Facts<'a> {
+    pub fields: usize,
+    pub host: Option<&'a [u8]>,
+    pub length: Option<u64>,
+    pub chunked: bool,
+    pub close: bool,
+    pub keep_alive: bool,
+    pub upgrade_option: bool,
+    /// `Upgrade: websocket`, and nothing else.
+    pub websocket: bool,
+    pub upgrades: usize,
+    pub options: usize,
+    pub expect_continue: bool,
+}
+
+impl<'a> Facts<'a> {
+    /// `block` is the field lines and the empty line.
+    pub fn read(block: &'a [u8], side: Side) -> Result<Self, Bad> {
+        // httparse takes a bare LF for a line end.
+        if memchr_iter(b'\n', block).any(|at| at == 0 || block[at - 1] != b'\r') {
+            return Err(Bad::request("a line of the head ends in LF without CR"));
+        }
+        let mut storage = [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX];
+        let fields = match httparse::parse_headers(block, &mut storage) {
+            Ok(httparse::Status::Complete((n, fields))) if n == block.len() => fields,
+            Ok(httparse::Status::Complete(_)) => return Err(Bad::request("bytes after the head")),
+            Ok(httparse::Status::Partial) => return Err(Bad::request("the head is not complete")),
+            Err(httparse::Error::TooManyHeaders) => return Err(TOO_MANY_FIELDS),
+            Err(httparse::Error::HeaderName) => {
+                return Err(Bad::request(
+                    "a field name is empty, folded, or holds a forbidden character",
+                ));
+            }
+            Err(_) => return Err(Bad::request("a field value holds a control character")),
+        };
+        let mut facts = Self {
+            fields: fields.len(),
+            ..Self::default()
+        };
+        for field in fields.iter() {
+            facts.add(field.name, field.value, side)?;
+        }
+        if facts.chunked && facts.length.is_some() {
+            return Err(Bad::request("Content-Length beside Transfer-Encoding"));
+        }
+        Ok(facts)
+    }
+
+    fn add(&mut self, name: &str, value: &'a [u8], side: Side) -> Result<(), Bad> {
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        if is("host") && side == Side::Request {
+            if self.host.replace(value).is_some() {
+                return Err(Bad::request("Host is there twice"));
+            }
+        } else if is("content-length") {
+            if self.length.replace(content_length(value)?).is_some() {
+                return Err(Bad::request("Content-Length is there twice"));
+            }
+        } else if is("transfer-encoding") {
+            if self.chunked {
+                return Err(Bad::request("Transfer-Encoding is there twice"));
+            }
+            self.chunked = transfer_encoding(value)?;
+        } else if is("connection") || (is("proxy-connection") && side == Side::Request) {
+            self.connection(value, side)?;
+        } else if is("upgrade") {
+            self.upgrades += 1;
+            self.websocket = self.upgrades == 1 && value.eq_ignore_ascii_case(b"websocket");
+        } else if is("expect") && side == Side::Request {
+            if !value.eq_ignore_ascii_case(b"100-continue") {
+                return Err(Bad {
+                    status: 417,
+                    reason: "Expect asks for something other than 100-continue",
+                });
+            }
+            self.expect_continue = true;
+        }
+        Ok(())
+    }
+
+    fn connection(&mut self, value: &[u8], side: Side) -> Result<(), Bad> {
+        for option in list(value) {
+            self.options += 1;
+            if self.options > CONNECTION_OPTIONS_MAX {
+                return Err(Bad {
+                    status: 431,
+                    reason: "Connection lists too many names",
+                });
+            }
+            let is = |other: &[u8]| option.eq_ignore_ascii_case(other);
+            self.close |= is(b"close");
+            self.keep_alive |= is(b"keep-alive");
+            self.upgrade_option |= is(b"upgrade");
+            // Sites do list Transfer-Encoding; from a browser it can only be meant to hide a field from the next hop.
+            if side == Side::Request
+                && (is(b"host") || is(b"content-length") || is(b"transfer-encoding"))
+            {
+                return Err(Bad::request(
+                    "Connection lists a field that no hop may drop",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn request_framing(&self, method: &str, version: Version) -> Result<Framing, Bad> {
+        self.check_version(version)?;
+        let framing = match (self.chunked, self.length) {
+            (true, _) => Framing::Chunked,
+            (false, Some(n)) => Framing::Length(n),
+            (false, None) => Framing::None,
+        };
+        // What follows a CONNECT is the tunnel's; a body there would be read as such by some and not by others.
+        if method == "CONNECT" && !matches!(framing, Framing::None | Framing::Length(0)) {
+            return Err(Bad::request("CONNECT with a body"));
+        }
+        Ok(framing)
+    }
+
+    pub fn response_framing(
+        &self,
+        method: &str,
+        version: Version,
+        status: u16,
+    ) -> Result<Framing, Bad> {
+        self.check_version(version)?;
+        // RFC 9112 section 6.3: whatever these say about a body is ignored.
+        if (method == "CONNECT" && (200..300).contains(&status))
+            || method == "HEAD" && status >= 200
+            || status == 304
+        {
+            return Ok(Framing::None);
+        }
+        if status < 200 || status == 204 {
+            if self.chunked || self.length.is_some_and(|n| n > 0) {
+                return Err(Bad::request("a status without a body announces one"));
+            }
+            return Ok(Framing::None);
+        }
+        Ok(match (self.chunked, self.length) {
+            (true, _) => Framing::Chunked,
+            (false, Some(n)) => Framing::Length(n),
+            (false, None) => Framing::UntilClose,
+        })
+    }
+
+    fn check_version(&self, version: Version) -> Result<(), Bad> {
+        if self.chunked && version == Version::Http10 {
+            return Err(Bad::request("Transfer-Encoding in HTTP/1.0"));
+        }
+        Ok(())
+    }
+}
+
+/// Digits and nothing else, at most 2^63 - 1: more would be negative to some.
+fn content_length(value: &[u8]) -> Result<u64, Bad> {
+    let digits = (1..=19).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+    let number = std::str::from_utf8(value)
+        .ok()
+        .filter(|_| digits)
+        .and_then(|s| s.parse::<u64>().ok());
+    number
+        .filter(|n| *n <= i64::MAX as u64)
+        .ok_or(Bad::request("Content-Length is not one number"))
+}
+
+/// True, or refused: 501 where the value is valid but names a coding that is not spoken (RFC 9112 section 6.1).
+fn transfer_encoding(value: &[u8]) -> Result<bool, Bad> {
+    if value.eq_ignore_ascii_case(b"chunked") {
+        return Ok(true);
+    }
+    let codings = value.strip_suffix(b"chunked").unwrap_or(b"x");
+    let known = |c: &[u8]| {
+        [&b"gzip"[..], b"x-gzip", b"deflate", b"compress"]
+            .iter()
+            .any(|k| c.eq_ignore_ascii_case(k))
+    };
+    if list(codings).all(known) && codings.contains(&b',') {
+        return Err(Bad {
+            status: 501,
+            reason: "a transfer coding other than chunked",
+        });
+    }
+    Err(Bad::request("Transfer-Encoding is not exactly chunked"))
+}

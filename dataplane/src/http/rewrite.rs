@@ -1,0 +1,186 @@
+//! The head that is sent on: hop-by-hop fields out, everything else as it came, in its order and case.
+
+use super::fields::{Field, Fields, list};
+use super::head::{Framing, Request, Response, Version};
+use super::target::Form;
+use crate::limits::CONNECTION_OPTIONS_MAX;
+
+/// Fields that concern one connection only (RFC 9110 section 7.6.1), with those that older peers treat so and the
+/// one that asks for the `h2c` that is not passed on. Connection, Upgrade and Transfer-Encoding are dealt with apart.
+const HOP_BY_HOP: [&str; 7] = [
+    "Keep-Alive",
+    "Proxy-Connection",
+    "Proxy-Authenticate",
+    "Proxy-Authentication-Info",
+    "Proxy-Authorization",
+    "TE",
+    "HTTP2-Settings",
+];
+
+/// Appends the request as the site sees it: origin-form (`*` stays), HTTP/1.1, Host from the target, and `Connection`
+/// only to upgrade. The body follows as it came. An authority-form request is written as CONNECT again. `add` are
+/// further fields, names and values without line ends.
+pub fn request(request: &Request<'_>, add: &[(&str, &[u8])], out: &mut Vec<u8>) {
+    out.extend_from_slice(request.method.as_bytes());
+    out.push(b' ');
+    target(request, out);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let host = request.authority.map_or("", |a| a.raw);
+    if !host.is_empty() && !request.fields().any(|f| f.is("Host")) {
+        line(b"Host", host.as_bytes(), out);
+    }
+    let listed = Listed::read(request.fields());
+    let mut upgrade = request.upgrade;
+    for field in request.fields() {
+        if field.is("Host") {
+            if field.value == host.as_bytes() {
+                out.extend_from_slice(field.line);
+            } else {
+                line(field.name, host.as_bytes(), out);
+            }
+        } else if field.is("Connection") {
+            connection_to_upgrade(&field, &mut upgrade, out);
+        } else if field.is("Upgrade") {
+            if request.upgrade {
+                out.extend_from_slice(field.line);
+            }
+        } else if field.is("Expect") && request.version == Version::Http10 {
+            // RFC 9110 section 10.1.1: from HTTP/1.0 it means nothing, sent on as HTTP/1.1 it would.
+        } else if !listed.drops(&field) {
+            out.extend_from_slice(field.line);
+        }
+    }
+    if upgrade {
+        // The option stood in Proxy-Connection.
+        line(b"Connection", b"Upgrade", out);
+    }
+    end(add, out);
+}
+
+/// How the response whose head was written is to be relayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The browser was told that its connection stays open. False: close it after the last byte, and reset it if the
+    /// body was cut, so that the cut does not look like the end.
+    pub keep_alive: bool,
+    /// An HTTP/1.0 browser cannot read chunks: send it only the content ([`super::Body::run`]), delimited by close;
+    /// trailers are lost (RFC 9112 section 7.1.2 allows it).
+    pub dechunk: bool,
+}
+
+/// Appends the response as a browser of version `to` sees it, always named HTTP/1.1 (RFC 9110 section 6.2).
+/// `keep_alive`: the browser wants its connection kept and we can. Interim responses (1xx) leave the connection as it
+/// is, and are not for an HTTP/1.0 browser: do not send them there.
+pub fn response(
+    response: &Response<'_>,
+    to: Version,
+    keep_alive: bool,
+    add: &[(&str, &[u8])],
+    out: &mut Vec<u8>,
+) -> Delivery {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(&status_digits(response.status));
+    out.push(b' ');
+    out.extend_from_slice(response.reason);
+    out.extend_from_slice(b"\r\n");
+    let chunks = to == Version::Http11;
+    let listed = Listed::read(response.fields());
+    let mut upgrade = response.is_upgrade();
+    for field in response.fields() {
+        if field.is("Connection") {
+            connection_to_upgrade(&field, &mut upgrade, out);
+        } else if field.is("Upgrade") {
+            if response.is_upgrade() {
+                out.extend_from_slice(field.line);
+            }
+        } else if field.is("Transfer-Encoding") && !chunks {
+            // The body arrives without its chunks.
+        } else if !listed.drops(&field) {
+            out.extend_from_slice(field.line);
+        }
+    }
+    let keep_alive = keep_alive && chunks && response.framing != Framing::UntilClose;
+    if !keep_alive && !response.is_upgrade() && !response.is_interim() {
+        out.extend_from_slice(b"Connection: close\r\n");
+    }
+    end(add, out);
+    Delivery {
+        keep_alive: keep_alive && !response.is_upgrade(),
+        dechunk: response.framing == Framing::Chunked && !chunks,
+    }
+}
+
+/// RFC 9112 section 3.2.4: OPTIONS for the whole server arrives in absolute-form without a path.
+fn target(request: &Request<'_>, out: &mut Vec<u8>) {
+    match (request.form, request.path) {
+        (Form::Authority, _) => {
+            out.extend_from_slice(request.authority.map_or("", |a| a.raw).as_bytes())
+        }
+        (Form::Absolute, b"") if request.method == "OPTIONS" => out.push(b'*'),
+        (Form::Absolute, path) => {
+            if path.first() != Some(&b'/') {
+                out.push(b'/');
+            }
+            out.extend_from_slice(path);
+        }
+        (_, path) => out.extend_from_slice(path),
+    }
+}
+
+fn connection_to_upgrade(field: &Field<'_>, upgrade: &mut bool, out: &mut Vec<u8>) {
+    if std::mem::take(upgrade) {
+        line(field.name, b"Upgrade", out);
+    }
+}
+
+fn line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn end(add: &[(&str, &[u8])], out: &mut Vec<u8>) {
+    for (name, value) in add {
+        line(name.as_bytes(), value, out);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn status_digits(status: u16) -> [u8; 3] {
+    [100, 10, 1].map(|unit| b'0' + (status / unit % 10) as u8)
+}
+
+/// The names that Connection lists, as many as the parser let through.
+struct Listed<'a> {
+    names: [&'a [u8]; CONNECTION_OPTIONS_MAX],
+    len: usize,
+}
+
+impl<'a> Listed<'a> {
+    fn read(fields: Fields<'a>) -> Self {
+        let mut listed = Self {
+            names: [b""; CONNECTION_OPTIONS_MAX],
+            len: 0,
+        };
+        let options = fields
+            .filter(|f| f.is("Connection") || f.is("Proxy-Connection"))
+            .flat_map(|f| list(f.value));
+        for (place, name) in listed.names.iter_mut().zip(options) {
+            *place = name;
+            listed.len += 1;
+        }
+        listed
+    }
+
+    /// Whether a field stays behind. The framing of the message never does, even if listed: the body is sent as is.
+    fn drops(&self, field: &Field<'_>) -> bool {
+        if HOP_BY_HOP.iter().any(|name| field.is(name)) {
+            return true;
+        }
+        let listed = self.names[..self.len]
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(field.name));
+        listed && !field.is("Content-Length") && !field.is("Transfer-Encoding")
+    }
+}

@@ -1,0 +1,257 @@
+//! Two sessions back to back, without a network: the shortest way to see the multiplex work.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use dataplane::limits::FRAME_HEADER_BYTES;
+use dataplane::mux::frame::{Frame, Header, decode};
+use dataplane::mux::{
+    Budget, BudgetConfig, Code, Config, Event, Kind, Open, Recv, Session, Side, StreamRef,
+};
+use dataplane::time::Time;
+
+struct Host {
+    session: Session,
+    budget: Budget,
+    events: Vec<Event>,
+}
+
+struct Pair {
+    now: Time,
+    sc: Host,
+    endpoint: Host,
+}
+
+fn host(side: Side) -> Host {
+    let now = Time::from_micros(1_000_000);
+    let config = Config {
+        side,
+        key: 0,
+        link: 0,
+        links: 1,
+        member: [7; 16],
+        seed: [3; 16],
+        settings: 1,
+    };
+    let budget = Budget::new(BudgetConfig {
+        pool_bytes: 8 << 20,
+        tx_bytes: 8 << 20,
+        streams_peer_max: 64,
+        streams_own_max: 64,
+    });
+    Host {
+        session: Session::new(config, now),
+        budget,
+        events: Vec::new(),
+    }
+}
+
+impl Host {
+    fn transmit(&mut self, now: Time) -> BytesMut {
+        let mut frames = Vec::new();
+        let mut out = BytesMut::new();
+        while self
+            .session
+            .poll_transmit(now, &mut self.budget, &mut frames)
+            > 0
+        {
+            for frame in frames.drain(..) {
+                out.extend_from_slice(&frame);
+            }
+        }
+        while let Some(event) = self.session.poll_event() {
+            self.events.push(event);
+        }
+        out
+    }
+
+    fn write(&mut self, now: Time, r: StreamRef, payload: &[u8]) -> usize {
+        let room = self
+            .session
+            .room(now, &mut self.budget, r)
+            .unwrap_or(0)
+            .min(16_372)
+            .min(payload.len());
+        if room > 0 {
+            let mut frame = BytesMut::zeroed(FRAME_HEADER_BYTES);
+            frame.extend_from_slice(&payload[..room]);
+            self.session.write(now, &mut self.budget, r, frame);
+        }
+        room
+    }
+
+    fn read(&mut self, now: Time, r: StreamRef, into: &mut Vec<u8>) -> Option<Recv> {
+        loop {
+            match self.session.recv(&mut self.budget, r) {
+                Recv::Data(bytes) => {
+                    into.extend_from_slice(&bytes);
+                    self.session.consumed(now, &mut self.budget, r, bytes.len());
+                }
+                Recv::Pending => return None,
+                end => return Some(end),
+            }
+        }
+    }
+}
+
+impl Pair {
+    fn new() -> Self {
+        Self {
+            now: Time::from_micros(1_000_000),
+            sc: host(Side::Client),
+            endpoint: host(Side::Endpoint),
+        }
+    }
+
+    fn tick(&mut self, d: Duration) {
+        self.now = self.now + d;
+        self.sc
+            .session
+            .handle_timeout(self.now, &mut self.sc.budget);
+        self.endpoint
+            .session
+            .handle_timeout(self.now, &mut self.endpoint.budget);
+    }
+
+    fn connect(&mut self) {
+        self.tick(Duration::from_millis(1));
+        self.sc.transmit(self.now);
+        assert!(self.sc.events.contains(&Event::Dial));
+        self.sc.session.connected(self.now, &mut self.sc.budget);
+        let mut hello = self.sc.transmit(self.now).freeze();
+        let header = Header::decode(&hello)
+            .and_then(Result::ok)
+            .expect("a header");
+        let Ok(Frame::Hello(h)) = decode(header, hello.split_off(FRAME_HEADER_BYTES)) else {
+            panic!("not HELLO")
+        };
+        self.endpoint.session.check_hello(&h).expect("accepted");
+        self.endpoint
+            .session
+            .connected_by(self.now, &mut self.endpoint.budget, &h);
+        self.exchange();
+    }
+
+    fn exchange(&mut self) {
+        for _ in 0..1_000 {
+            self.now = self.now + Duration::from_micros(500);
+            let a = self.sc.transmit(self.now);
+            let b = self.endpoint.transmit(self.now);
+            if a.is_empty() && b.is_empty() {
+                return;
+            }
+            self.endpoint
+                .session
+                .handle_bytes(self.now, &mut self.endpoint.budget, a.freeze());
+            self.sc
+                .session
+                .handle_bytes(self.now, &mut self.sc.budget, b.freeze());
+        }
+        panic!("the two never fall silent");
+    }
+
+    fn cut(&mut self) {
+        self.sc
+            .session
+            .disconnected(self.now, &mut self.sc.budget, false);
+        self.endpoint
+            .session
+            .disconnected(self.now, &mut self.endpoint.budget, false);
+    }
+
+    fn open(&mut self) -> (StreamRef, StreamRef) {
+        let open = Open {
+            kind: Kind::Http,
+            settings: 1,
+            credit: 0,
+            port: 80,
+            host: Bytes::from_static(b"site"),
+            shown: None,
+        };
+        let here = self
+            .endpoint
+            .session
+            .open(self.now, &mut self.endpoint.budget, open)
+            .expect("live");
+        self.exchange();
+        let there = self.sc.events.iter().rev().find_map(|e| match e {
+            Event::Opened(r, _) => Some(*r),
+            _ => None,
+        });
+        (here, there.expect("opened at sc"))
+    }
+}
+
+#[test]
+fn bytes_cross_both_ways_and_end() {
+    let mut p = Pair::new();
+    p.connect();
+    let (e, s) = p.open();
+    let body: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7) as u8).collect();
+    let (mut sent, mut got) = (0, Vec::new());
+    for _ in 0..10_000 {
+        while sent < body.len() {
+            match p.sc.write(p.now, s, &body[sent..]) {
+                0 => break,
+                n => sent += n,
+            }
+        }
+        if sent == body.len() {
+            p.sc.session.finish(p.now, s, None);
+        }
+        p.exchange();
+        if let Some(end) = p.endpoint.read(p.now, e, &mut got) {
+            assert_eq!(end, Recv::Fin(None));
+            break;
+        }
+    }
+    assert!(got == body, "{} of {} bytes", got.len(), body.len());
+    p.endpoint.session.finish(p.now, e, None);
+    p.exchange();
+    assert_eq!(p.sc.read(p.now, s, &mut Vec::new()), Some(Recv::Fin(None)));
+    p.sc.session.release(p.now, &mut p.sc.budget, s);
+    p.endpoint.session.release(p.now, &mut p.endpoint.budget, e);
+    p.tick(Duration::from_millis(30));
+    p.exchange();
+    for host in [&p.sc, &p.endpoint] {
+        let b = &host.budget;
+        assert_eq!(
+            (b.tx_held(), b.rx_outstanding(), b.rx_charged(), b.streams()),
+            (0, 0, 0, (0, 0))
+        );
+    }
+}
+
+#[test]
+fn a_cut_loses_and_doubles_nothing() {
+    let mut p = Pair::new();
+    p.connect();
+    let (e, s) = p.open();
+    assert_eq!(p.endpoint.write(p.now, e, b"before "), 7);
+    p.endpoint.transmit(p.now);
+    p.endpoint.write(p.now, e, b"lost on the way");
+    p.endpoint.session.finish(p.now, e, None);
+    p.endpoint.transmit(p.now);
+    p.cut();
+    p.now = p.now + Duration::from_secs(3);
+    p.connect();
+    let mut got = Vec::new();
+    assert_eq!(p.sc.read(p.now, s, &mut got), Some(Recv::Fin(None)));
+    assert_eq!(got, b"before lost on the way");
+    assert!(p.endpoint.session.frames_replayed() >= 3);
+}
+
+#[test]
+fn a_restarted_peer_ends_the_streams_by_name() {
+    let mut p = Pair::new();
+    p.connect();
+    let (_, s) = p.open();
+    p.cut();
+    p.endpoint = host(Side::Endpoint);
+    p.now = p.now + Duration::from_secs(3);
+    p.connect();
+    assert_eq!(
+        p.sc.read(p.now, s, &mut Vec::new()),
+        Some(Recv::Reset(Code::PeerRestarted, Bytes::new()))
+    );
+}
