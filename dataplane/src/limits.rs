@@ -128,6 +128,10 @@ pub const KEY_UPDATE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 pub const RECORD_CIPHERTEXT_BYTES_MAX: usize = RECORD_BYTES_MAX + 256;
 /// Handshake messages of one side together.
 pub const HANDSHAKE_BYTES_MAX: usize = 64 * KIB;
+/// Frames up to this size share a record by copying; above it a record of its own (22 bytes) is cheaper than a copy.
+pub const PACKED_FRAME_BYTES_MAX: usize = 4 * KIB;
+/// Records without content in a row: they cost the peer 22 bytes and us a decryption (OpenSSL allows as many).
+pub const EMPTY_RECORDS_MAX: u32 = 32;
 
 // ── Front ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -172,6 +176,8 @@ pub const PAGE_TEXT_CHARS_MAX: usize = 512;
 
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX == 16_372);
 const _: () = assert!(RECORD_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(RECORD_CIPHERTEXT_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(PACKED_FRAME_BYTES_MAX < RECORD_BYTES_MAX);
 const _: () = assert!(RESUME_WINDOW.as_secs() > OUTAGE_INVISIBLE.as_secs());
 const _: () = assert!(BASE_CREDIT_OWN_BYTES <= FIRST_GRANT_BYTES);
 const _: () = assert!(FIRST_GRANT_BYTES <= WINDOW_BYTES_MAX);
