@@ -2,6 +2,10 @@
 
 use std::future::Future;
 use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A runtime for the thread that made it. Its tasks see an ordinary tokio context on both kinds.
 pub enum Runtime {
@@ -47,6 +51,15 @@ impl Runtime {
             Self::Epoll(runtime) => runtime.block_on(future),
         }
     }
+}
+
+/// Watches a descriptor for readiness in the runtime of the calling task.
+///
+/// # Errors
+/// What the reactor says.
+pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` owns one descriptor, which stays open and the same until it is dropped, with the `AsyncFd`.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::seqpacket::{self, Seqpacket};
+use crate::runtime::watch;
 
 /// Connections accepted in one turn of a listener: the others have theirs.
 const ACCEPTS_PER_TURN: usize = 16;
@@ -37,7 +38,7 @@ pub struct Ports {
 
 /// A tunnel's proxy port. It outlives the endpoint processes that serve it.
 pub struct Listener {
-    socket: AsyncFd<TcpListener>,
+    socket: AsyncFd<OwnedFd>,
     pub address: SocketAddr,
     /// Local addresses of own connections under way: the self-test.
     probes: Mutex<HashSet<SocketAddr>>,
@@ -60,14 +61,25 @@ impl Ports {
     pub fn listen(&mut self) -> io::Result<Listener> {
         for _ in self.range.clone() {
             let port = self.next;
-            self.next = if port == *self.range.end() { *self.range.start() } else { port + 1 };
+            self.next = if port == *self.range.end() {
+                *self.range.start()
+            } else {
+                port + 1
+            };
             match TcpListener::bind(SocketAddrV4::new(self.address, port)) {
                 Ok(socket) => return Listener::new(socket),
-                Err(e) if matches!(e.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) => {}
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied
+                    ) => {}
                 Err(e) => return Err(e),
             }
         }
-        Err(io::Error::new(io::ErrorKind::AddrInUse, "no proxy port is free"))
+        Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "no proxy port is free",
+        ))
     }
 }
 
@@ -76,7 +88,7 @@ impl Listener {
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
         Ok(Self {
-            socket: AsyncFd::with_interest(socket, Interest::READABLE)?,
+            socket: watch(socket.into(), Interest::READABLE)?,
             address,
             probes: Mutex::default(),
         })
@@ -132,8 +144,9 @@ impl Listener {
         }
     }
 
-    fn accept(&self, listener: &TcpListener) -> io::Result<(OwnedFd, u8)> {
-        let (socket, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    fn accept(&self, listener: &OwnedFd) -> io::Result<(OwnedFd, u8)> {
+        let (socket, peer) =
+            acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
         // A connection that is gone already needs no option.
         let _ = sockopt::set_tcp_nodelay(&socket, true);
         let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
@@ -192,7 +205,11 @@ pub async fn run(listener: Arc<Listener>, mut shards: Vec<ShardSender>) {
     loop {
         let batch = listener.turn().await;
         for kind in [KIND_PROBE, KIND_BROWSER] {
-            let sockets: Vec<_> = batch.iter().filter(|(_, k)| *k == kind).map(|(s, _)| s.as_fd()).collect();
+            let sockets: Vec<_> = batch
+                .iter()
+                .filter(|(_, k)| *k == kind)
+                .map(|(s, _)| s.as_fd())
+                .collect();
             if !sockets.is_empty() && pass(&mut shards, kind, &sockets).await.is_err() {
                 return;
             }
@@ -204,7 +221,11 @@ pub async fn run(listener: Arc<Listener>, mut shards: Vec<ShardSender>) {
 
 /// Passes to the least loaded shard that has room, and waits while none has: meanwhile the listener's own queue holds
 /// the browsers.
-async fn pass(shards: &mut [ShardSender], kind: u8, sockets: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
+async fn pass(
+    shards: &mut [ShardSender],
+    kind: u8,
+    sockets: &[std::os::fd::BorrowedFd<'_>],
+) -> io::Result<()> {
     loop {
         shards.sort_by_key(|s| s.passed);
         for shard in shards.iter_mut() {
@@ -227,8 +248,10 @@ async fn pass(shards: &mut [ShardSender], kind: u8, sockets: &[std::os::fd::Borr
 
 /// `ETOOMANYREFS`: this user has too many descriptors under way between processes.
 fn is_full(e: &io::Error) -> bool {
-    matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-        || e.raw_os_error() == Some(rustix::io::Errno::TOOMANYREFS.raw_os_error())
+    matches!(
+        e.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    ) || e.raw_os_error() == Some(rustix::io::Errno::TOOMANYREFS.raw_os_error())
 }
 
 #[cfg(test)]
@@ -285,7 +308,9 @@ mod tests {
             for shards in [1, 2, 4] {
                 let (sender, _stalled) = ShardSender::pair(shards).unwrap();
                 let sockets: Vec<_> = (0..ACCEPTS_PER_TURN)
-                    .map(|_| rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap())
+                    .map(|_| {
+                        rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap()
+                    })
                     .collect();
                 let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
                 let mut waiting = 0;
@@ -293,7 +318,10 @@ mod tests {
                     waiting += fds.len();
                     assert!(waiting <= 4 * FDS_WAITING_MAX, "no bound");
                 }
-                assert!(waiting > 0 && waiting * shards <= FDS_WAITING_MAX, "{shards}: {waiting}");
+                assert!(
+                    waiting > 0 && waiting * shards <= FDS_WAITING_MAX,
+                    "{shards}: {waiting}"
+                );
             }
         });
     }
@@ -301,11 +329,18 @@ mod tests {
     #[test]
     fn ports_are_taken_in_turn_and_run_out() {
         run_test(async {
-            let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let free = TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap()
+                .port();
             let mut ports = Ports::new(Ipv4Addr::LOCALHOST, free..=free);
             let first = ports.listen().unwrap();
             assert_eq!(first.address.port(), free);
-            assert_eq!(ports.listen().err().unwrap().kind(), io::ErrorKind::AddrInUse);
+            assert_eq!(
+                ports.listen().err().unwrap().kind(),
+                io::ErrorKind::AddrInUse
+            );
             drop(first);
             assert!(ports.listen().is_ok());
         });

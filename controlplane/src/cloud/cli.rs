@@ -23,10 +23,15 @@ const CACHE_BYTES: usize = 64 * MIB;
 const WAITING_HEADS_BYTES: usize = 16 * MIB;
 const BASE_BYTES: usize = 32 * MIB;
 
-const EXIT_CODES: &str = "Exit codes: 0 clean, 1 internal error, 2 usage, 7 a port, file or folder cannot be had.";
+const EXIT_CODES: &str =
+    "Exit codes: 0 clean, 1 internal error, 2 usage, 7 a port, file or folder cannot be had.";
 
 #[derive(Parser)]
-#[command(name = "sc-cloud", version, about = "The cloud side of Culvert: REST API and tunnel endpoints.")]
+#[command(
+    name = "sc-cloud",
+    version,
+    about = "The cloud side of Culvert: REST API and tunnel endpoints."
+)]
 #[command(after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
@@ -135,38 +140,54 @@ fn log() {
 fn add_user(name: &str, state: StateArgument) -> Result<(), Failure> {
     let connection = open_store(&state_dir(state)?)?;
     let key = accounts::add(&connection, name, unix_now()).map_err(|e| match e {
-        AddError::Name => Failure::usage(format!("{name:?} is no user name: 1 to 64 letters, digits, '.', '_', '-'")),
+        AddError::Name => Failure::usage(format!(
+            "{name:?} is no user name: 1 to 64 letters, digits, '.', '_', '-'"
+        )),
         AddError::Exists => Failure::usage(format!("user {name} exists already")),
         AddError::Randomness => Failure::internal("the system gives no random numbers"),
         AddError::Store(e) => Failure::local(format!("the store: {e}")),
     })?;
     writeln!(io::stdout(), "{}", key.expose()).map_err(Failure::internal)?;
-    let _ = writeln!(io::stderr(), "User {name} added; the access key is shown only this once.");
+    let _ = writeln!(
+        io::stderr(),
+        "User {name} added; the access key is shown only this once."
+    );
     Ok(())
 }
 
 fn state_dir(argument: StateArgument) -> Result<PathBuf, Failure> {
     if let Some(folder) = argument.state_dir {
-        return std::path::absolute(&folder).map_err(|e| Failure::usage(format!("--state-dir: {e}")));
+        return std::path::absolute(&folder)
+            .map_err(|e| Failure::usage(format!("--state-dir: {e}")));
     }
     if rustix::process::geteuid().is_root() {
         return Ok("/var/lib/culvert".into());
     }
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
     absolute("XDG_STATE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
         .map(|folder| folder.join("culvert"))
-        .ok_or_else(|| Failure::usage("neither HOME nor XDG_STATE_HOME is set: --state-dir is needed"))
+        .ok_or_else(|| {
+            Failure::usage("neither HOME nor XDG_STATE_HOME is set: --state-dir is needed")
+        })
 }
 
 fn options(arguments: ServeArguments) -> Result<Options, Failure> {
     let shards = arguments.endpoint_shards;
     if !(1..=SHARDS_MAX).contains(&shards) {
-        return Err(Failure::usage(format!("--endpoint-shards: 1 to {SHARDS_MAX}")));
+        return Err(Failure::usage(format!(
+            "--endpoint-shards: 1 to {SHARDS_MAX}"
+        )));
     }
     if !(shards..=limits::ENDPOINT_STREAMS_MAX).contains(&arguments.max_streams) {
         let most = limits::ENDPOINT_STREAMS_MAX;
-        return Err(Failure::usage(format!("--max-streams: {shards} (the shards) to {most}")));
+        return Err(Failure::usage(format!(
+            "--max-streams: {shards} (the shards) to {most}"
+        )));
     }
     let needed = endpoint_bytes(shards, arguments.max_streams).div_ceil(MIB);
     if arguments.memory_max.is_some_and(|given| given < needed) {
@@ -192,7 +213,8 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
 fn endpoint_bytes(shards: usize, max_streams: usize) -> usize {
     let peer_opened = limits::CLIENT_STREAMS_MAX * limits::BASE_CREDIT_PEER_BYTES;
     let own = max_streams * limits::BASE_CREDIT_OWN_BYTES;
-    let budgets = peer_opened + own + shards * (limits::ENDPOINT_POOL_BYTES + limits::TX_BUDGET_BYTES);
+    let budgets =
+        peer_opened + own + shards * (limits::ENDPOINT_POOL_BYTES + limits::TX_BUDGET_BYTES);
     budgets * 3 / 2
         + shards * SHARD_BYTES
         + usize::from(LINKS_MAX) * LINK_BYTES
@@ -205,13 +227,17 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.parse::<u16>() {
         return Ok((Ipv4Addr::UNSPECIFIED, port).into());
     }
-    text.parse().map_err(|_| "PORT or ADDRESS:PORT is needed".into())
+    text.parse()
+        .map_err(|_| "PORT or ADDRESS:PORT is needed".into())
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
     let bad = || "FIRST-LAST is needed, both from 1 to 65535".to_owned();
     let (first, last) = text.split_once('-').ok_or_else(bad)?;
-    let (first, last) = (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
+    let (first, last) = (
+        first.parse().map_err(|_| bad())?,
+        last.parse().map_err(|_| bad())?,
+    );
     if first == 0 || first > last {
         return Err(bad());
     }
@@ -221,11 +247,21 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
 fn public_address(text: &str) -> Result<String, String> {
     let bad = || "HOST:PORT is needed".to_owned();
     let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
-    port.parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(bad)?;
+    port.parse::<u16>()
+        .ok()
+        .filter(|p| *p > 0)
+        .ok_or_else(bad)?;
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
     let is_address = bare.is_some_and(|h| h.parse::<IpAddr>().is_ok());
-    let is_name = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
-    if is_address || is_name { Ok(text.to_owned()) } else { Err(bad()) }
+    let is_name = !host.is_empty()
+        && host
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
+    if is_address || is_name {
+        Ok(text.to_owned())
+    } else {
+        Err(bad())
+    }
 }
 
 #[cfg(test)]
@@ -233,8 +269,13 @@ mod tests {
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<Options, Failure> {
-        let all = ["sc-cloud", "serve", "--state-dir", "/tmp/x"].iter().chain(arguments);
-        match Arguments::try_parse_from(all).map_err(|e| Failure::usage(e.to_string()))?.command {
+        let all = ["sc-cloud", "serve", "--state-dir", "/tmp/x"]
+            .iter()
+            .chain(arguments);
+        match Arguments::try_parse_from(all)
+            .map_err(|e| Failure::usage(e.to_string()))?
+            .command
+        {
             Subcommands::Serve(arguments) => options(arguments),
             _ => Err(Failure::internal("another command")),
         }
@@ -249,12 +290,32 @@ mod tests {
     #[test]
     fn defaults_and_values() {
         let plain = parse(&[]).unwrap();
-        assert_eq!((plain.listen, plain.endpoint_shards, plain.max_streams), (None, 1, 8_192));
-        assert_eq!((plain.proxy_ports, plain.proxy_address), (20_000..=29_999, Ipv4Addr::LOCALHOST));
-        let given = parse(&["--listen", "9000", "--driver", "io_uring", "--proxy-ports", "5-5"]).unwrap();
+        assert_eq!(
+            (plain.listen, plain.endpoint_shards, plain.max_streams),
+            (None, 1, 8_192)
+        );
+        assert_eq!(
+            (plain.proxy_ports, plain.proxy_address),
+            (20_000..=29_999, Ipv4Addr::LOCALHOST)
+        );
+        let given = parse(&[
+            "--listen",
+            "9000",
+            "--driver",
+            "io_uring",
+            "--proxy-ports",
+            "5-5",
+        ])
+        .unwrap();
         assert_eq!(given.listen.unwrap().to_string(), "0.0.0.0:9000");
         assert_eq!((given.driver, given.proxy_ports), (Driver::IoUring, 5..=5));
-        assert_eq!(parse(&["--public-address", "[::1]:9"]).unwrap().public_address.as_deref(), Some("[::1]:9"));
+        assert_eq!(
+            parse(&["--public-address", "[::1]:9"])
+                .unwrap()
+                .public_address
+                .as_deref(),
+            Some("[::1]:9")
+        );
     }
 
     #[test]

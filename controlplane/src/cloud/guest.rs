@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dataplane::endpoint::{self, Driver, Endpoint, EndpointConfig, Event, Level, Member};
+use super::stub::{self as endpoint, Driver, Endpoint, EndpointConfig, Event, Level, Member};
 use dataplane::limits::SETTINGS_BYTES_MAX;
 use dataplane::settings::Settings;
 use dataplane::tls::{Fingerprint, Identity};
@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use super::messages::{self, FromEndpoint, ToEndpoint};
 use super::seqpacket::Seqpacket;
 use crate::api::TunnelRequest;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, watch};
 
 /// The broker is gone: streams may go on for this long.
 const ORPHANED_MAX: Duration = Duration::from_secs(90);
@@ -29,7 +29,8 @@ const EVENTS_PER_TURN: usize = 64;
 /// # Errors
 /// A sentence for the file that the launcher keeps of standard error.
 pub fn run() -> Result<(), String> {
-    let control = control().map_err(|_| "this command is started by `sc-cloud serve` only".to_owned())?;
+    let control =
+        control().map_err(|_| "this command is started by `sc-cloud serve` only".to_owned())?;
     // The process is called `exe` otherwise, after the link that started it.
     let _ = rustix::thread::set_name(c"sc-endpoint");
     let runtime = Runtime::epoll().map_err(|e| e.to_string())?;
@@ -52,7 +53,9 @@ fn control() -> io::Result<OwnedFd> {
 async fn start(control: &Seqpacket) -> Result<Endpoint, String> {
     let mut rules = Vec::new();
     loop {
-        let message = messages::receive(control).await.map_err(|e| e.to_string())?;
+        let message = messages::receive(control)
+            .await
+            .map_err(|e| e.to_string())?;
         let Some((message, browsers)) = message else {
             return Err("the broker went away before it said anything".into());
         };
@@ -63,21 +66,35 @@ async fn start(control: &Seqpacket) -> Result<Endpoint, String> {
                     return Err("the rules are too long".into());
                 }
             }
-            ToEndpoint::Start { shards, driver, max_streams, version, .. } => {
+            ToEndpoint::Start {
+                shards,
+                driver,
+                max_streams,
+                version,
+                ..
+            } => {
                 let identity = Arc::new(Identity::generate().map_err(|e| e.to_string())?);
                 let fingerprint = identity.fingerprint().to_string();
                 let config = EndpointConfig {
                     shards,
                     identity,
-                    settings: Arc::new(Settings { version, json: rules }),
+                    settings: Arc::new(Settings {
+                        version,
+                        json: rules,
+                    }),
                     driver: driver_named(&driver)?,
                     max_streams,
                     browsers,
                 };
                 let endpoint = endpoint::start(config).map_err(|e| e.to_string())?;
                 let driver = format!("{:?}", endpoint.driver());
-                let ready = FromEndpoint::Ready { fingerprint, driver };
-                messages::send(control, &ready, &[]).await.map_err(|e| e.to_string())?;
+                let ready = FromEndpoint::Ready {
+                    fingerprint,
+                    driver,
+                };
+                messages::send(control, &ready, &[])
+                    .await
+                    .map_err(|e| e.to_string())?;
                 return Ok(endpoint);
             }
             _ => return Err("the broker spoke out of turn".into()),
@@ -96,8 +113,11 @@ fn driver_named(name: &str) -> Result<Driver, String> {
 
 /// Passes messages and events on until the endpoint has nothing left to do.
 async fn serve(control: &Seqpacket, endpoint: &Endpoint) -> Result<(), String> {
-    let wake = endpoint.wake_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
-    let wake = AsyncFd::with_interest(wake, Interest::READABLE).map_err(|e| e.to_string())?;
+    let wake = endpoint
+        .wake_fd()
+        .try_clone_to_owned()
+        .map_err(|e| e.to_string())?;
+    let wake = watch(wake, Interest::READABLE).map_err(|e| e.to_string())?;
     let mut orphaned: Option<tokio::time::Instant> = None;
     loop {
         tokio::select! {
@@ -135,15 +155,30 @@ async fn awake(wake: &AsyncFd<OwnedFd>) {
     }
 }
 
-async fn obey(control: &Seqpacket, endpoint: &Endpoint, message: ToEndpoint, mut fds: Vec<OwnedFd>) {
+async fn obey(
+    control: &Seqpacket,
+    endpoint: &Endpoint,
+    message: ToEndpoint,
+    mut fds: Vec<OwnedFd>,
+) {
     match message {
         ToEndpoint::Attach { fingerprint, index } => {
             if let Some((id, fingerprint)) = member(&fingerprint) {
-                endpoint.attach(Member { id, fingerprint, index });
+                endpoint.attach(Member {
+                    id,
+                    fingerprint,
+                    index,
+                });
             }
         }
-        ToEndpoint::Link { fingerprint, link, first } => {
-            if let (Some((id, _)), Some(fd), Ok(first)) = (member(&fingerprint), fds.pop(), messages::decode(&first)) {
+        ToEndpoint::Link {
+            fingerprint,
+            link,
+            first,
+        } => {
+            if let (Some((id, _)), Some(fd), Ok(first)) =
+                (member(&fingerprint), fds.pop(), messages::decode(&first))
+            {
                 endpoint.link(id, link, fd, first);
             }
         }
@@ -197,7 +232,8 @@ async fn report(control: &Seqpacket, endpoint: &Endpoint, orphaned: bool) -> Res
             },
             Event::Failed(text) => {
                 let text = messages::clean(&text);
-                let _ = messages::send(control, &FromEndpoint::Failed { text: text.clone() }, &[]).await;
+                let _ = messages::send(control, &FromEndpoint::Failed { text: text.clone() }, &[])
+                    .await;
                 return Err(text);
             }
             // Events of the other role.

@@ -43,7 +43,11 @@ impl HelloReader {
             return Err(Malformed::TooLong);
         }
         self.raw.extend_from_slice(bytes);
-        if self.raw.first().is_some_and(|&first| first != RECORD_HANDSHAKE) {
+        if self
+            .raw
+            .first()
+            .is_some_and(|&first| first != RECORD_HANDSHAKE)
+        {
             return Err(Malformed::NotTls);
         }
         while let Some(payload) = next_record(&self.raw[self.record..])? {
@@ -62,13 +66,18 @@ impl HelloReader {
     }
 
     fn complete(&self) -> Result<Option<Option<String>>, Malformed> {
-        if self.message.first().is_some_and(|&kind| kind != MESSAGE_CLIENT_HELLO) {
+        if self
+            .message
+            .first()
+            .is_some_and(|&kind| kind != MESSAGE_CLIENT_HELLO)
+        {
             return Err(Malformed::Syntax);
         }
         let Some((header, rest)) = self.message.split_at_checked(4) else {
             return Ok(None);
         };
-        let length = usize::from(header[1]) << 16 | usize::from(header[2]) << 8 | usize::from(header[3]);
+        let length =
+            usize::from(header[1]) << 16 | usize::from(header[2]) << 8 | usize::from(header[3]);
         if length + 4 > CLIENT_HELLO_BYTES_MAX {
             return Err(Malformed::TooLong);
         }
@@ -132,10 +141,17 @@ fn host_name(mut list: Fields<'_>) -> Result<String, Malformed> {
     let name = list.block()?.0;
     list.end()?;
     let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-    if kind != NAME_HOST || name.is_empty() || name.len() > NAME_BYTES_MAX || !name.iter().all(allowed) {
+    if kind != NAME_HOST
+        || name.is_empty()
+        || name.len() > NAME_BYTES_MAX
+        || !name.iter().all(allowed)
+    {
         return Err(Malformed::Syntax);
     }
-    Ok(name.iter().map(|b| char::from(b.to_ascii_lowercase())).collect())
+    Ok(name
+        .iter()
+        .map(|b| char::from(b.to_ascii_lowercase()))
+        .collect())
 }
 
 /// What is left of a structure; every read is checked.
@@ -164,7 +180,11 @@ impl<'a> Fields<'a> {
     }
 
     fn end(&self) -> Result<(), Malformed> {
-        if self.0.is_empty() { Ok(()) } else { Err(Malformed::Syntax) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(Malformed::Syntax)
+        }
     }
 }
 
@@ -186,7 +206,11 @@ pub fn place(name: Option<&str>) -> Place {
     };
     let name = name.strip_suffix('.').unwrap_or(name);
     let Some(labels) = name.strip_suffix(".tunnel.culvert") else {
-        return if name == "tunnel.culvert" { Place::Nowhere } else { Place::Rest };
+        return if name == "tunnel.culvert" {
+            Place::Nowhere
+        } else {
+            Place::Rest
+        };
     };
     let link = labels.split_once('.').and_then(|(link, tunnel)| {
         let canonical = link == "0" || !link.starts_with('0');
@@ -239,7 +263,8 @@ mod tests {
             .unwrap()
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
-        let mut client = rustls::ClientConnection::new(config.into(), name.try_into().unwrap()).unwrap();
+        let mut client =
+            rustls::ClientConnection::new(config.into(), name.try_into().unwrap()).unwrap();
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes).unwrap();
         bytes
@@ -265,7 +290,11 @@ mod tests {
                     assert!(found.is_none(), "complete before its end");
                     found = reader.push(piece).unwrap();
                 }
-                assert_eq!(found, Some(Some("7.example.org".to_owned())), "{size} {record}");
+                assert_eq!(
+                    found,
+                    Some(Some("7.example.org".to_owned())),
+                    "{size} {record}"
+                );
                 assert_eq!(reader.into_raw(), bytes);
             }
         }
@@ -285,8 +314,14 @@ mod tests {
         assert_eq!(push(&[22, 3, 1, 0, 0]), Err(Malformed::Syntax));
         assert_eq!(push(&[22, 3, 1, 0xff, 0xff]), Err(Malformed::Syntax));
         assert_eq!(push(&[22, 3, 1, 0, 1, 2]), Err(Malformed::Syntax));
-        assert_eq!(push(&[22, 3, 1, 0, 4, 1, 0xff, 0, 0]), Err(Malformed::TooLong));
-        assert_eq!(push(&[22; CLIENT_HELLO_BYTES_MAX + 1]), Err(Malformed::TooLong));
+        assert_eq!(
+            push(&[22, 3, 1, 0, 4, 1, 0xff, 0, 0]),
+            Err(Malformed::TooLong)
+        );
+        assert_eq!(
+            push(&[22; CLIENT_HELLO_BYTES_MAX + 1]),
+            Err(Malformed::TooLong)
+        );
         let mut short = hello("example.org");
         short[8] -= 1;
         assert_eq!(push(&short), Err(Malformed::Syntax));
@@ -317,15 +352,30 @@ mod tests {
         let link = |name: String| place(Some(&name));
         assert_eq!(
             link(format!("12.{id}.tunnel.culvert")),
-            Place::Link { link: 12, tunnel: id.into() }
+            Place::Link {
+                link: 12,
+                tunnel: id.into()
+            }
         );
         for bad in ["", "x", "01", "+1", "65536", "-1"] {
-            assert_eq!(link(format!("{bad}.{id}.tunnel.culvert")), Place::Nowhere, "{bad}");
+            assert_eq!(
+                link(format!("{bad}.{id}.tunnel.culvert")),
+                Place::Nowhere,
+                "{bad}"
+            );
         }
         assert_eq!(link(format!("{id}.tunnel.culvert")), Place::Nowhere);
-        assert_eq!(link(format!("1.{}.tunnel.culvert", &id[1..])), Place::Nowhere);
+        assert_eq!(
+            link(format!("1.{}.tunnel.culvert", &id[1..])),
+            Place::Nowhere
+        );
         assert_eq!(place(Some("tunnel.culvert")), Place::Nowhere);
-        for rest in [None, Some("localhost"), Some("xtunnel.culvert"), Some("tunnel.culvert.org")] {
+        for rest in [
+            None,
+            Some("localhost"),
+            Some("xtunnel.culvert"),
+            Some("tunnel.culvert.org"),
+        ] {
             assert_eq!(place(rest), Place::Rest, "{rest:?}");
         }
     }

@@ -14,8 +14,12 @@ const TUNNELS_KEPT_MAX: u32 = 10_000;
 /// The store fails.
 pub async fn save(store: &Store, tunnel: &Tunnel) -> rusqlite::Result<()> {
     let object = serde_json::to_string(tunnel).unwrap_or_default();
-    let (id, owner, status) = (tunnel.id.clone(), tunnel.owner.clone(), tunnel.status.clone());
-    let created = tunnel.creation_time;
+    let (id, owner, status) = (
+        tunnel.id.clone(),
+        tunnel.owner.clone(),
+        tunnel.status.clone(),
+    );
+    let created = seconds(tunnel.creation_time.unwrap_or_default());
     store
         .run(move |c| {
             let values = params![id, owner, created, status, object];
@@ -38,8 +42,12 @@ pub async fn load(store: &Store, owner: &str, id: &str) -> rusqlite::Result<Opti
     let (owner, id) = (owner.to_owned(), id.to_owned());
     let object: Option<String> = store
         .run(move |c| {
-            c.query_row("SELECT object FROM tunnels WHERE id = ?1 AND owner = ?2", [id, owner], |row| row.get(0))
-                .optional()
+            c.query_row(
+                "SELECT object FROM tunnels WHERE id = ?1 AND owner = ?2",
+                [id, owner],
+                |row| row.get(0),
+            )
+            .optional()
         })
         .await?;
     Ok(object.and_then(|text| serde_json::from_str(&text).ok()))
@@ -61,7 +69,10 @@ pub async fn ended(store: &Store, owner: &str, limit: u32) -> rusqlite::Result<V
             objects.collect()
         })
         .await?;
-    Ok(objects.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
+    Ok(objects
+        .iter()
+        .filter_map(|text| serde_json::from_str(text).ok())
+        .collect())
 }
 
 /// Marks what an earlier process left unfinished as lost, and says how many tunnels that were.
@@ -76,10 +87,15 @@ pub async fn close_unfinished(store: &Store, now: u64) -> rusqlite::Result<usize
                     '$.shutdown_reason', 'lost', '$.shutdown_time', ?1, '$.is_ready', json('false'),
                     '$.culvert', NULL)
                  WHERE status != 'terminated'",
-                [now],
+                [seconds(now)],
             )
         })
         .await
+}
+
+/// SQLite's integers have a sign.
+fn seconds(unix: u64) -> i64 {
+    i64::try_from(unix).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -102,10 +118,22 @@ mod tests {
         let connection = store::open(std::path::Path::new(":memory:")).unwrap();
         let store = Store::start(connection).unwrap();
         crate::runtime::Runtime::epoll().unwrap().block_on(async {
-            for (id, status, created) in [("a", "running", 1), ("b", "terminated", 2), ("a", "halting", 1)] {
+            for (id, status, created) in [
+                ("a", "running", 1),
+                ("b", "terminated", 2),
+                ("a", "halting", 1),
+            ] {
                 save(&store, &tunnel(id, status, created)).await.unwrap();
             }
-            assert_eq!(load(&store, "ada", "a").await.unwrap().unwrap().status.unwrap(), "halting");
+            assert_eq!(
+                load(&store, "ada", "a")
+                    .await
+                    .unwrap()
+                    .unwrap()
+                    .status
+                    .unwrap(),
+                "halting"
+            );
             assert!(load(&store, "bob", "a").await.unwrap().is_none());
             assert_eq!(ended(&store, "ada", 9).await.unwrap().len(), 1);
             assert_eq!(close_unfinished(&store, 7).await.unwrap(), 1);
@@ -113,7 +141,12 @@ mod tests {
             assert_eq!(lost.status.as_deref(), Some("terminated"));
             assert_eq!(lost.shutdown_reason.as_deref(), Some("lost"));
             assert_eq!((lost.shutdown_time, lost.is_ready), (Some(7), Some(false)));
-            let ids: Vec<_> = ended(&store, "ada", 9).await.unwrap().into_iter().map(|t| t.id.unwrap()).collect();
+            let ids: Vec<_> = ended(&store, "ada", 9)
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|t| t.id.unwrap())
+                .collect();
             assert_eq!(ids, ["b", "a"]);
             assert_eq!(ended(&store, "ada", 1).await.unwrap().len(), 1);
         });

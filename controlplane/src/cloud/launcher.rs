@@ -12,8 +12,8 @@ use tokio::process::{Child, Command as Process};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinHandle;
 
-use super::bucket::Bucket;
 use super::broker::{self, Listener, ShardSender};
+use super::bucket::Bucket;
 use super::messages::{self, FromEndpoint, RULES_PART_BYTES_MAX, ToEndpoint};
 use super::registry::{Command, State};
 use super::seqpacket::{self, Seqpacket};
@@ -73,7 +73,9 @@ pub async fn run(mut life: Life) {
             End::Died(text) => text,
         };
         tracing::warn!(tunnel = life.id, "its endpoint ended: {died}");
-        life.cloud.registry().endpoint_lost(&life.id, Instant::now());
+        life.cloud
+            .registry()
+            .endpoint_lost(&life.id, Instant::now());
         if life.is_halting() {
             break;
         }
@@ -81,14 +83,20 @@ pub async fn run(mut life: Life) {
         deaths.push(Instant::now());
         if deaths.len() > DEATHS_MAX {
             tracing::error!(tunnel = life.id, "given up: its endpoints keep dying");
-            life.cloud.registry().halt(&life.id, "endpoint", false, unix_now());
+            life.cloud
+                .registry()
+                .halt(&life.id, "endpoint", false, unix_now());
             break;
         }
         tokio::time::sleep(RELAUNCH_PAUSE).await;
     }
     let ended = life.cloud.registry().terminate(&life.id, unix_now());
     if let Some(tunnel) = ended {
-        tracing::info!(tunnel = life.id, reason = tunnel.shutdown_reason, "terminated");
+        tracing::info!(
+            tunnel = life.id,
+            reason = tunnel.shutdown_reason,
+            "terminated"
+        );
         if let Err(e) = history::save(&life.cloud.store, &tunnel).await {
             tracing::error!(tunnel = life.id, "the store: {e}");
         }
@@ -127,7 +135,10 @@ impl Life {
             Err(_) => return End::Died("it was not ready in time".into()),
         };
         // It goes on while the endpoint drains: new browsers are told so by the endpoint.
-        let broker = Task(tokio::spawn(broker::run(Arc::clone(&self.listener), shards)));
+        let broker = Task(tokio::spawn(broker::run(
+            Arc::clone(&self.listener),
+            shards,
+        )));
         loop {
             if self.is_halting() {
                 running.probe = None;
@@ -158,11 +169,14 @@ impl Life {
         let pairs: Result<Vec<_>, _> = (0..options.endpoint_shards)
             .map(|_| ShardSender::pair(options.endpoint_shards))
             .collect();
-        let (shards, browsers): (Vec<_>, Vec<_>) = pairs.map_err(|e| e.to_string())?.into_iter().unzip();
+        let (shards, browsers): (Vec<_>, Vec<_>) =
+            pairs.map_err(|e| e.to_string())?.into_iter().unzip();
         let child = spawn(&options.state, &self.id, theirs).map_err(|e| e.to_string())?;
         let control = Seqpacket::new(own).map_err(|e| e.to_string())?;
         self.cloud.registry().booting(&self.id);
-        self.configure(&control, &browsers).await.map_err(|e| e.to_string())?;
+        self.configure(&control, &browsers)
+            .await
+            .map_err(|e| e.to_string())?;
         drop(browsers);
         let now = Instant::now();
         let mut running = Running {
@@ -175,17 +189,33 @@ impl Life {
         };
         loop {
             match messages::receive(&running.control).await {
-                Ok(Some((FromEndpoint::Ready { fingerprint, driver }, _))) => {
+                Ok(Some((
+                    FromEndpoint::Ready {
+                        fingerprint,
+                        driver,
+                    },
+                    _,
+                ))) => {
                     if crate::secret::unhex::<32>(&fingerprint).is_none() {
                         return Err("it named no key".into());
                     }
                     let proxy = self.listener.address;
                     tracing::info!(tunnel = self.id, %proxy, driver = messages::clean(&driver), "running");
-                    self.cloud.registry().running(&self.id, &fingerprint, Instant::now(), unix_now());
+                    self.cloud.registry().running(
+                        &self.id,
+                        &fingerprint,
+                        Instant::now(),
+                        unix_now(),
+                    );
                     return Ok((running, shards));
                 }
                 Ok(Some((message, _))) => self.heard(&mut running, message)?,
-                Ok(None) => return Err(format!("see {}", stderr_file(&options.state, &self.id).display())),
+                Ok(None) => {
+                    return Err(format!(
+                        "see {}",
+                        stderr_file(&options.state, &self.id).display()
+                    ));
+                }
                 Err(e) => return Err(e.to_string()),
             }
         }
@@ -207,7 +237,15 @@ impl Life {
         let fds: Vec<_> = browsers.iter().map(AsFd::as_fd).collect();
         messages::send(control, &start, &fds).await?;
         if let Some(fingerprint) = self.fingerprint.clone() {
-            messages::send(control, &ToEndpoint::Attach { fingerprint, index: 0 }, &[]).await?;
+            messages::send(
+                control,
+                &ToEndpoint::Attach {
+                    fingerprint,
+                    index: 0,
+                },
+                &[],
+            )
+            .await?;
         }
         Ok(())
     }
@@ -219,13 +257,17 @@ impl Life {
             FromEndpoint::LinkUp { link } => {
                 tracing::info!(tunnel, link, "link up");
                 self.cloud.registry().link_up(tunnel, link, unix_now());
-                if self.cloud.registry().awaits_probe(tunnel) && running.probe.as_ref().is_none_or(|p| p.0.is_finished()) {
+                if self.cloud.registry().awaits_probe(tunnel)
+                    && running.probe.as_ref().is_none_or(|p| p.0.is_finished())
+                {
                     running.probe = Some(Task(tokio::spawn(self.probe())));
                 }
             }
             FromEndpoint::LinkDown { link, reason } => {
                 tracing::info!(tunnel, link, reason = messages::clean(&reason), "link down");
-                self.cloud.registry().link_down(tunnel, link, Instant::now(), unix_now());
+                self.cloud
+                    .registry()
+                    .link_down(tunnel, link, Instant::now(), unix_now());
             }
             FromEndpoint::Log { level, text } => {
                 if running.lines.take(Instant::now()).is_ok() {
@@ -246,10 +288,17 @@ impl Life {
     }
 
     fn probe(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (cloud, id, listener) = (Arc::clone(&self.cloud), self.id.clone(), Arc::clone(&self.listener));
+        let (cloud, id, listener) = (
+            Arc::clone(&self.cloud),
+            self.id.clone(),
+            Arc::clone(&self.listener),
+        );
         async move {
             probe::run(listener).await;
-            tracing::info!(tunnel = id, "ready: a request has gone through the tunnel and back");
+            tracing::info!(
+                tunnel = id,
+                "ready: a request has gone through the tunnel and back"
+            );
             cloud.registry().ready(&id);
         }
     }
@@ -257,23 +306,43 @@ impl Life {
     /// What the rest of the cloud wants of the endpoint.
     async fn told(&self, running: &mut Running, command: Command) -> Result<(), String> {
         let sent = match command {
-            Command::Link { link, socket, first } => {
+            Command::Link {
+                link,
+                socket,
+                first,
+            } => {
                 let Some(fingerprint) = self.fingerprint.clone() else {
                     return Ok(());
                 };
                 let first = messages::encode(&first);
-                let message = ToEndpoint::Link { fingerprint, link, first };
-                tokio::time::timeout(SEND_MAX, messages::send(&running.control, &message, &[socket.as_fd()])).await
+                let message = ToEndpoint::Link {
+                    fingerprint,
+                    link,
+                    first,
+                };
+                tokio::time::timeout(
+                    SEND_MAX,
+                    messages::send(&running.control, &message, &[socket.as_fd()]),
+                )
+                .await
             }
             Command::Drain { limit } => {
                 let deadline = tokio::time::Instant::now() + limit;
                 running.deadline = Some(running.deadline.map_or(deadline, |d| d.min(deadline)));
-                tokio::time::timeout(SEND_MAX, messages::send(&running.control, &ToEndpoint::Drain, &[])).await
+                tokio::time::timeout(
+                    SEND_MAX,
+                    messages::send(&running.control, &ToEndpoint::Drain, &[]),
+                )
+                .await
             }
             Command::Streams(answer) => {
                 running.streams.retain(|waiting| !waiting.is_closed());
                 running.streams.push(answer);
-                tokio::time::timeout(SEND_MAX, messages::send(&running.control, &ToEndpoint::Report, &[])).await
+                tokio::time::timeout(
+                    SEND_MAX,
+                    messages::send(&running.control, &ToEndpoint::Report, &[]),
+                )
+                .await
             }
         };
         match sent {

@@ -20,7 +20,9 @@ pub const TEXT_BYTES_MAX: usize = 1_024;
 #[serde(rename_all = "snake_case")]
 pub enum ToEndpoint {
     /// A piece of the settings' JSON, Base64; `Start` takes all pieces so far.
-    Rules { part: String },
+    Rules {
+        part: String,
+    },
     /// First but for `Rules`; beside it one browser socket for each shard.
     Start {
         tunnel: String,
@@ -30,7 +32,10 @@ pub enum ToEndpoint {
         version: u32,
     },
     /// A member, by the SHA-256 of its public key.
-    Attach { fingerprint: String, index: usize },
+    Attach {
+        fingerprint: String,
+        index: usize,
+    },
     /// Beside it the link's socket; `first` is Base64 of what was read from it.
     Link {
         fingerprint: String,
@@ -46,20 +51,40 @@ pub enum ToEndpoint {
 #[serde(rename_all = "snake_case")]
 pub enum FromEndpoint {
     /// Everything runs; the key was made in the process and never leaves it.
-    Ready { fingerprint: String, driver: String },
-    LinkUp { link: u16 },
-    LinkDown { link: u16, reason: String },
-    Log { level: String, text: String },
-    Report { requests: u64, streams: u64 },
+    Ready {
+        fingerprint: String,
+        driver: String,
+    },
+    LinkUp {
+        link: u16,
+    },
+    LinkDown {
+        link: u16,
+        reason: String,
+    },
+    Log {
+        level: String,
+        text: String,
+    },
+    Report {
+        requests: u64,
+        streams: u64,
+    },
     Drained,
-    Failed { text: String },
+    Failed {
+        text: String,
+    },
 }
 
 /// Sends `message` with `fds` beside it.
 ///
 /// # Errors
 /// The other end is gone.
-pub async fn send<M: Serialize>(socket: &Seqpacket, message: &M, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub async fn send<M: Serialize>(
+    socket: &Seqpacket,
+    message: &M,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     socket.send(&serde_json::to_vec(message)?, fds).await
 }
 
@@ -67,7 +92,9 @@ pub async fn send<M: Serialize>(socket: &Seqpacket, message: &M, fds: &[Borrowed
 ///
 /// # Errors
 /// What arrived is no message of this kind.
-pub async fn receive<M: DeserializeOwned>(socket: &Seqpacket) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+pub async fn receive<M: DeserializeOwned>(
+    socket: &Seqpacket,
+) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
     let mut buffer = Vec::new();
     let Some(fds) = socket.receive(&mut buffer).await? else {
         return Ok(None);

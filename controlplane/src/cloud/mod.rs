@@ -22,6 +22,7 @@ pub mod registry;
 pub mod rest;
 pub mod seqpacket;
 pub mod store;
+pub mod stub;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -163,19 +164,30 @@ impl Cloud {
 
 /// Unix seconds.
 pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }
 
 /// Makes the state folder, for this user only.
 fn make_state(state: &Path) -> Result<(), Failure> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state);
-    made.map_err(|e| Failure::local(format!("cannot make the state folder {}: {e}", state.display())))
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state);
+    made.map_err(|e| {
+        Failure::local(format!(
+            "cannot make the state folder {}: {e}",
+            state.display()
+        ))
+    })
 }
 
 fn open_store(state: &Path) -> Result<rusqlite::Connection, Failure> {
     make_state(state)?;
     let path = state.join("culvert.db");
-    store::open(&path).map_err(|e| Failure::local(format!("cannot use the store {}: {e}", path.display())))
+    store::open(&path)
+        .map_err(|e| Failure::local(format!("cannot use the store {}: {e}", path.display())))
 }
 
 /// Runs the cloud until SIGINT or SIGTERM.
@@ -190,22 +202,31 @@ pub fn serve(options: Options) -> Result<(), Failure> {
     }
     runtime.block_on(async {
         let connection = open_store(&options.state)?;
-        let authority = Authority::open(&options.state)
-            .map_err(|e| Failure::local(format!("cannot use the CA in {}: {e}", options.state.display())))?;
+        let authority = Authority::open(&options.state).map_err(|e| {
+            Failure::local(format!(
+                "cannot use the CA in {}: {e}",
+                options.state.display()
+            ))
+        })?;
         launcher::prepare(&options.state)
             .map_err(|e| Failure::local(format!("cannot use {}: {e}", options.state.display())))?;
         let listener = listen(options.listen).await?;
         let names = names(&options);
         let tls = authority.server_config(&names).map_err(Failure::usage)?;
         let store = Store::start(connection).map_err(Failure::internal)?;
-        let lost = history::close_unfinished(&store, unix_now()).await.map_err(Failure::internal)?;
+        let lost = history::close_unfinished(&store, unix_now())
+            .await
+            .map_err(Failure::internal)?;
         if lost > 0 {
             tracing::warn!("{lost} tunnels of an earlier run are lost");
         }
         announce(&options, &authority, &listener).map_err(Failure::internal)?;
         let cloud = Arc::new(Cloud {
             registry: Mutex::new(Registry::new(options.endpoint_shards)),
-            ports: Mutex::new(Ports::new(options.proxy_address, options.proxy_ports.clone())),
+            ports: Mutex::new(Ports::new(
+                options.proxy_address,
+                options.proxy_ports.clone(),
+            )),
             tls: TlsAcceptor::from(tls),
             store,
             options,
@@ -221,11 +242,20 @@ fn announce(options: &Options, authority: &Authority, listener: &TcpListener) ->
     if listener.local_addr()?.ip().is_unspecified() {
         own = format!("{}:{}", hostname(), listener.local_addr()?.port());
     }
-    let address = options.public_address.as_ref().filter(|_| options.listen.is_none()).unwrap_or(&own);
+    let address = options
+        .public_address
+        .as_ref()
+        .filter(|_| options.listen.is_none())
+        .unwrap_or(&own);
     let mut out = io::stdout().lock();
     if authority.fresh {
         let path = options.state.join("ca.pem");
-        writeln!(out, "New CA: {} (SHA-256 {})", path.display(), authority.fingerprint())?;
+        writeln!(
+            out,
+            "New CA: {} (SHA-256 {})",
+            path.display(),
+            authority.fingerprint()
+        )?;
     }
     writeln!(out, "REST: https://{address}/rest/v1")?;
     out.flush()
@@ -240,7 +270,10 @@ async fn run(cloud: Arc<Cloud>, listener: TcpListener) -> Result<(), Failure> {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    tracing::info!("ending: tunnels get {} s, a second signal ends at once", SHUTDOWN_MAX.as_secs());
+    tracing::info!(
+        "ending: tunnels get {} s, a second signal ends at once",
+        SHUTDOWN_MAX.as_secs()
+    );
     front.abort();
     watch.abort();
     tokio::select! {
@@ -259,7 +292,11 @@ async fn end_tunnels(cloud: &Cloud) {
         cloud.halt(&id, "lost", false, DRAIN_MAX);
     }
     loop {
-        let next = cloud.registry().ids().first().and_then(|id| cloud.registry().commands(id));
+        let next = cloud
+            .registry()
+            .ids()
+            .first()
+            .and_then(|id| cloud.registry().commands(id));
         match next {
             // Closed as soon as the tunnel's task has ended.
             Some(commands) => commands.closed().await,
@@ -282,15 +319,21 @@ async fn watch(cloud: Arc<Cloud>) {
 }
 
 async fn listen(wanted: Option<SocketAddr>) -> Result<TcpListener, Failure> {
-    let fails = |address: SocketAddr, e: io::Error| Failure::local(format!("cannot listen on {address}: {e}"));
+    let fails = |address: SocketAddr, e: io::Error| {
+        Failure::local(format!("cannot listen on {address}: {e}"))
+    };
     if let Some(address) = wanted {
-        return TcpListener::bind(address).await.map_err(|e| fails(address, e));
+        return TcpListener::bind(address)
+            .await
+            .map_err(|e| fails(address, e));
     }
     let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     match TcpListener::bind(any(PORT)).await {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             let address = any(PORT_UNPRIVILEGED);
-            TcpListener::bind(address).await.map_err(|e| fails(address, e))
+            TcpListener::bind(address)
+                .await
+                .map_err(|e| fails(address, e))
         }
         bound => bound.map_err(|e| fails(any(PORT), e)),
     }
@@ -298,10 +341,23 @@ async fn listen(wanted: Option<SocketAddr>) -> Result<TcpListener, Failure> {
 
 /// Every name by which a client may call this host.
 fn names(options: &Options) -> Vec<String> {
-    let mut names = vec!["localhost".into(), "127.0.0.1".into(), "::1".into(), hostname()];
+    let mut names = vec![
+        "localhost".into(),
+        "127.0.0.1".into(),
+        "::1".into(),
+        hostname(),
+    ];
     names.extend(options.hostnames.iter().cloned());
-    names.extend(options.listen.filter(|a| !a.ip().is_unspecified()).map(|a| a.ip().to_string()));
-    let public = options.public_address.as_ref().and_then(|a| a.rsplit_once(':'));
+    names.extend(
+        options
+            .listen
+            .filter(|a| !a.ip().is_unspecified())
+            .map(|a| a.ip().to_string()),
+    );
+    let public = options
+        .public_address
+        .as_ref()
+        .and_then(|a| a.rsplit_once(':'));
     names.extend(public.map(|(host, _)| host.trim_matches(['[', ']']).to_owned()));
     names.sort();
     names.dedup();

@@ -43,7 +43,10 @@ async fn attempt(listener: &Arc<Listener>) -> io::Result<()> {
     while !is_good(&answer, &nonce) {
         if stream.read_buf(&mut answer).await? == 0 {
             let line = answer.split(|&b| b == b'\r').next().unwrap_or_default();
-            return Err(io::Error::other(format!("answered {:?}", String::from_utf8_lossy(line))));
+            return Err(io::Error::other(format!(
+                "answered {:?}",
+                String::from_utf8_lossy(line)
+            )));
         }
     }
     Ok(())
@@ -54,7 +57,10 @@ fn is_good(answer: &[u8], nonce: &str) -> bool {
     let Some(head) = answer.windows(4).position(|w| w == b"\r\n\r\n") else {
         return false;
     };
-    answer.starts_with(b"HTTP/1.1 200 ") && answer[head + 4..].windows(nonce.len()).any(|w| w == nonce.as_bytes())
+    answer.starts_with(b"HTTP/1.1 200 ")
+        && answer[head + 4..]
+            .windows(nonce.len())
+            .any(|w| w == nonce.as_bytes())
 }
 
 #[cfg(test)]

@@ -48,7 +48,11 @@ impl State {
 /// To the task that owns a tunnel's endpoint.
 pub enum Command {
     /// A link's connection and what was read of it.
-    Link { link: u16, socket: OwnedFd, first: Vec<u8> },
+    Link {
+        link: u16,
+        socket: OwnedFd,
+        first: Vec<u8>,
+    },
     /// End the endpoint; its streams may go on for `limit`.
     Drain { limit: Duration },
     /// Streams that are open now.
@@ -116,7 +120,9 @@ impl Registry {
         let collisions = self.collisions(&order);
         let live = self.of(&order.owner).count() - collisions.len() + 1;
         if live > TUNNELS_PER_ACCOUNT_MAX {
-            return Err(format!("Too many active org tunnels: {live} >= {TUNNELS_PER_ACCOUNT_MAX}"));
+            return Err(format!(
+                "Too many active org tunnels: {live} >= {TUNNELS_PER_ACCOUNT_MAX}"
+            ));
         }
         let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
         let entry = Entry {
@@ -153,7 +159,9 @@ impl Registry {
     }
 
     fn of<'a>(&'a self, owner: &'a str) -> impl Iterator<Item = &'a Entry> {
-        self.tunnels.values().filter(move |e| e.order.owner == owner)
+        self.tunnels
+            .values()
+            .filter(move |e| e.order.owner == owner)
     }
 
     /// Its process has been started.
@@ -165,7 +173,9 @@ impl Registry {
 
     /// Its endpoint answers, under this key. `now` begins the time in which a member must come.
     pub fn running(&mut self, id: &str, fingerprint: &str, now: Instant, unix: u64) {
-        let Some(e) = self.tunnels.get_mut(id) else { return };
+        let Some(e) = self.tunnels.get_mut(id) else {
+            return;
+        };
         e.fingerprint = Some(fingerprint.to_owned());
         e.alive = now;
         if matches!(e.state, State::New | State::Booting) {
@@ -222,14 +232,21 @@ impl Registry {
 
     /// A heartbeat of the member. `None`: unknown tunnel; false: it is on its way out.
     pub fn heartbeat(&mut self, id: &str, owner: &str, now: Instant) -> Option<bool> {
-        let e = self.tunnels.get_mut(id).filter(|e| e.order.owner == owner)?;
+        let e = self
+            .tunnels
+            .get_mut(id)
+            .filter(|e| e.order.owner == owner)?;
         e.alive = now;
         Some(e.state != State::Halting)
     }
 
     /// Takes the tunnel out of service. The first reason stays; false if there is nothing to halt.
     pub fn halt(&mut self, id: &str, reason: &str, by_user: bool, unix: u64) -> bool {
-        let Some(e) = self.tunnels.get_mut(id).filter(|e| e.state != State::Halting) else {
+        let Some(e) = self
+            .tunnels
+            .get_mut(id)
+            .filter(|e| e.state != State::Halting)
+        else {
             return false;
         };
         e.state = State::Halting;
@@ -298,7 +315,11 @@ impl Registry {
         let request = e.order.request.clone();
         let list = |list: Option<Vec<String>>| Some(list.unwrap_or_default());
         let running = matches!(e.state, State::Running | State::Halting);
-        let host = e.order.address.rsplit_once(':').map(|(host, _)| host.to_owned());
+        let host = e
+            .order
+            .address
+            .rsplit_once(':')
+            .map(|(host, _)| host.to_owned());
         Tunnel {
             id: Some(e.order.id.clone()),
             owner: Some(e.order.owner.clone()),
@@ -374,16 +395,25 @@ mod tests {
         let (mut r, now) = (Registry::new(2), Instant::now());
         r.create(order("a", "ada", Some("x")), now).unwrap();
         let new = r.object("a").unwrap();
-        assert_eq!((new.status.as_deref(), &new.host, &new.culvert), (Some("new"), &None, &None));
+        assert_eq!(
+            (new.status.as_deref(), &new.host, &new.culvert),
+            (Some("new"), &None, &None)
+        );
         r.booting("a");
         assert_eq!(status(&r, "a").as_deref(), Some("booting"));
         r.running("a", "f1", now, 5);
         let running = r.object("a").unwrap();
-        assert_eq!((running.is_ready, running.launch_time), (Some(false), Some(5)));
+        assert_eq!(
+            (running.is_ready, running.launch_time),
+            (Some(false), Some(5))
+        );
         assert_eq!(running.host.as_deref(), Some("cloud.test"));
         let culvert = running.culvert.unwrap();
         assert_eq!(culvert.server_name.as_deref(), Some("a.tunnel.culvert"));
-        assert_eq!((culvert.shards, culvert.fingerprint.as_deref()), (Some(2), Some("f1")));
+        assert_eq!(
+            (culvert.shards, culvert.fingerprint.as_deref()),
+            (Some(2), Some("f1"))
+        );
         assert!(!r.awaits_probe("a"));
         assert!(r.link_up("a", 1, 6) && !r.link_up("a", 0, 6) && !r.link_up("a", LINKS_MAX, 6));
         assert!(r.awaits_probe("a"));
@@ -391,15 +421,29 @@ mod tests {
         assert_eq!(r.object("a").unwrap().is_ready, Some(true));
         r.endpoint_lost("a", now);
         let relaunching = r.object("a").unwrap();
-        assert_eq!((relaunching.is_ready, relaunching.status.as_deref()), (Some(false), Some("running")));
+        assert_eq!(
+            (relaunching.is_ready, relaunching.status.as_deref()),
+            (Some(false), Some("running"))
+        );
         r.running("a", "f2", now, 9);
-        assert_eq!(r.object("a").unwrap().culvert.unwrap().fingerprint.as_deref(), Some("f2"));
+        assert_eq!(
+            r.object("a")
+                .unwrap()
+                .culvert
+                .unwrap()
+                .fingerprint
+                .as_deref(),
+            Some("f2")
+        );
         assert!(r.halt("a", "sigterm", true, 10) && !r.halt("a", "lost", false, 11));
         r.ready("a");
         assert_eq!(r.object("a").unwrap().is_ready, Some(false));
         let ended = r.terminate("a", 12).unwrap();
         assert_eq!(ended.status.as_deref(), Some("terminated"));
-        assert_eq!((ended.shutdown_reason.as_deref(), ended.user_shutdown), (Some("sigterm"), Some(true)));
+        assert_eq!(
+            (ended.shutdown_reason.as_deref(), ended.user_shutdown),
+            (Some("sigterm"), Some(true))
+        );
         assert!(r.object("a").is_none() && r.terminate("a", 13).is_none());
     }
 
@@ -443,7 +487,8 @@ mod tests {
     fn an_account_has_a_limit() {
         let (mut r, now) = (Registry::new(1), Instant::now());
         for n in 0..TUNNELS_PER_ACCOUNT_MAX {
-            r.create(order(&n.to_string(), "ada", Some(&n.to_string())), now).unwrap();
+            r.create(order(&n.to_string(), "ada", Some(&n.to_string())), now)
+                .unwrap();
         }
         let refused = r.create(order("x", "ada", Some("x")), now).unwrap_err();
         assert_eq!(refused, "Too many active org tunnels: 101 >= 100");

@@ -46,7 +46,10 @@ const REASON_BYTES_MAX: usize = 64;
 type Context = State<Arc<Cloud>>;
 
 /// Serves one connection to its end.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(cloud: &Arc<Cloud>, stream: S) {
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    cloud: &Arc<Cloud>,
+    stream: S,
+) {
     let service = hyper_util::service::TowerToHyperService::new(router(Arc::clone(cloud)));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
@@ -71,7 +74,9 @@ fn router(cloud: Arc<Cloud>) -> Router {
         .nest("/rest/v1/{user}", account)
         .route("/rest/v1/public/tunnels/info/versions", get(versions))
         .fallback(|| async { Failure::new(StatusCode::NOT_FOUND, "Not found") })
-        .method_not_allowed_fallback(|| async { Failure::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed") })
+        .method_not_allowed_fallback(|| async {
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed")
+        })
         .layer(DefaultBodyLimit::max(SMALL_BODY_BYTES_MAX))
         .layer(middleware::from_fn(in_time))
         .with_state(cloud)
@@ -80,7 +85,9 @@ fn router(cloud: Arc<Cloud>) -> Router {
 async fn in_time(request: axum::extract::Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_MAX, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => Failure::new(StatusCode::REQUEST_TIMEOUT, "The request took too long").into_response(),
+        Err(_) => {
+            Failure::new(StatusCode::REQUEST_TIMEOUT, "The request took too long").into_response()
+        }
     }
 }
 
@@ -104,17 +111,24 @@ impl Failure {
 impl From<rusqlite::Error> for Failure {
     fn from(e: rusqlite::Error) -> Self {
         tracing::error!("the store: {e}");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "The cloud's store fails; its log says why")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "The cloud's store fails; its log says why",
+        )
     }
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let error = api::Failure { error: Some(self.1) };
+        let error = api::Failure {
+            error: Some(self.1),
+        };
         let mut response = (self.0, Json(error)).into_response();
         if self.0 == StatusCode::UNAUTHORIZED {
             let challenge = header::HeaderValue::from_static("Basic realm=\"culvert\"");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, challenge);
         }
         response
     }
@@ -130,13 +144,19 @@ impl FromRequestParts<Arc<Cloud>> for Account {
         let caller = authenticate(&parts.headers, cloud).await?;
         let params = RawPathParams::from_request_parts(parts, cloud).await;
         let params = params.map_err(|_| Failure::bad("The path is not UTF-8"))?;
-        let user = params.iter().find(|(name, _)| *name == "user").map(|(_, value)| value);
+        let user = params
+            .iter()
+            .find(|(name, _)| *name == "user")
+            .map(|(_, value)| value);
         let user = user.unwrap_or_default();
         if user == caller {
             return Ok(Self(caller));
         }
         if accounts::exists(&cloud.store, user).await? {
-            return Err(Failure::new(StatusCode::FORBIDDEN, format!("Not authorized for user {user}")));
+            return Err(Failure::new(
+                StatusCode::FORBIDDEN,
+                format!("Not authorized for user {user}"),
+            ));
         }
         Err(Failure::new(StatusCode::NOT_FOUND, "User not found"))
     }
@@ -146,7 +166,11 @@ impl FromRequestParts<Arc<Cloud>> for Account {
 async fn authenticate(headers: &HeaderMap, cloud: &Cloud) -> Result<String, Failure> {
     let refused = || Failure::new(StatusCode::UNAUTHORIZED, "Not authorized");
     let (name, key) = credentials(headers).ok_or_else(refused)?;
-    if accounts::check(&cloud.store, &name, &key).await? { Ok(name) } else { Err(refused()) }
+    if accounts::check(&cloud.store, &name, &key).await? {
+        Ok(name)
+    } else {
+        Err(refused())
+    }
 }
 
 fn credentials(headers: &HeaderMap) -> Option<(String, Secret)> {
@@ -169,7 +193,8 @@ fn parse<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Failure> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(T::default());
     }
-    serde_json::from_slice(bytes).map_err(|e| Failure::bad(format!("The body is not what it should be: {e}")))
+    serde_json::from_slice(bytes)
+        .map_err(|e| Failure::bad(format!("The body is not what it should be: {e}")))
 }
 
 async fn create(
@@ -182,18 +207,28 @@ async fn create(
     let request: TunnelRequest = parse(&body(bytes)?)?;
     request.check().map_err(Failure::bad)?;
     let fingerprint = request.culvert.as_ref().and_then(|c| c.fingerprint.clone());
-    if fingerprint.as_deref().is_some_and(|f| secret::unhex::<32>(f).is_none()) {
-        return Err(Failure::bad("culvert.fingerprint: 64 lower-case hex digits are needed"));
+    if fingerprint
+        .as_deref()
+        .is_some_and(|f| secret::unhex::<32>(f).is_none())
+    {
+        return Err(Failure::bad(
+            "culvert.fingerprint: 64 lower-case hex digits are needed",
+        ));
     }
     let address = match &cloud.options.public_address {
         Some(address) => address.clone(),
-        None => address(&headers, &uri).ok_or_else(|| Failure::bad("The Host header is missing or wrong"))?,
+        None => address(&headers, &uri)
+            .ok_or_else(|| Failure::bad("The Host header is missing or wrong"))?,
     };
     let listener = cloud.ports().listen().map_err(|e| {
         tracing::error!("proxy ports: {e}");
-        Failure::new(StatusCode::SERVICE_UNAVAILABLE, format!("No proxy port for another tunnel: {e}"))
+        Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("No proxy port for another tunnel: {e}"),
+        )
     })?;
-    let id = secret::random_hex().map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    let id = secret::random_hex()
+        .map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     let rules = request.settings_json();
     let order = Order {
         id: id.clone(),
@@ -203,18 +238,27 @@ async fn create(
         proxy: listener.address,
         created: unix_now(),
     };
-    let created = cloud.registry().create(order, Instant::now()).map_err(Failure::bad)?;
+    let created = cloud
+        .registry()
+        .create(order, Instant::now())
+        .map_err(Failure::bad)?;
     tracing::info!(tunnel = id, user, "new tunnel");
     for old in &created.collisions {
         cloud.halt(old, "replaced", false, DRAIN_MAX);
     }
-    let mut tunnel = cloud.registry().object(&id).ok_or_else(Failure::no_tunnel)?;
-    history::save(&cloud.store, &tunnel).await.inspect_err(|_| {
-        cloud.registry().terminate(&id, unix_now());
-    })?;
+    let mut tunnel = cloud
+        .registry()
+        .object(&id)
+        .ok_or_else(Failure::no_tunnel)?;
+    history::save(&cloud.store, &tunnel)
+        .await
+        .inspect_err(|_| {
+            cloud.registry().terminate(&id, unix_now());
+        })?;
     let mut said = Messages::none();
     if fingerprint.is_none() {
-        let text = "The request names no culvert.fingerprint: no client can connect to this tunnel.";
+        let text =
+            "The request names no culvert.fingerprint: no client can connect to this tunnel.";
         said.warning = Some(vec![text.to_owned()]);
     }
     tunnel.messages = Some(said);
@@ -236,13 +280,24 @@ fn address(headers: &HeaderMap, uri: &Uri) -> Option<String> {
         Some(host) => host.parse().ok()?,
         None => uri.authority()?.clone(),
     };
-    if authority.as_str().len() > api::TEXT_BYTES_MAX || authority.as_str().contains('@') || authority.host().is_empty() {
+    if authority.as_str().len() > api::TEXT_BYTES_MAX
+        || authority.as_str().contains('@')
+        || authority.host().is_empty()
+    {
         return None;
     }
-    Some(format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(443)))
+    Some(format!(
+        "{}:{}",
+        authority.host(),
+        authority.port_u16().unwrap_or(443)
+    ))
 }
 
-async fn list(State(cloud): Context, Account(user): Account, Query(query): Query<HashMap<String, String>>) -> Json<Value> {
+async fn list(
+    State(cloud): Context,
+    Account(user): Account,
+    Query(query): Query<HashMap<String, String>>,
+) -> Json<Value> {
     let is = |name: &str, value: &str| query.get(name).is_some_and(|v| v == value);
     let mut tunnels = cloud.registry().objects(&user);
     if is("filter", "one_per_pool") {
@@ -250,8 +305,16 @@ async fn list(State(cloud): Context, Account(user): Account, Query(query): Query
         tunnels.retain(|t| seen.insert(t.tunnel_identifier.clone()));
     }
     let ids: Vec<_> = tunnels.iter().filter_map(|t| t.id.clone()).collect();
-    let list = if is("full", "1") || is("full", "true") { json!(tunnels) } else { json!(ids) };
-    Json(if is("all", "1") || is("all", "true") { json!({ user: list }) } else { list })
+    let list = if is("full", "1") || is("full", "true") {
+        json!(tunnels)
+    } else {
+        json!(ids)
+    };
+    Json(if is("all", "1") || is("all", "true") {
+        json!({ user: list })
+    } else {
+        list
+    })
 }
 
 async fn list_all(
@@ -260,7 +323,9 @@ async fn list_all(
     Query(query): Query<HashMap<String, String>>,
 ) -> Result<Json<Value>, Failure> {
     let limit = match query.get("limit") {
-        Some(text) => text.parse::<u32>().map_err(|_| Failure::bad("limit: a number is needed"))?,
+        Some(text) => text
+            .parse::<u32>()
+            .map_err(|_| Failure::bad("limit: a number is needed"))?,
         None => HISTORY_DEFAULT,
     };
     let limit = limit.min(HISTORY_MAX);
@@ -293,7 +358,9 @@ async fn find(cloud: &Cloud, user: &str, id: &str) -> Result<Tunnel, Failure> {
     };
     match live {
         Some(tunnel) => Ok(tunnel),
-        None => history::load(&cloud.store, user, id).await?.ok_or_else(Failure::no_tunnel),
+        None => history::load(&cloud.store, user, id)
+            .await?
+            .ok_or_else(Failure::no_tunnel),
     }
 }
 
@@ -334,7 +401,11 @@ async fn delete(
     arguments.reason = arguments.reason.or(more.reason.clone());
     find(&cloud, &user, &id).await?;
     let jobs = streams(&cloud, &id).await;
-    let limit = if arguments.waits() || more.waits() { DRAIN_WAITING_MAX } else { DRAIN_MAX };
+    let limit = if arguments.waits() || more.waits() {
+        DRAIN_WAITING_MAX
+    } else {
+        DRAIN_MAX
+    };
     let mut reason = messages::clean(arguments.reason.as_deref().unwrap_or("user"));
     while reason.len() > REASON_BYTES_MAX {
         reason.pop();
@@ -370,8 +441,17 @@ async fn connected(
     }))
 }
 
-async fn updates(State(cloud): Context, Account(_): Account, headers: HeaderMap, uri: Uri) -> Json<Value> {
-    let own = cloud.options.public_address.clone().or_else(|| address(&headers, &uri));
+async fn updates(
+    State(cloud): Context,
+    Account(_): Account,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Json<Value> {
+    let own = cloud
+        .options
+        .public_address
+        .clone()
+        .or_else(|| address(&headers, &uri));
     let url = format!("https://{}/rest/v1", own.unwrap_or_default());
     let regions = json!([{ "name": "culvert", "url": url }]);
     Json(json!({ "fatal": [], "warning": [], "info": [], "configuration": { "regions": regions } }))
@@ -386,9 +466,16 @@ async fn versions(Query(query): Query<HashMap<String, String>>) -> Json<Value> {
     }))
 }
 
-async fn crashed(Account(user): Account, bytes: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Failure> {
+async fn crashed(
+    Account(user): Account,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Failure> {
     let bytes = body(bytes)?;
-    tracing::warn!(user, bytes = bytes.len(), "a client reports that it crashed");
+    tracing::warn!(
+        user,
+        bytes = bytes.len(),
+        "a client reports that it crashed"
+    );
     Ok(Json(json!({ "result": true })))
 }
 
@@ -404,11 +491,23 @@ mod tests {
     fn basic_credentials_are_split_at_the_first_colon() {
         let encoded = BASE64.encode("ada:k:e:y");
         for scheme in ["Basic", "basic"] {
-            let (name, key) = credentials(&headers(header::AUTHORIZATION, &format!("{scheme} {encoded}"))).unwrap();
+            let (name, key) = credentials(&headers(
+                header::AUTHORIZATION,
+                &format!("{scheme} {encoded}"),
+            ))
+            .unwrap();
             assert_eq!((name.as_str(), key.expose()), ("ada", "k:e:y"));
         }
-        for bad in ["Bearer x", "Basic", "Basic !", &format!("Basic {}", BASE64.encode("nocolon"))] {
-            assert!(credentials(&headers(header::AUTHORIZATION, bad)).is_none(), "{bad}");
+        for bad in [
+            "Bearer x",
+            "Basic",
+            "Basic !",
+            &format!("Basic {}", BASE64.encode("nocolon")),
+        ] {
+            assert!(
+                credentials(&headers(header::AUTHORIZATION, bad)).is_none(),
+                "{bad}"
+            );
         }
     }
 

@@ -5,11 +5,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::runtime::watch;
 
 /// Bytes of one message.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
@@ -25,7 +28,12 @@ pub struct Seqpacket(AsyncFd<OwnedFd>);
 /// What the system says, usually that descriptors have run out.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        flags,
+        None,
+    )?)
 }
 
 impl Seqpacket {
@@ -34,7 +42,7 @@ impl Seqpacket {
     /// # Errors
     /// What the reactor says.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        AsyncFd::with_interest(fd, Interest::READABLE | Interest::WRITABLE).map(Self)
+        watch(fd, Interest::READABLE | Interest::WRITABLE).map(Self)
     }
 
     /// Sends one message, or says `WouldBlock` when the other end has not read enough yet.
@@ -48,7 +56,12 @@ impl Seqpacket {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        sendmsg(self.0.get_ref(), &[IoSlice::new(data)], &mut ancillary, flags)?;
+        sendmsg(
+            self.0.get_ref(),
+            &[IoSlice::new(data)],
+            &mut ancillary,
+            flags,
+        )?;
         Ok(())
     }
 
@@ -74,7 +87,10 @@ impl Seqpacket {
         let mut guard = self.0.writable().await?;
         // A poll that finds no room clears the readiness; one that finds some keeps it.
         let _ = guard.try_io(|fd| {
-            let mut poll = [rustix::event::PollFd::new(fd.get_ref(), rustix::event::PollFlags::OUT)];
+            let mut poll = [rustix::event::PollFd::new(
+                fd.get_ref(),
+                rustix::event::PollFlags::OUT,
+            )];
             let now = rustix::event::Timespec::default();
             match rustix::event::poll(&mut poll, Some(&now))? {
                 0 => Err(io::Error::from(io::ErrorKind::WouldBlock)),
@@ -119,8 +135,14 @@ fn receive_now(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec
             fds.extend(received);
         }
     }
-    if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message that is too long"));
+    if message
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a message that is too long",
+        ));
     }
     Ok((message.bytes > 0).then_some((message.bytes, fds)))
 }
@@ -141,7 +163,9 @@ mod tests {
             let (a, b) = (Seqpacket::new(a).unwrap(), Seqpacket::new(b).unwrap());
             let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
             a.send(b"first", &[]).await.unwrap();
-            a.send(b"second", &[one.as_fd(), other.as_fd()]).await.unwrap();
+            a.send(b"second", &[one.as_fd(), other.as_fd()])
+                .await
+                .unwrap();
             let mut buffer = Vec::new();
             assert_eq!(b.receive(&mut buffer).await.unwrap().unwrap().len(), 0);
             assert_eq!(buffer, b"first");
