@@ -22,6 +22,8 @@ const FDS_WAITING_MAX: usize = 256;
 /// What one waiting message costs of the sender's buffer, at least: the kernel charges a socket buffer's whole size
 /// (640 bytes and more on 64 bit), however short the message.
 const MESSAGE_COST_BYTES: usize = 640;
+/// The kernel's smallest send buffer holds so many messages.
+const MESSAGES_MIN: usize = 8;
 /// Descriptors have run out, or every shard's queue is full: look again after this.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -118,8 +120,8 @@ impl Listener {
         })
     }
 
-    /// Accepts what waits, at most one turn's worth; `None` if a probe was among them it stands alone.
-    async fn turn(&self) -> Vec<(OwnedFd, u8)> {
+    /// Accepts what waits, at most `most`; waits for the first.
+    async fn turn(&self, most: usize) -> Vec<(OwnedFd, u8)> {
         let mut batch = Vec::new();
         loop {
             let Ok(mut guard) = self.socket.readable().await else {
@@ -138,7 +140,7 @@ impl Listener {
                 Err(_would_block) if batch.is_empty() => {}
                 Err(_would_block) => return batch,
             }
-            if batch.len() == ACCEPTS_PER_TURN {
+            if batch.len() == most {
                 return batch;
             }
         }
@@ -176,6 +178,11 @@ impl Drop for Registered {
     }
 }
 
+/// Sockets in one message: fewer to many shards, so that together no more than [`FDS_WAITING_MAX`] wait.
+fn batch_max(shards: usize) -> usize {
+    (FDS_WAITING_MAX / MESSAGES_MIN / shards).clamp(1, ACCEPTS_PER_TURN)
+}
+
 /// The way to one shard of an endpoint.
 pub struct ShardSender {
     socket: Seqpacket,
@@ -190,7 +197,7 @@ impl ShardSender {
     pub fn pair(shards: usize) -> io::Result<(Self, OwnedFd)> {
         let (own, endpoint) = seqpacket::pair()?;
         // The kernel doubles the figure; it refuses a message once that much is waiting.
-        let messages = (FDS_WAITING_MAX / ACCEPTS_PER_TURN / shards).max(1);
+        let messages = FDS_WAITING_MAX / shards / batch_max(shards);
         sockopt::set_socket_send_buffer_size(&own, messages * MESSAGE_COST_BYTES / 2)?;
         let sender = Self {
             socket: Seqpacket::new(own)?,
@@ -202,8 +209,9 @@ impl ShardSender {
 
 /// Accepts on `listener` and passes on, until the endpoint is gone.
 pub async fn run(listener: Arc<Listener>, mut shards: Vec<ShardSender>) {
+    let most = batch_max(shards.len().max(1));
     loop {
-        let batch = listener.turn().await;
+        let batch = listener.turn(most).await;
         for kind in [KIND_PROBE, KIND_BROWSER] {
             let sockets: Vec<_> = batch
                 .iter()
@@ -305,9 +313,9 @@ mod tests {
     #[test]
     fn few_sockets_wait_for_a_stalled_endpoint() {
         run_test(async {
-            for shards in [1, 2, 4] {
+            for shards in [1, 2, 3, 4, 8, 16, 32] {
                 let (sender, _stalled) = ShardSender::pair(shards).unwrap();
-                let sockets: Vec<_> = (0..ACCEPTS_PER_TURN)
+                let sockets: Vec<_> = (0..batch_max(shards))
                     .map(|_| {
                         rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap()
                     })
