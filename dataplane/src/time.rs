@@ -33,19 +33,13 @@ impl Time {
 impl Add<Duration> for Time {
     type Output = Self;
     fn add(self, d: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(d.as_micros().min(u64::MAX as u128) as u64),
-        )
+        Self(self.0.saturating_add(d.as_micros().min(u64::MAX as u128) as u64))
     }
 }
 
 impl Sub<Duration> for Time {
     type Output = Self;
     fn sub(self, d: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_sub(d.as_micros().min(u64::MAX as u128) as u64),
-        )
+        Self(self.0.saturating_sub(d.as_micros().min(u64::MAX as u128) as u64))
     }
 }

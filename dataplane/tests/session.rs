@@ -5,9 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use dataplane::limits::FRAME_HEADER_BYTES;
 use dataplane::mux::frame::{Frame, Header, decode};
-use dataplane::mux::{
-    Budget, BudgetConfig, Code, Config, Event, Kind, Open, Recv, Session, Side, StreamRef,
-};
+use dataplane::mux::{Budget, BudgetConfig, Code, Config, Event, Kind, Open, Recv, Session, Side, StreamRef};
 use dataplane::time::Time;
 
 struct Host {
@@ -50,11 +48,7 @@ impl Host {
     fn transmit(&mut self, now: Time) -> BytesMut {
         let mut frames = Vec::new();
         let mut out = BytesMut::new();
-        while self
-            .session
-            .poll_transmit(now, &mut self.budget, &mut frames)
-            > 0
-        {
+        while self.session.poll_transmit(now, &mut self.budget, &mut frames) > 0 {
             for frame in frames.drain(..) {
                 out.extend_from_slice(&frame);
             }
@@ -105,9 +99,7 @@ impl Pair {
 
     fn tick(&mut self, d: Duration) {
         self.now = self.now + d;
-        self.sc
-            .session
-            .handle_timeout(self.now, &mut self.sc.budget);
+        self.sc.session.handle_timeout(self.now, &mut self.sc.budget);
         self.endpoint
             .session
             .handle_timeout(self.now, &mut self.endpoint.budget);
@@ -119,9 +111,7 @@ impl Pair {
         assert!(self.sc.events.contains(&Event::Dial));
         self.sc.session.connected(self.now, &mut self.sc.budget);
         let mut hello = self.sc.transmit(self.now).freeze();
-        let header = Header::decode(&hello)
-            .and_then(Result::ok)
-            .expect("a header");
+        let header = Header::decode(&hello).and_then(Result::ok).expect("a header");
         let Ok(Frame::Hello(h)) = decode(header, hello.split_off(FRAME_HEADER_BYTES)) else {
             panic!("not HELLO")
         };
@@ -143,17 +133,13 @@ impl Pair {
             self.endpoint
                 .session
                 .handle_bytes(self.now, &mut self.endpoint.budget, a.freeze());
-            self.sc
-                .session
-                .handle_bytes(self.now, &mut self.sc.budget, b.freeze());
+            self.sc.session.handle_bytes(self.now, &mut self.sc.budget, b.freeze());
         }
         panic!("the two never fall silent");
     }
 
     fn cut(&mut self) {
-        self.sc
-            .session
-            .disconnected(self.now, &mut self.sc.budget, false);
+        self.sc.session.disconnected(self.now, &mut self.sc.budget, false);
         self.endpoint
             .session
             .disconnected(self.now, &mut self.endpoint.budget, false);

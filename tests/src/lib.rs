@@ -1,1 +1,16 @@
+//! Harness of the suites: real binaries on ports of their own, readiness instead of sleeps, bodies that are checked
+//! byte by byte, a site with counters, a relay that cuts, a browser.
+//!
+//! Everything here blocks on plain threads, on purpose: nothing of the harness shares code with what it tests.
 
+pub mod body;
+pub mod browser;
+pub mod certificate;
+pub mod cloud;
+pub mod http;
+pub mod namespace;
+pub mod origin;
+pub mod process;
+pub mod relay;
+pub mod tls;
+pub mod websocket;

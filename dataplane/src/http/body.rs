@@ -85,10 +85,7 @@ enum Quote {
     Escaped,
 }
 
-const CHUNK: State = State::Size {
-    value: 0,
-    digits: 0,
-};
+const CHUNK: State = State::Size { value: 0, digits: 0 };
 
 impl Body {
     /// At the first byte after the head.
@@ -115,10 +112,7 @@ impl Body {
             let run = self.run(&input[bytes..])?;
             bytes += run.bytes;
             if run.done || run.bytes == 0 {
-                return Ok(Consumed {
-                    bytes,
-                    done: run.done,
-                });
+                return Ok(Consumed { bytes, done: run.done });
             }
         }
     }
@@ -238,9 +232,7 @@ impl Body {
             }
             (State::TrailerName, b':') => Ok(State::TrailerValue),
             (State::TrailerValue, b'\r') => Ok(State::TrailerLf),
-            (State::TrailerValue, b) if b == b'\t' || (b >= b' ' && b != 0x7f) => {
-                Ok(State::TrailerValue)
-            }
+            (State::TrailerValue, b) if b == b'\t' || (b >= b' ' && b != 0x7f) => Ok(State::TrailerValue),
             (State::TrailerLf, b'\n') => Ok(State::TrailerStart),
             _ => Err(BadBody("a malformed trailer")),
         }
@@ -296,9 +288,7 @@ fn extension(value: u64, quote: Quote, byte: u8) -> Result<State, BadBody> {
         (Quote::Outside, b) if is_token_byte(b) => Quote::Outside,
         (Quote::Inside, b'"') => Quote::Outside,
         (Quote::Inside, b'\\') => Quote::Escaped,
-        (Quote::Inside | Quote::Escaped, b) if b == b'\t' || (b >= b' ' && b != 0x7f) => {
-            Quote::Inside
-        }
+        (Quote::Inside | Quote::Escaped, b) if b == b'\t' || (b >= b' ' && b != 0x7f) => Quote::Inside,
         _ => return Err(BadBody("a chunk extension holds a forbidden character")),
     };
     Ok(State::Extension { value, quote })

@@ -114,12 +114,8 @@ impl<'a> Facts<'a> {
             self.keep_alive |= is(b"keep-alive");
             self.upgrade_option |= is(b"upgrade");
             // Sites do list Transfer-Encoding; from a browser it can only be meant to hide a field from the next hop.
-            if side == Side::Request
-                && (is(b"host") || is(b"content-length") || is(b"transfer-encoding"))
-            {
-                return Err(Bad::request(
-                    "Connection lists a field that no hop may drop",
-                ));
+            if side == Side::Request && (is(b"host") || is(b"content-length") || is(b"transfer-encoding")) {
+                return Err(Bad::request("Connection lists a field that no hop may drop"));
             }
         }
         Ok(())
@@ -139,18 +135,10 @@ impl<'a> Facts<'a> {
         Ok(framing)
     }
 
-    pub fn response_framing(
-        &self,
-        method: &str,
-        version: Version,
-        status: u16,
-    ) -> Result<Framing, Bad> {
+    pub fn response_framing(&self, method: &str, version: Version, status: u16) -> Result<Framing, Bad> {
         self.check_version(version)?;
         // RFC 9112 section 6.3: whatever these say about a body is ignored.
-        if (method == "CONNECT" && (200..300).contains(&status))
-            || method == "HEAD" && status >= 200
-            || status == 304
-        {
+        if (method == "CONNECT" && (200..300).contains(&status)) || method == "HEAD" && status >= 200 || status == 304 {
             return Ok(Framing::None);
         }
         if status < 200 || status == 204 {

@@ -30,9 +30,7 @@ impl<'a> Fields<'a> {
     /// `head` is a whole head: start line, field lines, empty line.
     pub(crate) fn of_head(head: &'a [u8]) -> Self {
         let start = memchr(b'\n', head).map_or(head.len(), |at| at + 1);
-        Self {
-            rest: &head[start..],
-        }
+        Self { rest: &head[start..] }
     }
 }
 
@@ -65,8 +63,5 @@ pub(crate) fn trim(mut value: &[u8]) -> &[u8] {
 
 /// The members of a comma-separated list, empty ones left out (RFC 9110 section 5.6.1).
 pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value
-        .split(|b| *b == b',')
-        .map(trim)
-        .filter(|item| !item.is_empty())
+    value.split(|b| *b == b',').map(trim).filter(|item| !item.is_empty())
 }

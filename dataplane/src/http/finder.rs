@@ -68,10 +68,7 @@ impl Finder {
             self.line = at + 1;
         }
         self.scanned = end;
-        if self.line == 0
-            && self.side == Side::Request
-            && end > TARGET_BYTES_MAX + METHOD_BYTES_MAX + 16
-        {
+        if self.line == 0 && self.side == Side::Request && end > TARGET_BYTES_MAX + METHOD_BYTES_MAX + 16 {
             return Err(Bad {
                 status: 414,
                 reason: "the request target is too long",
@@ -95,9 +92,7 @@ impl Finder {
         if good {
             Ok(())
         } else {
-            Err(Bad::request(
-                "the message does not begin with a start line of HTTP/1",
-            ))
+            Err(Bad::request("the message does not begin with a start line of HTTP/1"))
         }
     }
 }

@@ -25,10 +25,7 @@ pub struct Bad {
 
 impl Bad {
     pub(crate) const fn request(reason: &'static str) -> Self {
-        Self {
-            status: 400,
-            reason,
-        }
+        Self { status: 400, reason }
     }
 
     pub(crate) const fn of_site(self) -> Self {
@@ -119,11 +116,7 @@ impl<'a> Request<'a> {
             version,
             framing,
             keep_alive: http11 && !facts.close,
-            upgrade: http11
-                && bodyless
-                && method == "GET"
-                && facts.upgrade_option
-                && facts.websocket,
+            upgrade: http11 && bodyless && method == "GET" && facts.upgrade_option && facts.websocket,
             expect_continue: http11 && facts.expect_continue,
         })
     }
@@ -135,25 +128,15 @@ impl<'a> Request<'a> {
 
     /// Safe to send twice (RFC 9110 section 9.2.2).
     pub fn is_idempotent(&self) -> bool {
-        matches!(
-            self.method,
-            "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"
-        )
+        matches!(self.method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE")
     }
 
     /// `scheme://host:port/path?query`; `scheme` where the target names none. For rules and pages, not for the wire.
     pub fn url(&self, scheme: Scheme) -> String {
         let scheme = self.scheme.unwrap_or(scheme).as_str();
         let authority = self.authority.map_or("", |a| a.raw);
-        let slash = if self.path.first() == Some(&b'/') {
-            ""
-        } else {
-            "/"
-        };
-        format!(
-            "{scheme}://{authority}{slash}{}",
-            String::from_utf8_lossy(self.path)
-        )
+        let slash = if self.path.first() == Some(&b'/') { "" } else { "/" };
+        format!("{scheme}://{authority}{slash}{}", String::from_utf8_lossy(self.path))
     }
 }
 
@@ -232,8 +215,7 @@ fn split_start(head: &[u8]) -> Result<(&[u8], &[u8]), Bad> {
 
 fn request_line(line: &[u8]) -> Result<(&str, &[u8], Version), Bad> {
     let mut parts = line.split(|b| *b == b' ');
-    let (Some(method), Some(target), Some(version), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
+    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
     else {
         return Err(Bad::request(
             "the request line is not three words with one space between them",
@@ -257,12 +239,9 @@ fn request_line(line: &[u8]) -> Result<(&str, &[u8], Version), Bad> {
     // Bytes above ASCII are against RFC 3986, but a common sloppiness; not even UTF-8 is guesswork for all.
     let printable = target.iter().all(|b| *b > b' ' && *b != 0x7f);
     if target.is_empty() || !printable || std::str::from_utf8(target).is_err() {
-        return Err(Bad::request(
-            "the target is empty or holds a forbidden character",
-        ));
+        return Err(Bad::request("the target is empty or holds a forbidden character"));
     }
-    let method =
-        std::str::from_utf8(method).map_err(|_| Bad::request("the method is not a token"))?;
+    let method = std::str::from_utf8(method).map_err(|_| Bad::request("the method is not a token"))?;
     Ok((method, target, parse_version(version)?))
 }
 
@@ -282,10 +261,7 @@ fn status_line(line: &[u8]) -> Result<(Version, u16, &[u8]), Bad> {
         [b' ', reason @ ..] => reason,
         _ => return Err(Bad::request("the status is not three digits")),
     };
-    if reason
-        .iter()
-        .any(|b| (*b < b' ' && *b != b'\t') || *b == 0x7f)
-    {
+    if reason.iter().any(|b| (*b < b' ' && *b != b'\t') || *b == 0x7f) {
         return Err(Bad::request("the reason phrase holds a control character"));
     }
     let digit = |d: &u8| u16::from(d - b'0');
@@ -352,12 +328,7 @@ pub fn fuzz_response(data: &[u8]) -> bool {
         return false;
     };
     let mut accepted = false;
-    let asked = [
-        ("GET", false),
-        ("GET", true),
-        ("HEAD", false),
-        ("CONNECT", false),
-    ];
+    let asked = [("GET", false), ("GET", true), ("HEAD", false), ("CONNECT", false)];
     for (n, (method, upgrade)) in asked.into_iter().enumerate() {
         let Ok(response) = Response::parse(head, method, upgrade) else {
             continue;
@@ -370,10 +341,7 @@ pub fn fuzz_response(data: &[u8]) -> bool {
         let mut out = Vec::new();
         let delivery = rewrite::response(&response, to, !n.is_multiple_of(3), &[], &mut out);
         let again = Response::parse(&out, method, upgrade).expect("a rewritten response is valid");
-        assert_eq!(
-            (again.status, again.reason),
-            (response.status, response.reason)
-        );
+        assert_eq!((again.status, again.reason), (response.status, response.reason));
         let framing = if delivery.dechunk {
             Framing::UntilClose
         } else {

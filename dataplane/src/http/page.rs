@@ -76,12 +76,7 @@ pub const CAUSES: &[Cause] = &[
         "The site's certificate has changed",
         "Load the page again.",
     ),
-    (
-        "cancelled",
-        502,
-        "The request was cancelled",
-        "Load the page again.",
-    ),
+    ("cancelled", 502, "The request was cancelled", "Load the page again."),
     (
         "connect-timeout",
         504,
@@ -228,10 +223,7 @@ impl<'a> Page<'a> {
             );
         }
         if !self.detail.is_empty() {
-            put(
-                &mut html,
-                format_args!("<p>{}</p>\n", Shown(&detail_text(self.detail))),
-            );
+            put(&mut html, format_args!("<p>{}</p>\n", Shown(&detail_text(self.detail))));
         }
         put(
             &mut html,
@@ -291,20 +283,12 @@ fn url_text(url: &[u8]) -> String {
     let url = url.split(['?', '#']).next().unwrap_or("");
     let start = url.find("//").map_or(0, |at| at + 2);
     let end = url[start..].find('/').map_or(url.len(), |at| start + at);
-    format!(
-        "{}{}{}",
-        &url[..start],
-        masked(&url[start..end]),
-        &url[end..]
-    )
+    format!("{}{}{}", &url[..start], masked(&url[start..end]), &url[end..])
 }
 
 /// Free text in which each word loses what stands before its last `@`.
 fn detail_text(text: &str) -> String {
-    text.split_whitespace()
-        .map(masked)
-        .collect::<Vec<_>>()
-        .join(" ")
+    text.split_whitespace().map(masked).collect::<Vec<_>>().join(" ")
 }
 
 fn masked(word: &str) -> String {

@@ -113,9 +113,7 @@ pub fn response(
 /// RFC 9112 section 3.2.4: OPTIONS for the whole server arrives in absolute-form without a path.
 fn target(request: &Request<'_>, out: &mut Vec<u8>) {
     match (request.form, request.path) {
-        (Form::Authority, _) => {
-            out.extend_from_slice(request.authority.map_or("", |a| a.raw).as_bytes())
-        }
+        (Form::Authority, _) => out.extend_from_slice(request.authority.map_or("", |a| a.raw).as_bytes()),
         (Form::Absolute, b"") if request.method == "OPTIONS" => out.push(b'*'),
         (Form::Absolute, path) => {
             if path.first() != Some(&b'/') {

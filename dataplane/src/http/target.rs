@@ -161,8 +161,7 @@ impl<'a> Target<'a> {
     }
 
     fn absolute(bytes: &'a [u8]) -> Result<Self, Bad> {
-        let at = memchr::memmem::find(bytes, b"://")
-            .ok_or(Bad::request("the target is neither a path nor a URL"))?;
+        let at = memchr::memmem::find(bytes, b"://").ok_or(Bad::request("the target is neither a path nor a URL"))?;
         let scheme = match &bytes[..at] {
             s if s.eq_ignore_ascii_case(b"http") => Scheme::Http,
             s if s.eq_ignore_ascii_case(b"https") => Scheme::Https,
@@ -175,8 +174,7 @@ impl<'a> Target<'a> {
             _ => return Err(Bad::request("the target is neither a path nor a URL")),
         };
         let rest = &bytes[at + 3..];
-        let (authority, path) =
-            rest.split_at(memchr::memchr2(b'/', b'?', rest).unwrap_or(rest.len()));
+        let (authority, path) = rest.split_at(memchr::memchr2(b'/', b'?', rest).unwrap_or(rest.len()));
         let authority = Some(Authority::parse(authority)?);
         Ok(Self {
             form: Form::Absolute,

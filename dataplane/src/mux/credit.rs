@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use super::planted::planted;
 use super::stream::{Stream, StreamRef};
 use crate::limits::{
-    BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, FIRST_GRANT_BYTES, FRAME_HEADER_BYTES,
-    FRAME_PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX, WINDOW_BYTES_MAX,
+    BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, FIRST_GRANT_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX,
+    RECORD_BYTES_MAX, WINDOW_BYTES_MAX,
 };
 
 /// Sizes of a shard's budgets.
@@ -74,9 +74,7 @@ impl Budget {
     /// The bound of `rx_outstanding`: bases of all streams and the pool.
     pub fn rx_outstanding_max(&self) -> usize {
         let c = &self.config;
-        c.streams_peer_max * BASE_CREDIT_PEER_BYTES
-            + c.streams_own_max * BASE_CREDIT_OWN_BYTES
-            + c.pool_bytes
+        c.streams_peer_max * BASE_CREDIT_PEER_BYTES + c.streams_own_max * BASE_CREDIT_OWN_BYTES + c.pool_bytes
     }
 
     /// Received bytes that wait to be handed on.

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use crate::limits::{
-    EARLY_RESETS_BURST, EARLY_RESETS_PER_SECOND, IDLE_FRAMES_BURST, IDLE_FRAMES_PER_SECOND,
-};
+use crate::limits::{EARLY_RESETS_BURST, EARLY_RESETS_PER_SECOND, IDLE_FRAMES_BURST, IDLE_FRAMES_PER_SECOND};
 use crate::time::Time;
 
 /// Tokens that refill with time, in millionths.

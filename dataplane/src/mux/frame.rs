@@ -93,9 +93,7 @@ impl Code {
     }
 
     fn from_wire(value: u16) -> Option<Self> {
-        Self::ALL
-            .get(usize::from(value).checked_sub(1)?)
-            .map(|c| c.0)
+        Self::ALL.get(usize::from(value).checked_sub(1)?).map(|c| c.0)
     }
 }
 
@@ -136,15 +134,9 @@ pub enum GoAwayReason {
 
 impl GoAwayReason {
     fn from_wire(value: u16) -> Option<Self> {
-        [
-            Self::Drain,
-            Self::Shutdown,
-            Self::Protocol,
-            Self::Limit,
-            Self::Replaced,
-        ]
-        .get(usize::from(value))
-        .copied()
+        [Self::Drain, Self::Shutdown, Self::Protocol, Self::Limit, Self::Replaced]
+            .get(usize::from(value))
+            .copied()
     }
 }
 
@@ -322,11 +314,7 @@ pub fn decode(header: Header, payload: Bytes) -> Result<Frame, Violation> {
         return Ok(Frame::Extension);
     }
     if on_stream != (id != 0) {
-        return Err(if on_stream {
-            NEEDS_STREAM
-        } else {
-            NEEDS_NO_STREAM
-        });
+        return Err(if on_stream { NEEDS_STREAM } else { NEEDS_NO_STREAM });
     }
     match header.kind {
         kind::DATA if payload.is_empty() => Err(Violation("DATA of length 0")),
@@ -436,9 +424,7 @@ fn decode_open(payload: Bytes) -> Result<Open, Violation> {
     let mut shown = None;
     for_each_tlv(f.0, |kind, value| {
         if kind != 2 {
-            return Err(Violation(
-                "OPEN with an unknown TLV that must not be ignored",
-            ));
+            return Err(Violation("OPEN with an unknown TLV that must not be ignored"));
         }
         let mut v = Fields(value);
         shown = Some(Shown {
@@ -458,10 +444,7 @@ fn decode_open(payload: Bytes) -> Result<Open, Violation> {
 }
 
 /// Calls `even` for each TLV of an even type; unknown odd ones are skipped.
-fn for_each_tlv(
-    bytes: Bytes,
-    mut even: impl FnMut(u8, Bytes) -> Result<(), Violation>,
-) -> Result<(), Violation> {
+fn for_each_tlv(bytes: Bytes, mut even: impl FnMut(u8, Bytes) -> Result<(), Violation>) -> Result<(), Violation> {
     let mut f = Fields(bytes);
     while !f.0.is_empty() {
         let kind = f.u8()?;
@@ -549,8 +532,7 @@ fn decode_settings_ack(payload: Bytes) -> Result<Frame, Violation> {
 fn decode_goaway(payload: Bytes) -> Result<Frame, Violation> {
     let mut f = Fields(payload);
     let last = f.u64()?;
-    let reason =
-        GoAwayReason::from_wire(f.u16()?).ok_or(Violation("GOAWAY with an unknown reason"))?;
+    let reason = GoAwayReason::from_wire(f.u16()?).ok_or(Violation("GOAWAY with an unknown reason"))?;
     Ok(Frame::GoAway {
         last,
         reason,
@@ -592,17 +574,9 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
     out.put_bytes(0, FRAME_HEADER_BYTES);
     let (kind, stream) = encode_payload(frame, out);
     let length = out.len() - start - FRAME_HEADER_BYTES;
-    assert!(
-        length <= FRAME_PAYLOAD_BYTES_MAX,
-        "frame payload of {length} bytes"
-    );
+    assert!(length <= FRAME_PAYLOAD_BYTES_MAX, "frame payload of {length} bytes");
     if let Some(header) = out[start..].first_chunk_mut() {
-        Header {
-            length,
-            kind,
-            stream,
-        }
-        .encode(header);
+        Header { length, kind, stream }.encode(header);
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::planted::planted;
 use crate::limits::{
-    ACK_BYTES, ACK_STALL_MAX, DEAD_AFTER_MIN, DEAD_WITHOUT_PROGRESS, LATE_TIMER, PING_BUSY,
-    PING_IDLE, PING_REST, RTT_MEMORY,
+    ACK_BYTES, ACK_STALL_MAX, DEAD_AFTER_MIN, DEAD_WITHOUT_PROGRESS, LATE_TIMER, PING_BUSY, PING_IDLE, PING_REST,
+    RTT_MEMORY,
 };
 use crate::time::Time;
 
@@ -93,12 +93,7 @@ impl Liveness {
 
     /// Reads a PONG; whether it answers the PING that is out.
     pub fn pong(&mut self, now: Time, token: [u8; 8]) -> bool {
-        let Some(written) = self
-            .ping
-            .as_ref()
-            .filter(|p| p.token == token)
-            .and_then(|p| p.written)
-        else {
+        let Some(written) = self.ping.as_ref().filter(|p| p.token == token).and_then(|p| p.written) else {
             return false;
         };
         self.ping = None;

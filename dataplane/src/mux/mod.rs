@@ -27,8 +27,6 @@ mod session;
 mod stream;
 
 pub use credit::{Budget, BudgetConfig};
-pub use frame::{
-    Code, GoAwayReason, Hello, Kind, Open, Opened, Shown, Timings, TlsReport, Violation,
-};
+pub use frame::{Code, GoAwayReason, Hello, Kind, Open, Opened, Shown, Timings, TlsReport, Violation};
 pub use session::{Config, Event, OpenError, Recv, Reject, Session, Side, WriteError};
 pub use stream::StreamRef;

@@ -8,9 +8,9 @@ use super::planted::planted;
 use super::session::{Conn, Event, Session, Side, mark_served};
 use super::stream::{Rx, Slice, Stream, StreamRef, Tx};
 use crate::limits::{
-    ACK_BYTES, ACK_DELAY, BASE_CREDIT_PEER_BYTES, EARLY_RESET_BYTES, EARLY_RESET_GRACE,
-    FIRST_GRANT_BYTES, FRAME_HEADER_BYTES, PONGS_PENDING_MAX, RECALL_IDLE, RECALL_INTERVAL,
-    REFUSALS_PENDING_MAX, SETTINGS_BYTES_MAX, SLICE_AGE_MAX, SLICE_MERGE_BYTES,
+    ACK_BYTES, ACK_DELAY, BASE_CREDIT_PEER_BYTES, EARLY_RESET_BYTES, EARLY_RESET_GRACE, FIRST_GRANT_BYTES,
+    FRAME_HEADER_BYTES, PONGS_PENDING_MAX, RECALL_IDLE, RECALL_INTERVAL, REFUSALS_PENDING_MAX, SETTINGS_BYTES_MAX,
+    SLICE_AGE_MAX, SLICE_MERGE_BYTES,
 };
 use crate::time::Time;
 
@@ -80,7 +80,7 @@ impl Session {
             }
         }
         self.blocks.release(budget, block);
-        if !self.failed && !planted("partial-frame-dropped") {
+        if !input.is_empty() && !self.failed && !planted("partial-frame-dropped") {
             self.partial = BytesMut::from(input);
         }
         self.ack_when_due(now);
@@ -97,14 +97,7 @@ impl Session {
         }
     }
 
-    fn handle_frame(
-        &mut self,
-        now: Time,
-        budget: &mut Budget,
-        header: Header,
-        frame: Frame,
-        block: u32,
-    ) -> Done {
+    fn handle_frame(&mut self, now: Time, budget: &mut Budget, header: Header, frame: Frame, block: u32) -> Done {
         if self.conn == Conn::Greeting {
             return match frame {
                 Frame::Hello(hello) => {
@@ -143,9 +136,7 @@ impl Session {
                 });
                 Ok(())
             }
-            Frame::GoAway { last, reason, text } => {
-                self.handle_goaway(now, budget, last, reason, text)
-            }
+            Frame::GoAway { last, reason, text } => self.handle_goaway(now, budget, last, reason, text),
             Frame::Extension => Ok(()),
             Frame::Open(id, open) => self.handle_open(now, budget, id, open),
             frame => self.handle_stream_frame(now, budget, header, frame, block),
@@ -205,14 +196,7 @@ impl Session {
         Ok(())
     }
 
-    fn handle_goaway(
-        &mut self,
-        now: Time,
-        budget: &mut Budget,
-        last: u64,
-        reason: GoAwayReason,
-        text: Bytes,
-    ) -> Done {
+    fn handle_goaway(&mut self, now: Time, budget: &mut Budget, last: u64, reason: GoAwayReason, text: Bytes) -> Done {
         if matches!(reason, GoAwayReason::Protocol | GoAwayReason::Limit) {
             let words = String::from_utf8_lossy(&text).into_owned();
             self.session_over(now, budget, reason, &words, false);
@@ -220,11 +204,7 @@ impl Session {
         }
         self.goaway_read = true;
         for r in self.streams.refs() {
-            if self
-                .streams
-                .get(r)
-                .is_some_and(|s| s.own && !s.orphan && s.id > last)
-            {
+            if self.streams.get(r).is_some_and(|s| s.own && !s.orphan && s.id > last) {
                 self.withdraw(now, budget, r);
             }
         }
@@ -254,9 +234,7 @@ impl Session {
             return Ok(());
         }
         if !budget.take_place(false) {
-            if self.schedule.refusals.len() >= REFUSALS_PENDING_MAX
-                && !planted("refusals-unbounded")
-            {
+            if self.schedule.refusals.len() >= REFUSALS_PENDING_MAX && !planted("refusals-unbounded") {
                 return Err(flood("too many streams beyond the limit"));
             }
             self.schedule.refusals.push_back(id);
@@ -313,35 +291,23 @@ impl Session {
             Frame::Credit(_, offset) => self.handle_credit(now, r, offset),
             Frame::Recall(_, offset) => self.handle_recall(r, offset),
             Frame::Return(_, limit) => self.handle_return(budget, r, limit),
-            Frame::Opened(_, opened) => {
-                self.once(r, kind::OPENED, true, |r| Event::Accepted(r, opened))
-            }
+            Frame::Opened(_, opened) => self.once(r, kind::OPENED, true, |r| Event::Accepted(r, opened)),
             Frame::StartTls { sni, alpn, .. } => {
                 self.once(r, kind::START_TLS, false, |r| Event::StartTls(r, sni, alpn))
             }
-            Frame::TlsReport(_, report) => {
-                self.once(r, kind::TLS_REPORT, true, |r| Event::TlsReport(r, report))
-            }
+            Frame::TlsReport(_, report) => self.once(r, kind::TLS_REPORT, true, |r| Event::TlsReport(r, report)),
             _ => Err(protocol("a session frame that names a stream")),
         }
     }
 
     /// OPENED, START_TLS and TLS_REPORT: once a stream, of kind `tcp`, opened by the right side.
-    fn once(
-        &mut self,
-        r: StreamRef,
-        kind: u8,
-        own: bool,
-        event: impl FnOnce(StreamRef) -> Event,
-    ) -> Done {
+    fn once(&mut self, r: StreamRef, kind: u8, own: bool, event: impl FnOnce(StreamRef) -> Event) -> Done {
         let Some(s) = self.streams.get_mut(r) else {
             return Ok(());
         };
         let seen = &mut s.seen[usize::from(kind - kind::OPENED)];
         if std::mem::replace(seen, true) || s.kind != Kind::Tcp || s.own != own {
-            return Err(protocol(
-                "a frame that this stream does not have, or not twice",
-            ));
+            return Err(protocol("a frame that this stream does not have, or not twice"));
         }
         if s.rx == Rx::Open && !s.released {
             self.events.push_back(event(r));
@@ -349,14 +315,7 @@ impl Session {
         Ok(())
     }
 
-    fn handle_data(
-        &mut self,
-        now: Time,
-        budget: &mut Budget,
-        r: StreamRef,
-        bytes: Bytes,
-        block: u32,
-    ) -> Done {
+    fn handle_data(&mut self, now: Time, budget: &mut Budget, r: StreamRef, bytes: Bytes, block: u32) -> Done {
         let Some(s) = self.streams.get_mut(r) else {
             return Ok(());
         };
@@ -390,12 +349,7 @@ impl Session {
         Ok(())
     }
 
-    fn handle_fin(
-        &mut self,
-        budget: &mut Budget,
-        r: StreamRef,
-        timings: Option<frame::Timings>,
-    ) -> Done {
+    fn handle_fin(&mut self, budget: &mut Budget, r: StreamRef, timings: Option<frame::Timings>) -> Done {
         let Some(s) = self.streams.get_mut(r) else {
             return Ok(());
         };
@@ -425,17 +379,8 @@ impl Session {
         }
     }
 
-    fn handle_reset(
-        &mut self,
-        now: Time,
-        budget: &mut Budget,
-        r: StreamRef,
-        code: Code,
-        text: Bytes,
-    ) -> Done {
-        let in_grace = self
-            .resumed_at
-            .is_some_and(|t| now.since(t) < EARLY_RESET_GRACE);
+    fn handle_reset(&mut self, now: Time, budget: &mut Budget, r: StreamRef, code: Code, text: Bytes) -> Done {
+        let in_grace = self.resumed_at.is_some_and(|t| now.since(t) < EARLY_RESET_GRACE);
         let Some(s) = self.streams.get_mut(r) else {
             return Ok(());
         };
@@ -556,10 +501,7 @@ impl Session {
                 continue;
             };
             let keep = s.received.max(s.consumed + super::credit::base(s) as u64);
-            let idle = s.rx == Rx::Open
-                && !s.orphan
-                && !s.recalled
-                && now.since(s.last_data) >= RECALL_IDLE;
+            let idle = s.rx == Rx::Open && !s.orphan && !s.recalled && now.since(s.last_data) >= RECALL_IDLE;
             if idle && keep < s.advertised && s.open_written {
                 s.recalled = true;
                 s.flags.recall = Some(keep);

@@ -67,11 +67,7 @@ impl Retention {
     ///
     /// # Errors
     /// If the offset goes back, lies beyond what was sent, or inside a frame.
-    pub fn acknowledge(
-        &mut self,
-        offset: u64,
-        mut free: impl FnMut(Retained),
-    ) -> Result<bool, Violation> {
+    pub fn acknowledge(&mut self, offset: u64, mut free: impl FnMut(Retained)) -> Result<bool, Violation> {
         if offset < self.acked || offset > self.sent {
             return Err(Violation("an acknowledgement out of range"));
         }

@@ -15,7 +15,7 @@ use super::resume::Retained;
 use super::session::{Conn, Session};
 use super::stream::{Stream, StreamRef, Turn, Tx};
 use crate::limits::{
-    CONTROL_RESERVE_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, LINK_WRITE_BYTES_MAX,
+    CONTROL_RESERVE_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, FRAME_TEXT_BYTES_MAX, LINK_WRITE_BYTES_MAX,
     QUANTUM_BYTES,
 };
 use crate::time::Time;
@@ -23,15 +23,8 @@ use crate::time::Time;
 /// What shares the one queue in order.
 pub(super) enum Ordered {
     Open(StreamRef, Open),
-    SettingsAck {
-        version: u32,
-        accepted: bool,
-        text: Bytes,
-    },
-    GoAway {
-        reason: frame::GoAwayReason,
-        text: Bytes,
-    },
+    SettingsAck { version: u32, accepted: bool, text: Bytes },
+    GoAway { reason: frame::GoAwayReason, text: Bytes },
 }
 
 /// Who has a turn.
@@ -49,6 +42,8 @@ pub(super) struct SettingsOut {
     parts: u16,
 }
 
+/// Small frames share one allocation of this size.
+const SCRATCH_BYTES: usize = 4_096;
 /// Bytes of JSON in one SETTINGS frame.
 const PART_BYTES: usize = FRAME_PAYLOAD_BYTES_MAX - 8;
 
@@ -119,18 +114,11 @@ impl Schedule {
     }
 
     fn front_list(&self) -> Turn {
-        if self.new.is_empty() {
-            Turn::Old
-        } else {
-            Turn::New
-        }
+        if self.new.is_empty() { Turn::Old } else { Turn::New }
     }
 
     fn front(&self) -> Option<(Entry, Turn)> {
-        self.new
-            .front()
-            .or(self.old.front())
-            .map(|e| (*e, self.front_list()))
+        self.new.front().or(self.old.front()).map(|e| (*e, self.front_list()))
     }
 
     fn pop(&mut self, list: Turn) {
@@ -148,6 +136,9 @@ impl Schedule {
     }
 
     fn encode(&mut self, frame: &Frame) -> Bytes {
+        if self.scratch.capacity() < FRAME_HEADER_BYTES + FRAME_TEXT_BYTES_MAX {
+            self.scratch.reserve(SCRATCH_BYTES);
+        }
         frame::encode(frame, &mut self.scratch);
         self.scratch.split().freeze()
     }
@@ -231,11 +222,7 @@ impl Session {
     }
 
     fn transmit_replay(&mut self, w: &mut Write) {
-        while self
-            .retention
-            .peek_replay()
-            .is_some_and(|bytes| w.fits(bytes))
-        {
+        while self.retention.peek_replay().is_some_and(|bytes| w.fits(bytes)) {
             let Some(mut frame) = self.retention.next_replay() else {
                 break;
             };
@@ -249,18 +236,13 @@ impl Session {
 
     /// A CREDIT as it would be written now, instead of as it was written.
     fn updated_credit(&mut self, old: &Bytes) -> Bytes {
-        let id = frame::Header::decode(old)
-            .and_then(Result::ok)
-            .map_or(0, |h| h.stream);
+        let id = frame::Header::decode(old).and_then(Result::ok).map_or(0, |h| h.stream);
         let advertised = self
             .streams
             .by_id(id)
             .and_then(|r| self.streams.get(r))
             .map(|s| s.advertised);
-        advertised.map_or_else(
-            || old.clone(),
-            |a| self.schedule.encode(&Frame::Credit(id, a)),
-        )
+        advertised.map_or_else(|| old.clone(), |a| self.schedule.encode(&Frame::Credit(id, a)))
     }
 
     /// Writes a counted frame other than DATA, if the write and the reserve have room for it.
@@ -343,12 +325,7 @@ impl Session {
 
     fn transmit_control(&mut self, now: Time, budget: &mut Budget, w: &mut Write) {
         while let Some(r) = self.schedule.control.front().copied() {
-            let Some(frame) = self
-                .streams
-                .get(r)
-                .filter(|s| !s.orphan)
-                .and_then(next_control)
-            else {
+            let Some(frame) = self.streams.get(r).filter(|s| !s.orphan).and_then(next_control) else {
                 self.schedule.control.pop_front();
                 if let Some(s) = self.streams.get_mut(r) {
                     s.flags.listed = false;
@@ -360,6 +337,7 @@ impl Session {
             }
             if let Some(s) = self.streams.get_mut(r) {
                 clear_flag(s, &frame);
+                self.schedule.list_turn(r, s);
             }
             self.settle(budget, r);
         }
@@ -373,11 +351,7 @@ impl Session {
                 }
                 continue;
             };
-            let Some(s) = self
-                .streams
-                .get_mut(r)
-                .filter(|s| s.turn == turn && !s.orphan)
-            else {
+            let Some(s) = self.streams.get_mut(r).filter(|s| s.turn == turn && !s.orphan) else {
                 self.schedule.pop(turn);
                 continue;
             };
@@ -434,13 +408,7 @@ impl Session {
     }
 
     /// One frame of a stream's turn: DATA, then FIN, then the RESET that goes after FIN.
-    fn transmit_next(
-        &mut self,
-        now: Time,
-        budget: &mut Budget,
-        r: StreamRef,
-        w: &mut Write,
-    ) -> Offer {
+    fn transmit_next(&mut self, now: Time, budget: &mut Budget, r: StreamRef, w: &mut Write) -> Offer {
         let Some(s) = self.streams.get_mut(r) else {
             return Offer::Nothing;
         };
@@ -507,19 +475,10 @@ impl Session {
 /// The control frame of a stream that leaves next: CREDIT before RECALL, RESET last.
 fn next_control(s: &Stream) -> Option<Frame> {
     let (f, id) = (&s.flags, s.id);
-    let sni = f
-        .start_tls
-        .as_ref()
-        .map(|(sni, alpn)| (sni.clone(), alpn.clone()));
+    let sni = f.start_tls.as_ref().map(|(sni, alpn)| (sni.clone(), alpn.clone()));
     f.opened
         .map(|o| Frame::Opened(id, o))
-        .or_else(|| {
-            sni.map(|(sni, alpn)| Frame::StartTls {
-                stream: id,
-                sni,
-                alpn,
-            })
-        })
+        .or_else(|| sni.map(|(sni, alpn)| Frame::StartTls { stream: id, sni, alpn }))
         .or_else(|| f.tls_report.clone().map(|r| Frame::TlsReport(id, r)))
         .or_else(|| f.credit.then_some(Frame::Credit(id, s.advertised)))
         .or_else(|| f.recall.map(|offset| Frame::Recall(id, offset)))

@@ -7,18 +7,16 @@ use bytes::{Bytes, BytesMut};
 
 use super::credit::{Blocks, Budget, RateMeter, grow_window};
 use super::flood::Buckets;
-use super::frame::{
-    self, Code, Frame, GoAwayReason, Header, Hello, Open, Opened, Timings, TlsReport, kind,
-};
+use super::frame::{self, Code, Frame, GoAwayReason, Header, Hello, Open, Opened, Timings, TlsReport, kind};
 use super::liveness::Liveness;
 use super::planted::planted;
 use super::resume::{Retained, Retention};
 use super::schedule::{Ordered, Schedule};
 use super::stream::{Rx, Stream, StreamRef, Streams, Tx};
 use crate::limits::{
-    BASE_CREDIT_PEER_BYTES, CONNECTION_LIFE_MIN, DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN,
-    FIRST_DIAL_MAX, FIRST_GRANT_BYTES, FRAME_HEADER_BYTES, LINK_DOWN_GRACE, OUTAGE_INVISIBLE,
-    RESUME_WINDOW, SESSION_ERRORS_BACKOFF, SESSION_ERRORS_MAX, SESSION_ERRORS_SPAN,
+    BASE_CREDIT_PEER_BYTES, CONNECTION_LIFE_MIN, DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, FIRST_DIAL_MAX, FIRST_GRANT_BYTES,
+    FRAME_HEADER_BYTES, LINK_DOWN_GRACE, OUTAGE_INVISIBLE, RESUME_WINDOW, SESSION_ERRORS_BACKOFF, SESSION_ERRORS_MAX,
+    SESSION_ERRORS_SPAN,
 };
 use crate::time::Time;
 
@@ -532,11 +530,7 @@ impl Session {
 
     fn drop_pending_fins(&mut self) {
         for r in self.streams.refs() {
-            if let Some(s) = self
-                .streams
-                .get_mut(r)
-                .filter(|s| matches!(s.tx, Tx::FinQueued(_)))
-            {
+            if let Some(s) = self.streams.get_mut(r).filter(|s| matches!(s.tx, Tx::FinQueued(_))) {
                 s.tx = Tx::Ended;
             }
         }
@@ -547,11 +541,7 @@ impl Session {
             return self.back_off(now);
         }
         let lived = now.since(self.up_since) >= CONNECTION_LIFE_MIN;
-        self.dial_at = Some(if lived {
-            now
-        } else {
-            now + CONNECTION_LIFE_MIN
-        });
+        self.dial_at = Some(if lived { now } else { now + CONNECTION_LIFE_MIN });
         if self.errors.len() >= SESSION_ERRORS_MAX {
             self.dial_at = Some(now + SESSION_ERRORS_BACKOFF);
         }
@@ -580,32 +570,18 @@ impl Session {
     /// When `handle_timeout` is due at the latest.
     pub fn poll_timeout(&self) -> Option<Time> {
         let streams = self.streams.open > 0;
-        let up = (self.conn == Conn::Up && self.closing.is_none() && !self.failed)
-            .then(|| self.liveness.deadline(streams));
-        let greeting = (self.conn == Conn::Greeting && self.closing.is_none())
-            .then(|| self.dial_started + self.dial_time_max());
-        let dial = self
-            .dial_at
-            .filter(|_| self.conn == Conn::Down && !self.finished);
+        let up =
+            (self.conn == Conn::Up && self.closing.is_none() && !self.failed).then(|| self.liveness.deadline(streams));
+        let greeting =
+            (self.conn == Conn::Greeting && self.closing.is_none()).then(|| self.dial_started + self.dial_time_max());
+        let dial = self.dial_at.filter(|_| self.conn == Conn::Down && !self.finished);
         let expiry = self.expires_at();
         let grace = self.withdraw_at();
-        let young = self
-            .young
-            .front()
-            .map(|(t, _)| *t + crate::limits::SLICE_AGE_MAX);
-        [
-            up,
-            greeting,
-            dial,
-            expiry,
-            grace,
-            young,
-            self.ack_due,
-            self.recall_at,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        let young = self.young.front().map(|(t, _)| *t + crate::limits::SLICE_AGE_MAX);
+        [up, greeting, dial, expiry, grace, young, self.ack_due, self.recall_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub fn handle_timeout(&mut self, now: Time, budget: &mut Budget) {
@@ -672,13 +648,7 @@ impl Session {
     }
 
     /// The session ends because one side broke its rules; it is never resumed.
-    pub(super) fn fail(
-        &mut self,
-        now: Time,
-        budget: &mut Budget,
-        reason: GoAwayReason,
-        text: &str,
-    ) {
+    pub(super) fn fail(&mut self, now: Time, budget: &mut Budget, reason: GoAwayReason, text: &str) {
         self.farewell = Some(Frame::GoAway {
             last: self.highest_peer,
             reason,
@@ -798,11 +768,7 @@ impl Session {
     /// Takes new streams: connected, progressing, not draining.
     pub fn is_live(&self) -> bool {
         let draining = self.goaway_queued || self.goaway_read;
-        self.conn == Conn::Up
-            && self.progressed
-            && self.closing.is_none()
-            && !self.failed
-            && !draining
+        self.conn == Conn::Up && self.progressed && self.closing.is_none() && !self.failed && !draining
     }
 
     /// Open streams, the load by which links are compared.
@@ -826,12 +792,7 @@ impl Session {
     ///
     /// # Errors
     /// Why not; nothing was changed.
-    pub fn open(
-        &mut self,
-        now: Time,
-        budget: &mut Budget,
-        mut open: Open,
-    ) -> Result<StreamRef, OpenError> {
+    pub fn open(&mut self, now: Time, budget: &mut Budget, mut open: Open) -> Result<StreamRef, OpenError> {
         if !self.is_live() {
             return Err(OpenError::NotLive);
         }
@@ -860,14 +821,8 @@ impl Session {
     ///
     /// # Errors
     /// If this direction was stopped or the ref is dead.
-    pub fn room(
-        &mut self,
-        now: Time,
-        budget: &mut Budget,
-        r: StreamRef,
-    ) -> Result<usize, WriteError> {
-        let down_long =
-            self.conn != Conn::Up && self.lost_at.is_some_and(|t| now.since(t) > LINK_DOWN_GRACE);
+    pub fn room(&mut self, now: Time, budget: &mut Budget, r: StreamRef) -> Result<usize, WriteError> {
+        let down_long = self.conn != Conn::Up && self.lost_at.is_some_and(|t| now.since(t) > LINK_DOWN_GRACE);
         let Some(s) = self.streams.get_mut(r) else {
             return Err(WriteError::Gone);
         };
@@ -901,10 +856,7 @@ impl Session {
             return;
         };
         let length = frame.len().saturating_sub(FRAME_HEADER_BYTES);
-        debug_assert!(
-            length > 0 && s.queued + length as u64 <= s.limit,
-            "write beyond room"
-        );
+        debug_assert!(length > 0 && s.queued + length as u64 <= s.limit, "write beyond room");
         if let Some(header) = frame.first_chunk_mut() {
             Header {
                 length,
@@ -1039,11 +991,7 @@ impl Session {
 
     /// Sends CREDIT when half the window is used up, as far as the pool allows.
     pub(super) fn refill(&mut self, budget: &mut Budget, r: StreamRef) {
-        let Some(s) = self
-            .streams
-            .get_mut(r)
-            .filter(|s| !s.orphan && s.rx == Rx::Open)
-        else {
+        let Some(s) = self.streams.get_mut(r).filter(|s| !s.orphan && s.rx == Rx::Open) else {
             return;
         };
         let outstanding = s.advertised - s.consumed;
@@ -1051,8 +999,7 @@ impl Session {
             return;
         }
         let target = s.window.min(budget.refill_max(s) as u64);
-        let worth = target >= outstanding + s.window / 8
-            || outstanding <= super::credit::base(s) as u64 / 2;
+        let worth = target >= outstanding + s.window / 8 || outstanding <= super::credit::base(s) as u64 / 2;
         if target > outstanding && worth {
             let consumed = s.consumed;
             budget.set_offsets(s, consumed + target, consumed);
@@ -1097,11 +1044,7 @@ impl Session {
     }
 
     fn flag(&mut self, r: StreamRef, set: impl FnOnce(&mut Stream)) {
-        if let Some(s) = self
-            .streams
-            .get_mut(r)
-            .filter(|s| !s.orphan && s.flags.reset.is_none())
-        {
+        if let Some(s) = self.streams.get_mut(r).filter(|s| !s.orphan && s.flags.reset.is_none()) {
             set(s);
             self.schedule.list_control(r, s);
         }
@@ -1147,11 +1090,15 @@ impl Session {
         });
     }
 
+    /// Drained, or told to drain before there was a session: nothing is left of it.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
     /// GOAWAY was sent or read, no stream is left, all own bytes are acknowledged: nothing is left to do.
     pub(super) fn check_finished(&mut self, budget: &mut Budget) {
         let draining = self.goaway_last.is_some() || self.goaway_read;
-        let idle =
-            self.streams.open == 0 && self.retention.is_empty() && self.schedule.ordered.is_empty();
+        let idle = self.streams.open == 0 && self.retention.is_empty() && self.schedule.ordered.is_empty();
         if draining && idle && !self.finished && !self.failed {
             self.finish_session(budget);
         }
@@ -1169,22 +1116,14 @@ impl Session {
     // ── Shared by both directions ─────────────────────────────────────────────────────────────────────────────
 
     pub(super) fn tell_readable(&mut self, r: StreamRef) {
-        if let Some(s) = self
-            .streams
-            .get_mut(r)
-            .filter(|s| !s.readable_told && !s.released)
-        {
+        if let Some(s) = self.streams.get_mut(r).filter(|s| !s.readable_told && !s.released) {
             s.readable_told = true;
             self.events.push_back(Event::Readable(r));
         }
     }
 
     pub(super) fn tell_writable(&mut self, r: StreamRef) {
-        if let Some(s) = self
-            .streams
-            .get_mut(r)
-            .filter(|s| s.wants_room && !s.released)
-        {
+        if let Some(s) = self.streams.get_mut(r).filter(|s| s.wants_room && !s.released) {
             s.wants_room = false;
             self.events.push_back(Event::Writable(r));
         }
@@ -1218,11 +1157,7 @@ impl Session {
     /// Removes the stream if nothing of it is left.
     pub(super) fn settle(&mut self, budget: &mut Budget, r: StreamRef) {
         let early = planted("undelivered-dropped-at-end");
-        if self
-            .streams
-            .get(r)
-            .is_some_and(|s| s.is_over() || (early && s.orphan))
-        {
+        if self.streams.get(r).is_some_and(|s| s.is_over() || (early && s.orphan)) {
             self.remove_stream(budget, r);
         }
     }
@@ -1240,12 +1175,7 @@ impl Session {
     }
 
     /// The peer has these counted bytes.
-    pub(super) fn acknowledged(
-        &mut self,
-        now: Time,
-        budget: &mut Budget,
-        offset: u64,
-    ) -> Result<(), frame::Violation> {
+    pub(super) fn acknowledged(&mut self, now: Time, budget: &mut Budget, offset: u64) -> Result<(), frame::Violation> {
         let mut freed = std::mem::take(&mut self.freed);
         let result = self.retention.acknowledge(offset, |f| freed.push(f));
         for frame in freed.drain(..) {

@@ -180,8 +180,7 @@ impl Stream {
 
     /// Nothing of it is owed to the peer and nothing is left to hand on.
     pub fn is_over(&self) -> bool {
-        let sent = self.orphan
-            || (matches!(self.tx, Tx::Ended | Tx::Stopped(_)) && self.flags.reset.is_none());
+        let sent = self.orphan || (matches!(self.tx, Tx::Ended | Tx::Stopped(_)) && self.flags.reset.is_none());
         self.released && self.rx == Rx::Done && sent
     }
 
@@ -192,8 +191,11 @@ impl Stream {
 
     /// Something waits for the stream's turn: DATA, FIN, or a RESET that goes after FIN.
     pub fn wants_turn(&self) -> bool {
-        let reset_in_turn = self.flags.reset.is_some() && self.finished();
-        !self.outbox.is_empty() || matches!(self.tx, Tx::FinQueued(_)) || reset_in_turn
+        let f = &self.flags;
+        // These go before any DATA, even while the reserve for them is full.
+        let held_back = f.opened.is_some() || f.start_tls.is_some() || f.tls_report.is_some();
+        let reset_in_turn = f.reset.is_some() && self.finished();
+        !held_back && (!self.outbox.is_empty() || matches!(self.tx, Tx::FinQueued(_)) || reset_in_turn)
     }
 
     /// A control frame of it may leave now.
@@ -303,11 +305,7 @@ impl Streams {
 
     /// Refs of all streams, orphans included.
     pub fn refs(&self) -> Vec<StreamRef> {
-        let live = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, s)| s.stream.is_some());
+        let live = self.slots.iter().enumerate().filter(|(_, s)| s.stream.is_some());
         live.map(|(i, s)| StreamRef {
             slot: i as u32,
             generation: s.generation,
@@ -328,10 +326,7 @@ struct IdHasher {
 impl BuildHasher for IdHash {
     type Hasher = IdHasher;
     fn build_hasher(&self) -> IdHasher {
-        IdHasher {
-            key: self.0,
-            value: 0,
-        }
+        IdHasher { key: self.0, value: 0 }
     }
 }
 

@@ -9,11 +9,7 @@ fn chunked(input: &[u8]) -> Option<Consumed> {
         let mut body = Body::new(Framing::Chunked);
         let split = body.advance(&input[..cut]).and_then(|first| {
             let rest = &input[first.bytes..];
-            let second = if first.done {
-                first
-            } else {
-                body.advance(rest)?
-            };
+            let second = if first.done { first } else { body.advance(rest)? };
             let bytes = if first.done {
                 first.bytes
             } else {
@@ -51,12 +47,7 @@ fn chunks_end_where_they_end() {
             bytes: input.len(),
             done: true,
         };
-        assert_eq!(
-            chunked(&bytes),
-            Some(want),
-            "{:?}",
-            String::from_utf8_lossy(input)
-        );
+        assert_eq!(chunked(&bytes), Some(want), "{:?}", String::from_utf8_lossy(input));
     }
 }
 
@@ -165,46 +156,19 @@ fn an_end_is_clean_only_where_the_message_may_end() {
     }
     let mut body = Body::new(Framing::Length(3));
     assert_eq!((body.clean_end(), body.remaining()), (false, Some(3)));
-    assert_eq!(
-        body.advance(b"ab"),
-        Ok(Consumed {
-            bytes: 2,
-            done: false
-        })
-    );
+    assert_eq!(body.advance(b"ab"), Ok(Consumed { bytes: 2, done: false }));
     assert_eq!((body.clean_end(), body.remaining()), (false, Some(1)));
-    assert_eq!(
-        body.advance(b"cGET"),
-        Ok(Consumed {
-            bytes: 1,
-            done: true
-        })
-    );
-    assert_eq!(
-        body.advance(b"GET"),
-        Ok(Consumed {
-            bytes: 0,
-            done: true
-        })
-    );
+    assert_eq!(body.advance(b"cGET"), Ok(Consumed { bytes: 1, done: true }));
+    assert_eq!(body.advance(b"GET"), Ok(Consumed { bytes: 0, done: true }));
     assert!(body.clean_end());
 
     let mut body = Body::new(Framing::UntilClose);
-    assert_eq!(
-        body.advance(b"abc"),
-        Ok(Consumed {
-            bytes: 3,
-            done: false
-        })
-    );
+    assert_eq!(body.advance(b"abc"), Ok(Consumed { bytes: 3, done: false }));
     assert!(body.clean_end() && !body.is_done());
     for framing in [Framing::None, Framing::Length(0)] {
         assert_eq!(
             Body::new(framing).advance(b"GET"),
-            Ok(Consumed {
-                bytes: 0,
-                done: true
-            })
+            Ok(Consumed { bytes: 0, done: true })
         );
     }
 }
@@ -212,13 +176,7 @@ fn an_end_is_clean_only_where_the_message_may_end() {
 #[test]
 fn huge_lengths_do_not_overflow() {
     let mut body = Body::new(Framing::Length(u64::MAX));
-    assert_eq!(
-        body.advance(b"abc"),
-        Ok(Consumed {
-            bytes: 3,
-            done: false
-        })
-    );
+    assert_eq!(body.advance(b"abc"), Ok(Consumed { bytes: 3, done: false }));
     assert_eq!(body.remaining(), Some(u64::MAX - 3));
 }
 
@@ -236,9 +194,6 @@ fn runs_separate_content_from_chunks() {
             }
             at += run.bytes;
         }
-        assert_eq!(
-            (content.as_slice(), &input[at..]),
-            (&b"abcde"[..], &b"rest"[..])
-        );
+        assert_eq!((content.as_slice(), &input[at..]), (&b"abcde"[..], &b"rest"[..]));
     }
 }

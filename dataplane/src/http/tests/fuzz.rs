@@ -112,9 +112,7 @@ impl Drop for Named {
 }
 
 fn run(rounds: u64, corpus: &[&str], fuzz: fn(&[u8]) -> bool) {
-    let only = std::env::var("SEED")
-        .ok()
-        .and_then(|seed| seed.parse::<u64>().ok());
+    let only = std::env::var("SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
     let mut accepted = 0;
     for seed in only.map_or(1..=rounds, |seed| seed..=seed) {
         let named = Named(seed);
@@ -124,10 +122,7 @@ fn run(rounds: u64, corpus: &[&str], fuzz: fn(&[u8]) -> bool) {
         drop(named);
     }
     // A mutation that nothing survives would test the refusals only.
-    assert!(
-        only.is_some() || accepted > rounds / 20,
-        "only {accepted} accepted"
-    );
+    assert!(only.is_some() || accepted > rounds / 20, "only {accepted} accepted");
 }
 
 #[test]
@@ -153,13 +148,7 @@ fn corpus_itself_is_accepted() {
             .is_ok_and(|n| n.is_some())
     };
     assert!(REQUESTS.iter().all(|data| accepted(data)));
-    assert!(
-        BODIES
-            .iter()
-            .filter(|data| fuzz_body(data.as_bytes()))
-            .count()
-            >= 2
-    );
+    assert!(BODIES.iter().filter(|data| fuzz_body(data.as_bytes())).count() >= 2);
 }
 
 proptest! {

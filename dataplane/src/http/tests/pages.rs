@@ -17,19 +17,8 @@ fn every_cause_has_a_page_that_parses() {
         let response = Response::parse(&page[..n], "GET", false).unwrap();
         assert_eq!(response.status, *status);
         assert_eq!(response.framing, Framing::Length((page.len() - n) as u64));
-        assert!(
-            response.keep_alive
-                && Body::new(response.framing)
-                    .advance(&page[n..])
-                    .unwrap()
-                    .done
-        );
-        let value = |name: &str| {
-            response
-                .fields()
-                .find(|f| f.is(name))
-                .map(|f| f.value.to_vec())
-        };
+        assert!(response.keep_alive && Body::new(response.framing).advance(&page[n..]).unwrap().done);
+        let value = |name: &str| response.fields().find(|f| f.is(name)).map(|f| f.value.to_vec());
         assert_eq!(value("Culvert-Error"), Some(name.as_bytes().to_vec()));
         assert_eq!(value("Culvert-Settings"), Some(b"7".to_vec()));
         assert_eq!(value("Cache-Control"), Some(b"no-store".to_vec()));
@@ -54,9 +43,7 @@ fn pages_escape_and_hold_no_credentials() {
         "{text}"
     );
     assert!(
-        text.contains(
-            "http://***@a.test/@scope/&lt;script&gt;&amp;&quot;&#39;\u{fffd}  X: y</code>"
-        ),
+        text.contains("http://***@a.test/@scope/&lt;script&gt;&amp;&quot;&#39;\u{fffd}  X: y</code>"),
         "{text}"
     );
     assert!(
@@ -80,10 +67,7 @@ fn refused_heads_close_and_head_has_no_body() {
         },
         3,
     ));
-    assert!(
-        page.starts_with("HTTP/1.1 414 URI Too Long\r\n")
-            && page.contains("\r\nConnection: close\r\n")
-    );
+    assert!(page.starts_with("HTTP/1.1 414 URI Too Long\r\n") && page.contains("\r\nConnection: close\r\n"));
     assert!(page.contains("Culvert-Error: bad-request\r\n") && page.contains("<p>too long</p>"));
     let page = text(&Page {
         head: true,
@@ -98,9 +82,5 @@ fn plain_answers() {
     let answer = plain(200, "0123", true);
     let n = Finder::response().find(&answer).unwrap().unwrap();
     assert_eq!(&answer[n..], b"0123");
-    assert!(
-        !Response::parse(&answer[..n], "GET", false)
-            .unwrap()
-            .keep_alive
-    );
+    assert!(!Response::parse(&answer[..n], "GET", false).unwrap().keep_alive);
 }

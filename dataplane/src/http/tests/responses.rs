@@ -12,20 +12,12 @@ fn parse(lines: &[&str], method: &str, upgrade: bool) -> Result<(u16, Framing, b
 #[test]
 fn framing_follows_status_method_and_fields() {
     use Framing::{Chunked, Length, None, UntilClose};
-    let (ok, cl, te) = (
-        "HTTP/1.1 200 OK",
-        "Content-Length: 5",
-        "Transfer-Encoding: chunked",
-    );
+    let (ok, cl, te) = ("HTTP/1.1 200 OK", "Content-Length: 5", "Transfer-Encoding: chunked");
     for (lines, method, want) in [
         (&[ok, cl][..], "GET", Ok((200, Length(5), true))),
         (&[ok, te], "GET", Ok((200, Chunked, true))),
         (&[ok], "GET", Ok((200, UntilClose, false))),
-        (
-            &[ok, cl, "Connection: close"],
-            "GET",
-            Ok((200, Length(5), false)),
-        ),
+        (&[ok, cl, "Connection: close"], "GET", Ok((200, Length(5), false))),
         (
             &[ok, te, "Connection: Transfer-Encoding"],
             "GET",
@@ -50,11 +42,7 @@ fn framing_follows_status_method_and_fields() {
         (&[ok, cl], "HEAD", Ok((200, None, true))),
         (&[ok, te], "HEAD", Ok((200, None, true))),
         (&[ok], "HEAD", Ok((200, None, true))),
-        (
-            &["HTTP/1.1 304 Not Modified", cl],
-            "GET",
-            Ok((304, None, true)),
-        ),
+        (&["HTTP/1.1 304 Not Modified", cl], "GET", Ok((304, None, true))),
         (&["HTTP/1.1 204 No Content"], "GET", Ok((204, None, true))),
         (
             &["HTTP/1.1 204 No Content", "Content-Length: 0"],
@@ -65,18 +53,10 @@ fn framing_follows_status_method_and_fields() {
         (&["HTTP/1.1 204 No Content", te], "GET", Err(502)),
         (&["HTTP/1.1 100 Continue"], "POST", Ok((100, None, true))),
         (&["HTTP/1.1 100 Continue", cl], "POST", Err(502)),
-        (
-            &["HTTP/1.1 103 Early Hints", "Link: x"],
-            "GET",
-            Ok((103, None, true)),
-        ),
+        (&["HTTP/1.1 103 Early Hints", "Link: x"], "GET", Ok((103, None, true))),
         (&["HTTP/1.0 100 Continue"], "POST", Err(502)),
         (&[ok, cl], "CONNECT", Ok((200, None, false))),
-        (
-            &["HTTP/1.1 407 Auth", cl],
-            "CONNECT",
-            Ok((407, Length(5), true)),
-        ),
+        (&["HTTP/1.1 407 Auth", cl], "CONNECT", Ok((407, Length(5), true))),
         (&["HTTP/1.1 999 Odd", cl], "GET", Ok((999, Length(5), true))),
     ] {
         assert_eq!(parse(lines, method, false), want, "{method} {lines:?}");
@@ -94,10 +74,7 @@ fn an_upgrade_happens_only_if_asked_for() {
     assert_eq!(parse(&lines, "GET", false), Err(502));
     assert_eq!(parse(&lines[..2], "GET", true), Err(502));
     assert_eq!(parse(&[lines[0], lines[2]], "GET", true), Err(502));
-    assert_eq!(
-        parse(&[lines[0], lines[1], "Upgrade: h2c"], "GET", true),
-        Err(502)
-    );
+    assert_eq!(parse(&[lines[0], lines[1], "Upgrade: h2c"], "GET", true), Err(502));
 }
 
 #[test]

@@ -6,10 +6,7 @@ fn request(from: &[&str], to: &[&str]) {
     let bytes = head(from);
     let mut out = Vec::new();
     rewrite::request(&Request::parse(&bytes).unwrap(), &[], &mut out);
-    assert_eq!(
-        String::from_utf8_lossy(&out),
-        String::from_utf8_lossy(&head(to))
-    );
+    assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(&head(to)));
 }
 
 #[test]
@@ -18,10 +15,7 @@ fn requests_become_origin_form() {
         &["GET http://a.test:8080/x?y HTTP/1.1", "Host: a.test:8080"],
         &["GET /x?y HTTP/1.1", "Host: a.test:8080"],
     );
-    request(
-        &["GET http://a HTTP/1.1", "Host: a"],
-        &["GET / HTTP/1.1", "Host: a"],
-    );
+    request(&["GET http://a HTTP/1.1", "Host: a"], &["GET / HTTP/1.1", "Host: a"]);
     request(
         &["GET http://a?q HTTP/1.1", "Host: a"],
         &["GET /?q HTTP/1.1", "Host: a"],
@@ -38,14 +32,8 @@ fn requests_become_origin_form() {
         &["OPTIONS http://a/ HTTP/1.1", "Host: a"],
         &["OPTIONS / HTTP/1.1", "Host: a"],
     );
-    request(
-        &["OPTIONS * HTTP/1.1", "Host: a"],
-        &["OPTIONS * HTTP/1.1", "Host: a"],
-    );
-    request(
-        &["GET /x HTTP/1.1", "host:  a "],
-        &["GET /x HTTP/1.1", "host:  a "],
-    );
+    request(&["OPTIONS * HTTP/1.1", "Host: a"], &["OPTIONS * HTTP/1.1", "Host: a"]);
+    request(&["GET /x HTTP/1.1", "host:  a "], &["GET /x HTTP/1.1", "host:  a "]);
     request(
         &["CONNECT a:1 HTTP/1.1", "Host: b"],
         &["CONNECT a:1 HTTP/1.1", "Host: a:1"],
@@ -55,12 +43,7 @@ fn requests_become_origin_form() {
 #[test]
 fn the_target_names_the_host() {
     request(
-        &[
-            "GET http://a:81/ HTTP/1.1",
-            "X: 1",
-            "hOst: internal",
-            "Y: 2",
-        ],
+        &["GET http://a:81/ HTTP/1.1", "X: 1", "hOst: internal", "Y: 2"],
         &["GET / HTTP/1.1", "X: 1", "hOst: a:81", "Y: 2"],
     );
     request(
@@ -144,21 +127,11 @@ fn only_websocket_is_upgraded_to() {
             upgrade[1],
             "connection: upgrade",
         ],
-        &[
-            "GET / HTTP/1.1",
-            upgrade[0],
-            "Connection: Upgrade",
-            upgrade[1],
-        ],
+        &["GET / HTTP/1.1", upgrade[0], "Connection: Upgrade", upgrade[1]],
     );
     request(
         &[get, upgrade[0], "Proxy-Connection: upgrade", upgrade[1]],
-        &[
-            "GET / HTTP/1.1",
-            upgrade[0],
-            upgrade[1],
-            "Connection: Upgrade",
-        ],
+        &["GET / HTTP/1.1", upgrade[0], upgrade[1], "Connection: Upgrade"],
     );
     request(
         &[get, upgrade[0], upgrade[1], upgrade[2], "Content-Length: 5"],
@@ -184,10 +157,7 @@ fn response(from: &[&str], to: Version, keep_alive: bool, want: (bool, bool), li
     let mut out = Vec::new();
     let response = Response::parse(&bytes, "GET", true).unwrap();
     let delivery = rewrite::response(&response, to, keep_alive, &[], &mut out);
-    assert_eq!(
-        String::from_utf8_lossy(&out),
-        String::from_utf8_lossy(&head(lines))
-    );
+    assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(&head(lines)));
     assert_eq!(
         delivery,
         Delivery {
@@ -200,19 +170,9 @@ fn response(from: &[&str], to: Version, keep_alive: bool, want: (bool, bool), li
 #[test]
 fn responses_keep_their_framing() {
     use Version::{Http10, Http11};
-    let (ok, te, cl) = (
-        "HTTP/1.1 200 OK",
-        "Transfer-Encoding: chunked",
-        "Content-Length: 5",
-    );
+    let (ok, te, cl) = ("HTTP/1.1 200 OK", "Transfer-Encoding: chunked", "Content-Length: 5");
     let close = "Connection: close";
-    response(
-        &[ok, cl, "A: b"],
-        Http11,
-        true,
-        (true, false),
-        &[ok, cl, "A: b"],
-    );
+    response(&[ok, cl, "A: b"], Http11, true, (true, false), &[ok, cl, "A: b"]);
     response(
         &[ok, te, "Connection: Transfer-Encoding"],
         Http11,
@@ -223,13 +183,7 @@ fn responses_keep_their_framing() {
     response(&[ok, cl], Http11, false, (false, false), &[ok, cl, close]);
     response(&[ok], Http11, true, (false, false), &[ok, close]);
     response(&[ok, cl], Http10, true, (false, false), &[ok, cl, close]);
-    response(
-        &[ok, te, "A: b"],
-        Http10,
-        true,
-        (false, true),
-        &[ok, "A: b", close],
-    );
+    response(&[ok, te, "A: b"], Http10, true, (false, true), &[ok, "A: b", close]);
     response(
         &["HTTP/1.0 404 No", cl],
         Http11,

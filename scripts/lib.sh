@@ -1,0 +1,29 @@
+# shellcheck shell=bash
+# Shared by scripts/run and scripts/test: what a machine must have, and how to get it. Sourced by bash.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+rust_floor=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
+target_dir=${CARGO_TARGET_DIR:-$root/target}
+bin_dir=$target_dir/e2e
+
+say() { printf '%s\n' "$*"; }
+die() { printf '%s\n' "$*" >&2; exit 1; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# A Rust toolchain is the one thing that is never installed for you. Arguments: further cargo components needed.
+need_rust() {
+    local have part
+    has cargo && has rustc || die "Culvert needs a Rust toolchain, $rust_floor or newer (https://rustup.rs): none was found."
+    have=$(rustc --version | cut -d' ' -f2)
+    [ "$(printf '%s\n%s\n' "$rust_floor" "$have" | sort -V | head -n1)" = "$rust_floor" ] ||
+        die "Culvert needs Rust $rust_floor or newer: this machine has $have (rustup update stable)."
+    for part in "$@"; do
+        cargo "$part" --version >/dev/null 2>&1 || die "Culvert's tests need cargo $part (rustup component add clippy rustfmt)."
+    done
+}
+
+# Prints the Debian packages that are missing, of those given as COMMAND:PACKAGE.
+missing_packages() {
+    local pair
+    for pair in "$@"; do has "${pair%%:*}" || printf '%s\n' "${pair#*:}"; done | sort -u
+}

@@ -1,0 +1,300 @@
+//! A cloud and its tunnels: `sc-cloud serve` with a fresh state folder, `sc` dialling it through a [`Relay`].
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use rustix::process::Signal;
+use rustls::ClientConfig;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::http::{self, Answer, Client};
+use crate::process::{PATIENCE, Process};
+use crate::relay::Relay;
+use crate::tls;
+
+/// The line of `sc` after which tests may start.
+pub const UP: &str = "Sauce Connect is up, you may start your tests.";
+
+/// Proxy ports of one cloud: its tunnels take one each.
+const PROXY_PORTS: u16 = 8;
+
+/// What carries the bytes on a shard; every suite that moves bytes runs on both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    IoUring,
+    Epoll,
+}
+
+impl Driver {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::IoUring => "io_uring",
+            Self::Epoll => "epoll",
+        }
+    }
+}
+
+/// Makes a test of each driver out of each function of a driver.
+#[macro_export]
+macro_rules! both_drivers {
+    ($($name:ident),* $(,)?) => {
+        mod io_uring {
+            $(#[test]
+            fn $name() {
+                super::$name($crate::cloud::Driver::IoUring);
+            })*
+        }
+        mod epoll {
+            $(#[test]
+            fn $name() {
+                super::$name($crate::cloud::Driver::Epoll);
+            })*
+        }
+    };
+}
+
+/// A program that was built before the tests: in `CULVERT_BIN_DIR`, or beside this test's own folder.
+pub fn binary(name: &str) -> PathBuf {
+    let folder = std::env::var_os("CULVERT_BIN_DIR")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            let own = std::env::current_exe().expect("a path of this test");
+            own.ancestors().nth(2).expect("PROFILE/deps/TEST").to_owned()
+        });
+    let path = folder.join(name);
+    assert!(
+        path.exists(),
+        "{} is not built: scripts/test does it, or cargo build",
+        path.display()
+    );
+    path
+}
+
+/// `--proxy-ports` that nobody listens on; below the range the kernel takes ports of outgoing connections from.
+fn proxy_ports() -> (u16, u16) {
+    const FIRST: u16 = 10_000;
+    const SPAN: u16 = 20_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test programs that run at the same time start at different places.
+    let start = (std::process::id() % u32::from(SPAN / PROXY_PORTS)) as u16 * PROXY_PORTS;
+    for _ in 0..SPAN / PROXY_PORTS {
+        let step = NEXT.fetch_add(PROXY_PORTS * 37, Ordering::Relaxed);
+        let first = FIRST + (start.wrapping_add(step)) % SPAN;
+        let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        if (first..first + PROXY_PORTS).all(free) {
+            return (first, first + PROXY_PORTS - 1);
+        }
+    }
+    panic!("no {PROXY_PORTS} free ports in a row");
+}
+
+/// How a cloud differs from the plain one.
+#[derive(Clone, Debug)]
+pub struct CloudOptions {
+    pub driver: Driver,
+    pub endpoint_shards: usize,
+    /// Where the relay in front of the cloud listens.
+    pub public: Ipv4Addr,
+}
+
+impl CloudOptions {
+    pub fn new(driver: Driver) -> Self {
+        Self {
+            driver,
+            endpoint_shards: 1,
+            public: Ipv4Addr::LOCALHOST,
+        }
+    }
+}
+
+pub struct Cloud {
+    pub process: Process,
+    pub state: TempDir,
+    /// Everything that `sc` and the tests send to the cloud goes through it.
+    pub relay: Relay,
+    pub user: String,
+    pub key: String,
+    driver: Driver,
+    trust: Arc<ClientConfig>,
+}
+
+impl Cloud {
+    pub fn start(driver: Driver) -> Self {
+        Self::with(CloudOptions::new(driver))
+    }
+
+    pub fn with(options: CloudOptions) -> Self {
+        let state = tempfile::tempdir().expect("a temporary folder");
+        let relay = Relay::start_at(options.public);
+        let (first, last) = proxy_ports();
+        let process = Process::start(
+            Command::new(binary("sc-cloud"))
+                .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])
+                .arg(state.path())
+                .args(["--proxy-ports", &format!("{first}-{last}")])
+                .args(["--public-address", &relay.address.to_string()])
+                .args(["--driver", options.driver.name()])
+                .args(["--endpoint-shards", &options.endpoint_shards.to_string()]),
+        );
+        let address = process.line("its REST address", |line| {
+            line.strip_prefix("REST: https://")?
+                .split('/')
+                .next()?
+                .parse::<SocketAddr>()
+                .ok()
+        });
+        relay.set_target(address);
+        let trust = tls::trust_file(&state.path().join("ca.pem")).expect("the cloud's CA");
+        let user = "ada".to_owned();
+        let key = add_user(state.path(), &user);
+        Self {
+            process,
+            state,
+            relay,
+            user,
+            key,
+            driver: options.driver,
+            trust,
+        }
+    }
+
+    /// The base URL for `sc -x`.
+    pub fn url(&self) -> String {
+        format!("https://{}/rest/v1", self.relay.address)
+    }
+
+    pub fn ca(&self) -> PathBuf {
+        self.state.path().join("ca.pem")
+    }
+
+    /// One REST call as the user; `path` is below `/rest/v1`.
+    pub fn rest(&self, method: &str, path: &str) -> Answer {
+        let credentials = BASE64_STANDARD.encode(format!("{}:{}", self.user, self.key));
+        let authorization = format!("Basic {credentials}");
+        let host = self.relay.address.ip().to_string();
+        let socket = http::dial(self.relay.address).expect("the relay listens");
+        let mut client = tls::client(&self.trust, &host, socket).expect("TLS with the cloud's REST");
+        let fields = [("Authorization", authorization.as_str()), ("Connection", "close")];
+        client
+            .request(method, &format!("/rest/v1{path}"), &fields, &[])
+            .expect("an answer of REST")
+    }
+
+    /// The tunnel's REST object.
+    pub fn tunnel(&self, id: &str) -> Value {
+        let answer = self.rest("GET", &format!("/{}/tunnels/{id}", self.user));
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        answer.json()
+    }
+
+    /// `sc` with this cloud's URL, user and trust; the key by the environment unless the test says otherwise.
+    pub fn sc(&self, log: &Path) -> Command {
+        let mut command = Command::new(binary("sc"));
+        command.args([
+            "-u",
+            &self.user,
+            "-k",
+            &self.key,
+            "-x",
+            &self.url(),
+            "--driver",
+            self.driver.name(),
+            "--cainfo",
+        ]);
+        command.arg(self.ca()).arg("-l").arg(log);
+        command
+    }
+
+    pub fn start_tunnel(&self) -> Tunnel {
+        self.start_tunnel_with(&["--shards", "1"])
+    }
+
+    /// Starts `sc` with further arguments and waits until it is up.
+    pub fn start_tunnel_with(&self, arguments: &[&str]) -> Tunnel {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut command = self.sc(&folder.path().join("sc.log"));
+        command
+            .arg("--pidfile")
+            .arg(folder.path().join("sc.pid"))
+            .args(arguments);
+        self.adopt(Process::start(&mut command), folder)
+    }
+
+    /// Waits until a started `sc` is up.
+    pub fn adopt(&self, process: Process, folder: TempDir) -> Tunnel {
+        let id = process.line("its tunnel", |line| Some(line.strip_prefix("Tunnel ID: ")?.to_owned()));
+        process.line("readiness", |line| line.ends_with(UP).then_some(()));
+        let object = self.tunnel(&id);
+        let proxy = object["culvert"]["proxy"].as_str().and_then(|text| text.parse().ok());
+        let proxy = proxy.unwrap_or_else(|| panic!("no proxy address: {object}"));
+        Tunnel {
+            process,
+            id,
+            proxy,
+            folder,
+        }
+    }
+}
+
+/// `sc-cloud user add`: the access key.
+pub fn add_user(state: &Path, name: &str) -> String {
+    let output = Command::new(binary("sc-cloud"))
+        .args(["user", "add", name, "--state-dir"])
+        .arg(state)
+        .output();
+    let output = output.expect("sc-cloud runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout)
+        .expect("a key is text")
+        .trim()
+        .to_owned()
+}
+
+/// `sc` that is up.
+pub struct Tunnel {
+    pub process: Process,
+    pub id: String,
+    /// Where browsers connect.
+    pub proxy: SocketAddr,
+    pub folder: TempDir,
+}
+
+impl Tunnel {
+    /// A browser's connection to the proxy port.
+    pub fn client(&self) -> Client {
+        Client::dial(self.proxy).expect("the proxy port listens")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("sc.log")).unwrap_or_default()
+    }
+
+    /// SIGTERM, and a clean end: code 0, nothing on stderr.
+    pub fn stop(mut self) {
+        self.process.signal(Signal::TERM);
+        let code = self.process.exit_code(PATIENCE);
+        assert_eq!(
+            (code, self.process.stderr()),
+            (0, String::new()),
+            "{}\n{}",
+            self.process.stdout(),
+            self.log()
+        );
+        assert!(self.process.stdout().contains("Goodbye."), "{}", self.process.stdout());
+    }
+}
+
+/// A fault that lasts: the one wait that is not for something.
+pub fn fault_lasts(duration: Duration) {
+    let nothing = std::sync::Mutex::new(());
+    let never = std::sync::Condvar::new();
+    let _ = never.wait_timeout_while(nothing.lock().expect("fresh"), duration, |()| true);
+}

@@ -1,0 +1,118 @@
+//! Network namespaces for one test, without root: the test runs itself again in a fresh user and network namespace
+//! (the *world* of the cloud and the browser), and there makes a second one, which only what the test puts there enters.
+
+use std::env;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+
+use rustix::process::geteuid;
+
+use crate::process::Process;
+
+/// Address of the world on its only link, and of the inner namespace.
+pub const WORLD: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+pub const INNER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+
+const MARK: &str = "CULVERT_TEST_WORLD";
+
+/// True inside the world. Outside it runs the test `name` (its path within the suite) there, and panics if it fails.
+pub fn in_world(name: &str) -> bool {
+    if env::var_os(MARK).is_some() {
+        run("ip", &["link", "set", "lo", "up"]);
+        return true;
+    }
+    let own = env::current_exe().expect("a path of this test");
+    let mut command = Command::new("unshare");
+    // Chromium wants a process table of its own namespace; --kill-child ends everything with the test.
+    command.args([
+        "--user",
+        if geteuid().is_root() {
+            "--map-root-user"
+        } else {
+            "--map-current-user"
+        },
+        "--keep-caps",
+    ]);
+    command
+        .args(["--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+        .arg(own);
+    command
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(MARK, "1")
+        .stdin(Stdio::null());
+    let output = command.output().expect("unshare runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "in its own namespaces:\n{text}");
+    assert!(text.contains("1 passed"), "the test {name} did not run:\n{text}");
+    false
+}
+
+/// The namespace that holds the site: a holder process, and a link to the world.
+pub struct Inner {
+    holder: Process,
+}
+
+impl Inner {
+    /// Made in the world only.
+    pub fn enclose() -> Self {
+        let holder = Process::start(Command::new("unshare").args([
+            "--net",
+            "--kill-child",
+            "--fork",
+            "--",
+            "sh",
+            "-c",
+            "ip link set lo up && echo inside && exec sleep 600",
+        ]));
+        holder.line("the namespace", |line| (line == "inside").then_some(()));
+        let inner = Self { holder };
+        let id = inner.id();
+        run(
+            "ip",
+            &[
+                "link", "add", "world", "type", "veth", "peer", "name", "inner", "netns", &id,
+            ],
+        );
+        run("ip", &["address", "add", &format!("{WORLD}/24"), "dev", "world"]);
+        run("ip", &["link", "set", "world", "up"]);
+        for arguments in [
+            &["address", "add", &format!("{INNER}/24"), "dev", "inner"][..],
+            &["link", "set", "inner", "up"],
+        ] {
+            let status = inner.command("ip").args(arguments).status().expect("nsenter runs");
+            assert!(status.success(), "ip {arguments:?}");
+        }
+        inner
+    }
+
+    /// The process inside: the child of `unshare --fork`.
+    fn id(&self) -> String {
+        let parent = self.holder.id();
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).expect("procfs");
+        children.trim().to_owned()
+    }
+
+    /// A command that will run inside.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.id(), "--net", "--"]).arg(program);
+        command
+    }
+
+    /// The same command, as it stands, but inside.
+    pub fn enter(&self, command: &Command) -> Command {
+        let mut inside = self.command(command.get_program());
+        inside.args(command.get_args());
+        inside
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().expect("it is installed");
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

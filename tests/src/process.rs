@@ -1,0 +1,212 @@
+//! A program under test: its lines as they come, signals, its end; killed when dropped.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+/// Until a program has said or done what it must: starts of browsers on a busy machine included.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+struct Output {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+#[derive(Default)]
+struct Lines(Mutex<Output>, Condvar);
+
+impl Lines {
+    fn push(&self, line: Option<String>) {
+        let mut output = self.0.lock().expect("readers do not panic");
+        match line {
+            Some(line) => output.lines.push(line),
+            None => output.ended = true,
+        }
+        self.1.notify_all();
+    }
+
+    fn text(&self) -> String {
+        self.0.lock().expect("readers do not panic").lines.join("\n")
+    }
+}
+
+pub struct Process {
+    name: String,
+    child: Child,
+    stdout: Arc<Lines>,
+    stderr: Arc<Lines>,
+    readers: Vec<JoinHandle<()>>,
+    status: Option<ExitStatus>,
+}
+
+impl Process {
+    /// Starts a command with no input and both outputs taken.
+    pub fn start(command: &mut Command) -> Self {
+        let name = command.get_program().to_string_lossy().into_owned();
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("{name} does not start: {e}"));
+        let (stdout, stderr) = (Arc::new(Lines::default()), Arc::new(Lines::default()));
+        let readers = vec![
+            read_lines(child.stdout.take().expect("taken above"), stdout.clone()),
+            read_lines(child.stderr.take().expect("taken above"), stderr.clone()),
+        ];
+        Self {
+            name,
+            child,
+            stdout,
+            stderr,
+            readers,
+            status: None,
+        }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the first line of stdout that `pick` takes.
+    pub fn line<T>(&self, what: &str, pick: impl Fn(&str) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut output = self.stdout.0.lock().expect("readers do not panic");
+        let mut seen = 0;
+        loop {
+            if let Some(found) = output.lines[seen..].iter().find_map(|line| pick(line)) {
+                return found;
+            }
+            seen = output.lines.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if output.ended || left.is_zero() {
+                let how = if output.ended {
+                    "ended"
+                } else {
+                    "said nothing of the kind"
+                };
+                drop(output);
+                panic!("{} {how}, waited for {what}.\n{}", self.name, self.transcript());
+            }
+            output = self
+                .stdout
+                .1
+                .wait_timeout(output, left)
+                .expect("readers do not panic")
+                .0;
+        }
+    }
+
+    pub fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    fn transcript(&self) -> String {
+        format!("stdout:\n{}\nstderr:\n{}", self.stdout(), self.stderr())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(pid(&self.child), signal).expect("the process is there");
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_none()
+    }
+
+    /// Waits for the end and for all output; panics when it takes longer than `limit`.
+    pub fn end(&mut self, limit: Duration) -> ExitStatus {
+        if let Some(status) = self.status {
+            return status;
+        }
+        if !ends_within(&self.child, limit) {
+            panic!("{} has not ended within {limit:?}.\n{}", self.name, self.transcript());
+        }
+        let status = self.child.wait().expect("wait");
+        self.status = Some(status);
+        self.readers
+            .drain(..)
+            .for_each(|reader| reader.join().expect("readers do not panic"));
+        status
+    }
+
+    /// The exit code of a program that ends by itself.
+    pub fn exit_code(&mut self, limit: Duration) -> i32 {
+        let status = self.end(limit);
+        status
+            .code()
+            .unwrap_or_else(|| panic!("{} ended by signal {:?}", self.name, status.signal()))
+    }
+
+    /// `cmdline` and `environ` of this process, as others on the machine may see them.
+    pub fn visible(&self) -> String {
+        let read = |file| std::fs::read(format!("/proc/{}/{file}", self.id())).unwrap_or_default();
+        String::from_utf8_lossy(&[read("cmdline"), read("environ")].concat()).replace('\0', " ")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.status.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if thread::panicking() {
+            eprintln!("── {} ──\n{}", self.name, self.transcript());
+        }
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+fn ends_within(child: &Child, limit: Duration) -> bool {
+    let Ok(fd) = pidfd_open(pid(child), PidfdFlags::empty()) else {
+        return true;
+    };
+    let limit = Timespec::try_from(limit).expect("a limit of seconds");
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    loop {
+        match poll(&mut fds, Some(&limit)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            result => return result.expect("poll") > 0,
+        }
+    }
+}
+
+fn read_lines(pipe: impl Read + Send + 'static, lines: Arc<Lines>) -> JoinHandle<()> {
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n') {
+            let Ok(line) = line else { break };
+            lines.push(Some(String::from_utf8_lossy(&line).into_owned()));
+        }
+        lines.push(None);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_signals_and_codes() {
+        let script = "trap 'kill $!; exit 3' TERM; sleep 60 & echo one; echo two >&2; echo ready; wait";
+        let mut process = Process::start(Command::new("bash").args(["-c", script]));
+        assert_eq!(process.line("ready", |line| (line == "ready").then_some(7)), 7);
+        assert!(process.is_running());
+        process.signal(Signal::TERM);
+        assert_eq!(process.exit_code(PATIENCE), 3);
+        assert_eq!(process.stderr(), "two");
+        assert!(process.stdout().starts_with("one\nready"));
+    }
+}

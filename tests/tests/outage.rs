@@ -1,0 +1,79 @@
+//! The tunnel's TCP is gone for 10 s with 50 bodies in flight; 100 requests and 10 POSTs begin meanwhile. All succeed,
+//! each POST once.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::Duration;
+
+use tests::both_drivers;
+use tests::cloud::{Cloud, Driver, fault_lasts};
+use tests::origin::Origin;
+use tests::relay::{Cut, Rule, Which};
+
+both_drivers![connections_cut_and_refused, black_hole];
+
+const BODIES: u64 = 50;
+const REQUESTS: u64 = 100;
+const POSTS: u64 = 10;
+const OUTAGE: Duration = Duration::from_secs(10);
+
+fn connections_cut_and_refused(driver: Driver) {
+    outage(driver, Rule::Refuse);
+}
+
+fn black_hole(driver: Driver) {
+    outage(driver, Rule::BlackHole);
+}
+
+fn outage(driver: Driver, rule: Rule) {
+    let (cloud, origin) = (Cloud::start(driver), Origin::start());
+    let tunnel = cloud.start_tunnel();
+    let dials = cloud.relay.stats().links;
+    let begun = Barrier::new((REQUESTS + POSTS) as usize + 1);
+    let base = origin.base();
+    thread::scope(|scope| {
+        let (tunnel, base, begun) = (&tunnel, &base, &begun);
+        for i in 0..BODIES {
+            let query = if i % 2 == 0 { "&held" } else { "&held&chunked" };
+            scope.spawn(move || tunnel.client().download(base, i, 1_000_000 + i, query).unwrap());
+        }
+        origin.wait("the bodies", |c| c.held == BODIES);
+        cloud.relay.set(Which::Links, rule);
+        if rule == Rule::Refuse {
+            assert!(cloud.relay.cut(Which::Links, Cut::Reset) > 0);
+        }
+        // The second halves of the bodies, and all else, meet a path that is dead.
+        origin.open_gate();
+        for i in 0..REQUESTS {
+            scope.spawn(move || {
+                begun.wait();
+                tunnel.client().download(base, 1_000 + i, 20_000, "").unwrap();
+            });
+        }
+        for i in 0..POSTS {
+            scope.spawn(move || {
+                begun.wait();
+                let answer = tunnel
+                    .client()
+                    .request("POST", &format!("{base}/once?key={i}"), &[], b"once")
+                    .unwrap();
+                assert_eq!((answer.status(), answer.text().as_str()), (200, "1"), "{answer:?}");
+            });
+        }
+        begun.wait();
+        fault_lasts(OUTAGE);
+        cloud.relay.set(Which::Links, Rule::Pass);
+    });
+    let counters = origin.counters();
+    assert_eq!(counters.requests, BODIES + REQUESTS + POSTS);
+    assert!(
+        counters.posts.len() == POSTS as usize && counters.posts.values().all(|&n| n == 1),
+        "{:?}",
+        counters.posts
+    );
+    assert!(
+        cloud.relay.stats().links > dials,
+        "the link was never dialled again: there was no outage"
+    );
+    tunnel.stop();
+}
