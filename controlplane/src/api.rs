@@ -132,10 +132,7 @@ struct Rules<'a> {
 
 fn check_text(name: &str, text: &str) -> Result<(), String> {
     if text.len() > TEXT_BYTES_MAX {
-        return Err(format!(
-            "{name}: {} bytes, at most {TEXT_BYTES_MAX}",
-            text.len()
-        ));
+        return Err(format!("{name}: {} bytes, at most {TEXT_BYTES_MAX}", text.len()));
     }
     if text.chars().any(char::is_control) {
         return Err(format!("{name}: control characters are not allowed"));
@@ -145,10 +142,7 @@ fn check_text(name: &str, text: &str) -> Result<(), String> {
 
 fn check_list(name: &str, list: &[String]) -> Result<(), String> {
     if list.len() > LIST_ENTRIES_MAX {
-        return Err(format!(
-            "{name}: {} entries, at most {LIST_ENTRIES_MAX}",
-            list.len()
-        ));
+        return Err(format!("{name}: {} entries, at most {LIST_ENTRIES_MAX}", list.len()));
     }
     list.iter().try_for_each(|entry| check_text(name, entry))
 }
@@ -304,10 +298,7 @@ mod tests {
         assert_eq!(empty, TunnelRequest::default());
         let limit: TunnelRequest =
             serde_json::from_str(r#"{"metadata":{"nofile_limit":18446744073709551615}}"#).unwrap();
-        assert_eq!(
-            limit.metadata.unwrap()["nofile_limit"].as_u64(),
-            Some(u64::MAX)
-        );
+        assert_eq!(limit.metadata.unwrap()["nofile_limit"].as_u64(), Some(u64::MAX));
     }
 
     #[test]

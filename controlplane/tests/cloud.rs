@@ -4,9 +4,10 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -22,7 +23,7 @@ struct Cloud {
     runtime: tokio::runtime::Runtime,
     client: reqwest::Client,
     key: String,
-    _stdout: BufReader<ChildStdout>,
+    stdout: BufReader<ChildStdout>,
 }
 
 struct Answer {
@@ -59,13 +60,7 @@ impl Cloud {
         let state = tempfile::tempdir().unwrap();
         let key = add_user(state.path(), "ada");
         let mut child = sc_cloud()
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--proxy-ports",
-                &free_ports(),
-            ])
+            .args(["serve", "--listen", "127.0.0.1:0", "--proxy-ports", &free_ports()])
             .arg("--state-dir")
             .arg(state.path())
             .stdout(Stdio::piped())
@@ -75,19 +70,14 @@ impl Cloud {
         let mut lines = Vec::new();
         let address = loop {
             let mut line = String::new();
-            assert!(
-                stdout.read_line(&mut line).unwrap() > 0,
-                "ended early: {lines:?}"
-            );
+            assert!(stdout.read_line(&mut line).unwrap() > 0, "ended early: {lines:?}");
             if let Some(rest) = line.strip_prefix("REST: https://") {
                 break rest.split('/').next().unwrap().parse().unwrap();
             }
             lines.push(line);
         };
         assert!(
-            lines
-                .iter()
-                .any(|l| l.contains("ca.pem") && l.contains("SHA-256")),
+            lines.iter().any(|l| l.contains("ca.pem") && l.contains("SHA-256")),
             "{lines:?}"
         );
         // Another test may have been first.
@@ -110,7 +100,7 @@ impl Cloud {
             runtime,
             client,
             key,
-            _stdout: stdout,
+            stdout,
         }
     }
 
@@ -118,23 +108,14 @@ impl Cloud {
         self.call_as("ada", &self.key, method, path, body)
     }
 
-    fn call_as(
-        &self,
-        user: &str,
-        key: &str,
-        method: &str,
-        path: &str,
-        body: Option<&str>,
-    ) -> Answer {
+    fn call_as(&self, user: &str, key: &str, method: &str, path: &str, body: Option<&str>) -> Answer {
         let url = format!("https://{}/rest/v1/{path}", self.address);
         let mut request = self
             .client
             .request(method.parse().unwrap(), url)
             .basic_auth(user, Some(key));
         if let Some(body) = body {
-            request = request
-                .header("content-type", "application/json")
-                .body(body.to_owned());
+            request = request.header("content-type", "application/json").body(body.to_owned());
         }
         self.runtime.block_on(async {
             let response = request.send().await.unwrap();
@@ -153,10 +134,7 @@ impl Cloud {
         assert_eq!(answer.body["culvert"], Value::Null);
         assert_eq!(answer.body["messages"]["fatal"], json!([]));
         let id = answer.body["id"].as_str().unwrap();
-        assert!(
-            id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()),
-            "{id}"
-        );
+        assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
         id.to_owned()
     }
 
@@ -196,8 +174,16 @@ impl Cloud {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn exit(mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+    /// The exit code, once it has ended and closed its output.
+    fn exit_code(&mut self) -> Option<i32> {
+        let patience = rustix::event::Timespec {
+            tv_sec: PATIENCE.as_secs() as i64,
+            tv_nsec: 0,
+        };
+        let mut poll = [PollFd::new(self.stdout.get_ref(), PollFlags::HUP)];
+        let ended = rustix::event::poll(&mut poll, Some(&patience)).unwrap();
+        assert_eq!(ended, 1, "it does not end");
+        self.child.wait().unwrap().code()
     }
 }
 
@@ -266,48 +252,29 @@ fn a_tunnel_from_post_to_history() {
     assert_eq!(culvert["address"], cloud.address.to_string());
     assert_eq!(culvert["server_name"], format!("{id}.tunnel.culvert"));
     assert_eq!(culvert["fingerprint"].as_str().unwrap().len(), 64);
-    assert_eq!(
-        (&culvert["shards"], &culvert["links_max"]),
-        (&json!(1), &json!(16))
-    );
+    assert_eq!((&culvert["shards"], &culvert["links_max"]), (&json!(1), &json!(16)));
     let proxy: SocketAddr = culvert["proxy"].as_str().unwrap().parse().unwrap();
     assert!(proxy.ip().is_loopback());
     assert!(TcpStream::connect(proxy).is_ok());
 
     assert_eq!(cloud.call("GET", "ada/tunnels", None).body, json!([id]));
-    assert_eq!(
-        cloud.call("GET", "ada/tunnels?full=1", None).body[0]["id"],
-        json!(id)
-    );
+    assert_eq!(cloud.call("GET", "ada/tunnels?full=1", None).body[0]["id"], json!(id));
     assert_eq!(
         cloud.call("GET", "ada/tunnels?full=1&all=1", None).body["ada"][0]["id"],
         json!(id)
     );
     let jobs = cloud.call("GET", &format!("ada/tunnels/{id}/num_jobs"), None);
-    assert_eq!(
-        (jobs.status, jobs.body),
-        (200, json!({"id": id, "jobs_running": 0}))
-    );
+    assert_eq!((jobs.status, jobs.body), (200, json!({"id": id, "jobs_running": 0})));
     let beat = cloud.call(
         "POST",
         &format!("ada/tunnels/{id}/connected"),
         Some(r#"{"kgp_is_connected":true}"#),
     );
-    assert_eq!(
-        (beat.status, beat.body),
-        (200, json!({"id": id, "result": true}))
-    );
+    assert_eq!((beat.status, beat.body), (200, json!({"id": id, "result": true})));
 
-    let deleted = cloud.call(
-        "DELETE",
-        &format!("ada/tunnels/{id}?reason=sigterm&wait=0"),
-        None,
-    );
+    let deleted = cloud.call("DELETE", &format!("ada/tunnels/{id}?reason=sigterm&wait=0"), None);
     assert_eq!(deleted.status, 200);
-    assert_eq!(
-        deleted.body,
-        json!({"id": id, "result": true, "jobs_running": 0})
-    );
+    assert_eq!(deleted.body, json!({"id": id, "result": true, "jobs_running": 0}));
     let ended = cloud.terminated(&id);
     assert_eq!(ended["shutdown_reason"], "sigterm");
     assert_eq!(
@@ -320,10 +287,7 @@ fn a_tunnel_from_post_to_history() {
     let all = cloud.call("GET", "ada/all_tunnels?limit=5", None).body;
     assert_eq!(all["tunnels"][0]["id"], json!(id));
     let beat = cloud.call("POST", &format!("ada/tunnels/{id}/connected"), None);
-    assert_eq!(
-        (beat.status, beat.body),
-        (200, json!({"id": id, "result": false}))
-    );
+    assert_eq!((beat.status, beat.body), (200, json!({"id": id, "result": false})));
 }
 
 #[test]
@@ -331,24 +295,11 @@ fn refusals_name_their_reason() {
     let cloud = Cloud::start();
     let bob = add_user(cloud.state.path(), "bob");
     let text = |answer: &Answer| answer.body["error"].as_str().unwrap().to_owned();
-    for (user, key) in [
-        ("ada", "wrong"),
-        ("ada", ""),
-        ("eve", &*cloud.key),
-        ("ada", &*bob),
-    ] {
+    for (user, key) in [("ada", "wrong"), ("ada", ""), ("eve", &*cloud.key), ("ada", &*bob)] {
         let answer = cloud.call_as(user, key, "GET", "ada/tunnels", None);
-        assert_eq!(
-            (answer.status, text(&answer)),
-            (401, "Not authorized".into())
-        );
+        assert_eq!((answer.status, text(&answer)), (401, "Not authorized".into()));
     }
-    assert_eq!(
-        cloud
-            .call_as("bob", &bob, "GET", "ada/tunnels", None)
-            .status,
-        403
-    );
+    assert_eq!(cloud.call_as("bob", &bob, "GET", "ada/tunnels", None).status, 403);
     assert_eq!(cloud.call("GET", "eve/tunnels", None).status, 404);
     let id = cloud.create(json!({}));
     for (method, path) in [
@@ -357,19 +308,10 @@ fn refusals_name_their_reason() {
         ("POST", "/connected"),
         ("GET", "/num_jobs"),
     ] {
-        let other = cloud.call_as(
-            "bob",
-            &bob,
-            method,
-            &format!("bob/tunnels/{id}{path}"),
-            None,
-        );
+        let other = cloud.call_as("bob", &bob, method, &format!("bob/tunnels/{id}{path}"), None);
         assert_eq!(other.status, 404, "{method} {path}: {}", other.body);
         let unknown = cloud.call(method, &format!("ada/tunnels/{FINGERPRINT}{path}"), None);
-        assert_eq!(
-            (unknown.status, text(&unknown)),
-            (404, "Tunnel not found".into())
-        );
+        assert_eq!((unknown.status, text(&unknown)), (404, "Tunnel not found".into()));
     }
     for body in [
         "{",
@@ -418,15 +360,7 @@ fn a_newer_tunnel_of_the_same_name_replaces_the_older() {
     for id in [&second, &other, &pooled] {
         cloud.running(id);
     }
-    assert_eq!(
-        cloud
-            .call("GET", "ada/tunnels", None)
-            .body
-            .as_array()
-            .unwrap()
-            .len(),
-        3
-    );
+    assert_eq!(cloud.call("GET", "ada/tunnels", None).body.as_array().unwrap().len(), 3);
 }
 
 #[test]
@@ -441,11 +375,7 @@ fn the_front_sorts_every_hello() {
         format!("16.{id}.tunnel.culvert"),
         format!("00.{id}.tunnel.culvert"),
     ] {
-        assert_eq!(
-            answer_to(cloud.dial(), &hello(&name)),
-            UNRECOGNIZED_NAME,
-            "{name}"
-        );
+        assert_eq!(answer_to(cloud.dial(), &hello(&name)), UNRECOGNIZED_NAME, "{name}");
         assert_eq!(
             answer_to(cloud.dial(), &fragment(&hello(&name), 7)),
             UNRECOGNIZED_NAME,
@@ -484,8 +414,7 @@ fn rest_is_reached_with_a_hello_in_pieces_and_beside_slow_clients() {
     let config = rustls::ClientConfig::builder()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let mut tls =
-        rustls::ClientConnection::new(config.into(), "localhost".try_into().unwrap()).unwrap();
+    let mut tls = rustls::ClientConnection::new(config.into(), "localhost".try_into().unwrap()).unwrap();
     let mut stream = cloud.dial();
     stream.set_nodelay(true).unwrap();
     let mut first = Vec::new();
@@ -495,17 +424,12 @@ fn rest_is_reached_with_a_hello_in_pieces_and_beside_slow_clients() {
     }
     let mut session = rustls::Stream::new(&mut tls, &mut stream);
     session
-        .write_all(
-            b"GET /rest/v1/ada/tunnels HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-        )
+        .write_all(b"GET /rest/v1/ada/tunnels HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         .unwrap();
     let mut answer = String::new();
     session.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
-    assert!(
-        answer.to_lowercase().contains("www-authenticate: basic"),
-        "{answer}"
-    );
+    assert!(answer.to_lowercase().contains("www-authenticate: basic"), "{answer}");
     let mut end = Vec::new();
     for mut stream in slow {
         let _ = stream.read_to_end(&mut end);
@@ -522,10 +446,7 @@ fn a_killed_endpoint_comes_back_on_its_port_under_a_new_key() {
     };
     let arguments = std::fs::read(format!("/proc/{endpoint}/cmdline")).unwrap();
     assert_eq!(arguments, b"sc-cloud\0endpoint\0");
-    assert_eq!(
-        std::fs::read(format!("/proc/{endpoint}/environ")).unwrap(),
-        b""
-    );
+    assert_eq!(std::fs::read(format!("/proc/{endpoint}/environ")).unwrap(), b"");
     kill_process(Pid::from_raw(endpoint).unwrap(), Signal::KILL).unwrap();
     let after = cloud.until(&id, "relaunched", |t| {
         assert_eq!(t["status"], "running");
@@ -551,34 +472,23 @@ fn children(parent: u32) -> Vec<i32> {
 
 #[test]
 fn sigterm_ends_all_endpoints_and_history_says_so() {
-    let cloud = Cloud::start();
+    let mut cloud = Cloud::start();
     let ids: Vec<_> = ["a", "b"]
-        .map(|name| {
-            cloud
-                .create(json!({"tunnel_identifier": name, "culvert": {"fingerprint": FINGERPRINT}}))
-        })
+        .map(|name| cloud.create(json!({"tunnel_identifier": name, "culvert": {"fingerprint": FINGERPRINT}})))
         .into();
     ids.iter().for_each(|id| drop(cloud.running(id)));
     let endpoints = children(cloud.child.id());
     assert_eq!(endpoints.len(), 2);
     cloud.signal(Signal::TERM);
-    let state = cloud.state.path().to_owned();
-    let kept = tempfile::tempdir().unwrap();
-    let mut cloud = cloud;
-    let status = cloud.child.wait().unwrap();
-    assert_eq!(status.code(), Some(0));
+    assert_eq!(cloud.exit_code(), Some(0));
     for endpoint in endpoints {
         assert!(!Path::new(&format!("/proc/{endpoint}")).exists());
     }
-    let database = kept.path().join("copy.db");
-    std::fs::copy(state.join("culvert.db"), &database).unwrap();
-    let connection = rusqlite::Connection::open(&database).unwrap();
+    let connection = rusqlite::Connection::open(cloud.state.path().join("culvert.db")).unwrap();
     let open: u32 = connection
-        .query_row(
-            "SELECT count(*) FROM tunnels WHERE status != 'terminated'",
-            [],
-            |row| row.get(0),
-        )
+        .query_row("SELECT count(*) FROM tunnels WHERE status != 'terminated'", [], |row| {
+            row.get(0)
+        })
         .unwrap();
     assert_eq!(open, 0);
 }
@@ -596,20 +506,10 @@ fn what_stands_in_the_way_is_one_line_and_a_code() {
     let address = busy.local_addr().unwrap().to_string();
     let state = tempfile::tempdir().unwrap();
     let folder = state.path().to_str().unwrap();
-    let text = refused(
-        &["serve", "--listen", &address, "--state-dir", folder],
-        7,
-        &address,
-    );
+    let text = refused(&["serve", "--listen", &address, "--state-dir", folder], 7, &address);
     assert_eq!(text.lines().count(), 1, "{text}");
     let text = refused(
-        &[
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--state-dir",
-            "/dev/null/x",
-        ],
+        &["serve", "--listen", "127.0.0.1:0", "--state-dir", "/dev/null/x"],
         7,
         "/dev/null/x",
     );

@@ -28,11 +28,7 @@ pub fn add(connection: &Connection, name: &str, now: u64) -> Result<Secret, AddE
     let key = secret::access_key().map_err(|_| AddError::Randomness)?;
     let added = connection.execute(
         "INSERT OR IGNORE INTO accounts (name, key_sha256, created) VALUES (?1, ?2, ?3)",
-        params![
-            name,
-            key.hash().as_slice(),
-            i64::try_from(now).unwrap_or(i64::MAX)
-        ],
+        params![name, key.hash().as_slice(), i64::try_from(now).unwrap_or(i64::MAX)],
     );
     match added {
         Ok(0) => Err(AddError::Exists),
@@ -72,9 +68,7 @@ async fn hash(store: &Store, name: &str) -> rusqlite::Result<Option<[u8; 32]>> {
 
 fn is_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    (1..=NAME_BYTES_MAX).contains(&name.len())
-        && name.bytes().all(allowed)
-        && !name.starts_with('-')
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('-')
 }
 
 #[cfg(test)]
@@ -90,10 +84,7 @@ mod tests {
         let bob = add(&connection, "bob", 1).unwrap();
         assert!(matches!(add(&connection, "ada", 2), Err(AddError::Exists)));
         for bad in ["", "a/b", "a:b", "-a", "a b", &"x".repeat(65)] {
-            assert!(
-                matches!(add(&connection, bad, 2), Err(AddError::Name)),
-                "{bad}"
-            );
+            assert!(matches!(add(&connection, bad, 2), Err(AddError::Name)), "{bad}");
         }
         let store = Store::start(connection).unwrap();
         crate::runtime::Runtime::epoll().unwrap().block_on(async {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -43,8 +43,7 @@ impl Authority {
             make(&certificate_path, &key_path)?;
         }
         let pem = fs::read(&certificate_path)?;
-        let certificate =
-            CertificateDer::from_pem_slice(&pem).map_err(|e| invalid(&certificate_path, e))?;
+        let certificate = CertificateDer::from_pem_slice(&pem).map_err(|e| invalid(&certificate_path, e))?;
         let text = secret::Secret::new(fs::read_to_string(&key_path)?);
         let key = KeyPair::from_pem(text.expose()).map_err(|e| invalid(&key_path, e))?;
         Ok(Self {
@@ -65,28 +64,20 @@ impl Authority {
     /// A name that no certificate can carry.
     pub fn server_config(&self, names: &[String]) -> Result<Arc<rustls::ServerConfig>, String> {
         let key = KeyPair::generate().map_err(|e| e.to_string())?;
-        let mut params = CertificateParams::new(names.to_vec())
-            .map_err(|e| format!("host name {names:?}: {e}"))?;
+        let mut params = CertificateParams::new(names.to_vec()).map_err(|e| format!("host name {names:?}: {e}"))?;
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "Culvert REST");
+        params.distinguished_name.push(DnType::CommonName, "Culvert REST");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         limit(&mut params, SERVER_LIFE);
-        let certificate = params
-            .signed_by(&key, &self.issuer)
-            .map_err(|e| e.to_string())?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(|e| e.to_string())?;
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
             .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone(), self.certificate.clone()],
-                key,
-            )
+            .with_single_cert(vec![certificate.der().clone(), self.certificate.clone()], key)
             .map_err(|e| e.to_string())?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))
@@ -96,18 +87,14 @@ impl Authority {
 fn params() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "Culvert cloud");
+    params.distinguished_name.push(DnType::CommonName, "Culvert cloud");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 
 fn limit(params: &mut CertificateParams, life: Duration) {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + now.saturating_sub(CLOCK_SKEW);
     params.not_after = epoch + now + life;
@@ -119,11 +106,7 @@ fn make(certificate_path: &Path, key_path: &Path) -> io::Result<()> {
     let mut params = params();
     limit(&mut params, AUTHORITY_LIFE);
     let certificate = params.self_signed(&key).map_err(io::Error::other)?;
-    write(
-        key_path,
-        0o600,
-        secret::Secret::new(key.serialize_pem()).expose(),
-    )?;
+    write(key_path, 0o600, secret::Secret::new(key.serialize_pem()).expose())?;
     write(certificate_path, 0o644, &certificate.pem())
 }
 
@@ -139,10 +122,7 @@ fn write(path: &Path, mode: u32, text: &str) -> io::Result<()> {
 }
 
 fn invalid(path: &Path, error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("{}: {error}", path.display()),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]
@@ -157,16 +137,9 @@ mod tests {
         let second = Authority::open(folder.path()).unwrap();
         assert!(first.fresh && !second.fresh);
         assert_eq!(first.fingerprint(), second.fingerprint());
-        let mode = fs::metadata(folder.path().join("ca.key"))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(folder.path().join("ca.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert!(
-            second
-                .server_config(&["localhost".into(), "127.0.0.1".into()])
-                .is_ok()
-        );
+        assert!(second.server_config(&["localhost".into(), "127.0.0.1".into()]).is_ok());
     }
 
     #[test]

@@ -70,18 +70,11 @@ impl Ports {
             };
             match TcpListener::bind(SocketAddrV4::new(self.address, port)) {
                 Ok(socket) => return Listener::new(socket),
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied
-                    ) => {}
+                Err(e) if matches!(e.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) => {}
                 Err(e) => return Err(e),
             }
         }
-        Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "no proxy port is free",
-        ))
+        Err(io::Error::new(io::ErrorKind::AddrInUse, "no proxy port is free"))
     }
 }
 
@@ -147,8 +140,7 @@ impl Listener {
     }
 
     fn accept(&self, listener: &OwnedFd) -> io::Result<(OwnedFd, u8)> {
-        let (socket, peer) =
-            acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+        let (socket, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
         // A connection that is gone already needs no option.
         let _ = sockopt::set_tcp_nodelay(&socket, true);
         let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
@@ -229,11 +221,7 @@ pub async fn run(listener: Arc<Listener>, mut shards: Vec<ShardSender>) {
 
 /// Passes to the least loaded shard that has room, and waits while none has: meanwhile the listener's own queue holds
 /// the browsers.
-async fn pass(
-    shards: &mut [ShardSender],
-    kind: u8,
-    sockets: &[std::os::fd::BorrowedFd<'_>],
-) -> io::Result<()> {
+async fn pass(shards: &mut [ShardSender], kind: u8, sockets: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
     loop {
         shards.sort_by_key(|s| s.passed);
         for shard in shards.iter_mut() {
@@ -256,10 +244,8 @@ async fn pass(
 
 /// `ETOOMANYREFS`: this user has too many descriptors under way between processes.
 fn is_full(e: &io::Error) -> bool {
-    matches!(
-        e.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-    ) || e.raw_os_error() == Some(rustix::io::Errno::TOOMANYREFS.raw_os_error())
+    matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        || e.raw_os_error() == Some(rustix::io::Errno::TOOMANYREFS.raw_os_error())
 }
 
 #[cfg(test)]
@@ -316,9 +302,7 @@ mod tests {
             for shards in [1, 2, 3, 4, 8, 16, 32] {
                 let (sender, _stalled) = ShardSender::pair(shards).unwrap();
                 let sockets: Vec<_> = (0..batch_max(shards))
-                    .map(|_| {
-                        rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap()
-                    })
+                    .map(|_| rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap())
                     .collect();
                 let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
                 let mut waiting = 0;
@@ -337,18 +321,11 @@ mod tests {
     #[test]
     fn ports_are_taken_in_turn_and_run_out() {
         run_test(async {
-            let free = TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap()
-                .port();
+            let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let mut ports = Ports::new(Ipv4Addr::LOCALHOST, free..=free);
             let first = ports.listen().unwrap();
             assert_eq!(first.address.port(), free);
-            assert_eq!(
-                ports.listen().err().unwrap().kind(),
-                io::ErrorKind::AddrInUse
-            );
+            assert_eq!(ports.listen().err().unwrap().kind(), io::ErrorKind::AddrInUse);
             drop(first);
             assert!(ports.listen().is_ok());
         });

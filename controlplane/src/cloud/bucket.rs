@@ -29,9 +29,7 @@ impl Bucket {
             self.tokens -= 1.0;
             return Ok(());
         }
-        Err(Duration::from_secs_f64(
-            (1.0 - self.tokens) / self.per_second,
-        ))
+        Err(Duration::from_secs_f64((1.0 - self.tokens) / self.per_second))
     }
 
     /// True if nothing was taken for so long that a new bucket would be the same.

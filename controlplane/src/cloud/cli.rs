@@ -24,8 +24,7 @@ const CACHE_BYTES: usize = 64 * MIB;
 const WAITING_HEADS_BYTES: usize = 16 * MIB;
 const BASE_BYTES: usize = 32 * MIB;
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 clean, 1 internal error, 2 usage, 7 a port, file or folder cannot be had.";
+const EXIT_CODES: &str = "Exit codes: 0 clean, 1 internal error, 2 usage, 7 a port, file or folder cannot be had.";
 
 #[derive(Parser)]
 #[command(
@@ -158,31 +157,22 @@ fn add_user(name: &str, state: StateArgument) -> Result<(), Failure> {
 
 fn state_dir(argument: StateArgument) -> Result<PathBuf, Failure> {
     if let Some(folder) = argument.state_dir {
-        return std::path::absolute(&folder)
-            .map_err(|e| Failure::usage(format!("--state-dir: {e}")));
+        return std::path::absolute(&folder).map_err(|e| Failure::usage(format!("--state-dir: {e}")));
     }
     if rustix::process::geteuid().is_root() {
         return Ok("/var/lib/culvert".into());
     }
-    let absolute = |name: &str| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|p| p.is_absolute())
-    };
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     absolute("XDG_STATE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
         .map(|folder| folder.join("culvert"))
-        .ok_or_else(|| {
-            Failure::usage("neither HOME nor XDG_STATE_HOME is set: --state-dir is needed")
-        })
+        .ok_or_else(|| Failure::usage("neither HOME nor XDG_STATE_HOME is set: --state-dir is needed"))
 }
 
 fn options(arguments: ServeArguments) -> Result<Options, Failure> {
     let shards = arguments.endpoint_shards;
     if !(1..=SHARDS_MAX).contains(&shards) {
-        return Err(Failure::usage(format!(
-            "--endpoint-shards: 1 to {SHARDS_MAX}"
-        )));
+        return Err(Failure::usage(format!("--endpoint-shards: 1 to {SHARDS_MAX}")));
     }
     if !(shards..=limits::ENDPOINT_STREAMS_MAX).contains(&arguments.max_streams) {
         let most = limits::ENDPOINT_STREAMS_MAX;
@@ -214,8 +204,7 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
 fn endpoint_bytes(shards: usize, max_streams: usize) -> usize {
     let peer_opened = limits::CLIENT_STREAMS_MAX * limits::BASE_CREDIT_PEER_BYTES;
     let own = max_streams * limits::BASE_CREDIT_OWN_BYTES;
-    let budgets =
-        peer_opened + own + shards * (limits::ENDPOINT_POOL_BYTES + limits::TX_BUDGET_BYTES);
+    let budgets = peer_opened + own + shards * (limits::ENDPOINT_POOL_BYTES + limits::TX_BUDGET_BYTES);
     budgets * 3 / 2
         + shards * SHARD_BYTES
         + usize::from(LINKS_MAX) * LINK_BYTES
@@ -228,17 +217,13 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.parse::<u16>() {
         return Ok((Ipv4Addr::UNSPECIFIED, port).into());
     }
-    text.parse()
-        .map_err(|_| "PORT or ADDRESS:PORT is needed".into())
+    text.parse().map_err(|_| "PORT or ADDRESS:PORT is needed".into())
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
     let bad = || "FIRST-LAST is needed, both from 1 to 65535".to_owned();
     let (first, last) = text.split_once('-').ok_or_else(bad)?;
-    let (first, last) = (
-        first.parse().map_err(|_| bad())?,
-        last.parse().map_err(|_| bad())?,
-    );
+    let (first, last) = (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
     if first == 0 || first > last {
         return Err(bad());
     }
@@ -248,10 +233,7 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
 fn public_address(text: &str) -> Result<String, String> {
     let bad = || "HOST:PORT is needed".to_owned();
     let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
-    port.parse::<u16>()
-        .ok()
-        .filter(|p| *p > 0)
-        .ok_or_else(bad)?;
+    port.parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(bad)?;
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
     let is_address = bare.is_some_and(|h| h.parse::<IpAddr>().is_ok());
     let is_name = !host.is_empty()
@@ -270,9 +252,7 @@ mod tests {
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<Options, Failure> {
-        let all = ["sc-cloud", "serve", "--state-dir", "/tmp/x"]
-            .iter()
-            .chain(arguments);
+        let all = ["sc-cloud", "serve", "--state-dir", "/tmp/x"].iter().chain(arguments);
         match Arguments::try_parse_from(all)
             .map_err(|e| Failure::usage(e.to_string()))?
             .command
@@ -299,15 +279,7 @@ mod tests {
             (plain.proxy_ports, plain.proxy_address),
             (20_000..=29_999, Ipv4Addr::LOCALHOST)
         );
-        let given = parse(&[
-            "--listen",
-            "9000",
-            "--driver",
-            "io_uring",
-            "--proxy-ports",
-            "5-5",
-        ])
-        .unwrap();
+        let given = parse(&["--listen", "9000", "--driver", "io_uring", "--proxy-ports", "5-5"]).unwrap();
         assert_eq!(given.listen.unwrap().to_string(), "0.0.0.0:9000");
         assert_eq!((given.driver, given.proxy_ports), (Driver::IoUring, 5..=5));
         assert_eq!(

@@ -95,46 +95,21 @@ async fn connection(
         return;
     };
     drop(pending);
-    serve_rest(
-        &cloud,
-        Replayed {
-            first,
-            at: 0,
-            stream,
-        },
-    )
-    .await;
+    serve_rest(&cloud, Replayed { first, at: 0, stream }).await;
 }
 
 /// Reads the hello. Connections of tunnels and bad ones are dealt with here; what is REST's comes back.
-async fn greet(
-    cloud: &Cloud,
-    mut stream: TcpStream,
-    peer: SocketAddr,
-) -> Option<(TcpStream, Vec<u8>)> {
+async fn greet(cloud: &Cloud, mut stream: TcpStream, peer: SocketAddr) -> Option<(TcpStream, Vec<u8>)> {
     let mut reader = HelloReader::default();
-    let Ok(name) =
-        tokio::time::timeout(CLIENT_HELLO_MAX, read_hello(&mut stream, &mut reader)).await
-    else {
+    let Ok(name) = tokio::time::timeout(CLIENT_HELLO_MAX, read_hello(&mut stream, &mut reader)).await else {
         tracing::debug!(%peer, "no ClientHello in time");
         return None;
     };
     let name = match name {
         Ok(name) => name,
         Err(Malformed::NotTls) => {
-            let http = reader
-                .into_raw()
-                .first()
-                .is_some_and(u8::is_ascii_uppercase);
-            refuse(
-                stream,
-                if http {
-                    PLAIN_HTTP
-                } else {
-                    &ALERT_DECODE_ERROR
-                },
-            )
-            .await;
+            let http = reader.into_raw().first().is_some_and(u8::is_ascii_uppercase);
+            refuse(stream, if http { PLAIN_HTTP } else { &ALERT_DECODE_ERROR }).await;
             return None;
         }
         Err(_) => {
@@ -149,10 +124,7 @@ async fn greet(
             None
         }
         Place::Link { link, tunnel } => {
-            let commands = cloud
-                .registry()
-                .commands(&tunnel)
-                .filter(|_| link < LINKS_MAX);
+            let commands = cloud.registry().commands(&tunnel).filter(|_| link < LINKS_MAX);
             let Some(commands) = commands else {
                 refuse(stream, &ALERT_UNRECOGNIZED_NAME).await;
                 return None;
@@ -162,35 +134,18 @@ async fn greet(
             let socket = stream.into_std().ok()?.into();
             let first = reader.into_raw();
             // A tunnel that does not keep up loses this dial; its `sc` dials again.
-            if commands
-                .try_send(Command::Link {
-                    link,
-                    socket,
-                    first,
-                })
-                .is_err()
-            {
-                tracing::warn!(
-                    tunnel,
-                    link,
-                    "a link was dropped: its endpoint does not keep up"
-                );
+            if commands.try_send(Command::Link { link, socket, first }).is_err() {
+                tracing::warn!(tunnel, link, "a link was dropped: its endpoint does not keep up");
             }
             None
         }
     }
 }
 
-async fn read_hello(
-    stream: &mut TcpStream,
-    reader: &mut HelloReader,
-) -> Result<Option<String>, Malformed> {
+async fn read_hello(stream: &mut TcpStream, reader: &mut HelloReader) -> Result<Option<String>, Malformed> {
     let mut buffer = [0u8; 2_048];
     loop {
-        let length = stream
-            .read(&mut buffer)
-            .await
-            .map_err(|_| Malformed::Syntax)?;
+        let length = stream.read(&mut buffer).await.map_err(|_| Malformed::Syntax)?;
         if length == 0 {
             return Err(Malformed::Syntax);
         }
@@ -229,11 +184,7 @@ pub struct Replayed {
 }
 
 impl AsyncRead for Replayed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let waiting = &self.first[self.at..];
         if waiting.is_empty() {
             return Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -250,11 +201,7 @@ impl AsyncRead for Replayed {
 }
 
 impl AsyncWrite for Replayed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -316,10 +263,7 @@ impl Limiter {
                 return self.others.take(now);
             }
         }
-        self.each
-            .entry(peer)
-            .or_insert_with(|| Share::new(now))
-            .take(now)
+        self.each.entry(peer).or_insert_with(|| Share::new(now)).take(now)
     }
 }
 

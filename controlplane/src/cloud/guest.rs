@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::stub::{self as endpoint, Driver, Endpoint, EndpointConfig, Event, Level, Member};
+use dataplane::endpoint::{self, Driver, Endpoint, EndpointConfig, Event, Level, Member};
 use dataplane::limits::SETTINGS_BYTES_MAX;
 use dataplane::settings::Settings;
 use dataplane::tls::{Fingerprint, Identity};
@@ -29,8 +29,7 @@ const EVENTS_PER_TURN: usize = 64;
 /// # Errors
 /// A sentence for the file that the launcher keeps of standard error.
 pub fn run() -> Result<(), String> {
-    let control =
-        control().map_err(|_| "this command is started by `sc-cloud serve` only".to_owned())?;
+    let control = control().map_err(|_| "this command is started by `sc-cloud serve` only".to_owned())?;
     // The process is called `exe` otherwise, after the link that started it.
     let _ = rustix::thread::set_name(c"sc-endpoint");
     let runtime = Runtime::epoll().map_err(|e| e.to_string())?;
@@ -53,9 +52,7 @@ fn control() -> io::Result<OwnedFd> {
 async fn start(control: &Seqpacket) -> Result<Endpoint, String> {
     let mut rules = Vec::new();
     loop {
-        let message = messages::receive(control)
-            .await
-            .map_err(|e| e.to_string())?;
+        let message = messages::receive(control).await.map_err(|e| e.to_string())?;
         let Some((message, browsers)) = message else {
             return Err("the broker went away before it said anything".into());
         };
@@ -78,23 +75,15 @@ async fn start(control: &Seqpacket) -> Result<Endpoint, String> {
                 let config = EndpointConfig {
                     shards,
                     identity,
-                    settings: Arc::new(Settings {
-                        version,
-                        json: rules,
-                    }),
+                    settings: Arc::new(Settings { version, json: rules }),
                     driver: driver_named(&driver)?,
                     max_streams,
                     browsers,
                 };
                 let endpoint = endpoint::start(config).map_err(|e| e.to_string())?;
                 let driver = format!("{:?}", endpoint.driver());
-                let ready = FromEndpoint::Ready {
-                    fingerprint,
-                    driver,
-                };
-                messages::send(control, &ready, &[])
-                    .await
-                    .map_err(|e| e.to_string())?;
+                let ready = FromEndpoint::Ready { fingerprint, driver };
+                messages::send(control, &ready, &[]).await.map_err(|e| e.to_string())?;
                 return Ok(endpoint);
             }
             _ => return Err("the broker spoke out of turn".into()),
@@ -113,10 +102,7 @@ fn driver_named(name: &str) -> Result<Driver, String> {
 
 /// Passes messages and events on until the endpoint has nothing left to do.
 async fn serve(control: &Seqpacket, endpoint: &Endpoint) -> Result<(), String> {
-    let wake = endpoint
-        .wake_fd()
-        .try_clone_to_owned()
-        .map_err(|e| e.to_string())?;
+    let wake = endpoint.wake_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
     let wake = watch(wake, Interest::READABLE).map_err(|e| e.to_string())?;
     let mut orphaned: Option<tokio::time::Instant> = None;
     loop {
@@ -155,20 +141,11 @@ async fn awake(wake: &AsyncFd<OwnedFd>) {
     }
 }
 
-async fn obey(
-    control: &Seqpacket,
-    endpoint: &Endpoint,
-    message: ToEndpoint,
-    mut fds: Vec<OwnedFd>,
-) {
+async fn obey(control: &Seqpacket, endpoint: &Endpoint, message: ToEndpoint, mut fds: Vec<OwnedFd>) {
     match message {
         ToEndpoint::Attach { fingerprint, index } => {
             if let Some((id, fingerprint)) = member(&fingerprint) {
-                endpoint.attach(Member {
-                    id,
-                    fingerprint,
-                    index,
-                });
+                endpoint.attach(Member { id, fingerprint, index });
             }
         }
         ToEndpoint::Link {
@@ -176,9 +153,7 @@ async fn obey(
             link,
             first,
         } => {
-            if let (Some((id, _)), Some(fd), Ok(first)) =
-                (member(&fingerprint), fds.pop(), messages::decode(&first))
-            {
+            if let (Some((id, _)), Some(fd), Ok(first)) = (member(&fingerprint), fds.pop(), messages::decode(&first)) {
                 endpoint.link(id, link, fd, first);
             }
         }
@@ -232,8 +207,7 @@ async fn report(control: &Seqpacket, endpoint: &Endpoint, orphaned: bool) -> Res
             },
             Event::Failed(text) => {
                 let text = messages::clean(&text);
-                let _ = messages::send(control, &FromEndpoint::Failed { text: text.clone() }, &[])
-                    .await;
+                let _ = messages::send(control, &FromEndpoint::Failed { text: text.clone() }, &[]).await;
                 return Err(text);
             }
             // Events of the other role.

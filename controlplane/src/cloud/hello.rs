@@ -43,11 +43,7 @@ impl HelloReader {
             return Err(Malformed::TooLong);
         }
         self.raw.extend_from_slice(bytes);
-        if self
-            .raw
-            .first()
-            .is_some_and(|&first| first != RECORD_HANDSHAKE)
-        {
+        if self.raw.first().is_some_and(|&first| first != RECORD_HANDSHAKE) {
             return Err(Malformed::NotTls);
         }
         while let Some(payload) = next_record(&self.raw[self.record..])? {
@@ -66,18 +62,13 @@ impl HelloReader {
     }
 
     fn complete(&self) -> Result<Option<Option<String>>, Malformed> {
-        if self
-            .message
-            .first()
-            .is_some_and(|&kind| kind != MESSAGE_CLIENT_HELLO)
-        {
+        if self.message.first().is_some_and(|&kind| kind != MESSAGE_CLIENT_HELLO) {
             return Err(Malformed::Syntax);
         }
         let Some((header, rest)) = self.message.split_at_checked(4) else {
             return Ok(None);
         };
-        let length =
-            usize::from(header[1]) << 16 | usize::from(header[2]) << 8 | usize::from(header[3]);
+        let length = usize::from(header[1]) << 16 | usize::from(header[2]) << 8 | usize::from(header[3]);
         if length + 4 > CLIENT_HELLO_BYTES_MAX {
             return Err(Malformed::TooLong);
         }
@@ -141,17 +132,10 @@ fn host_name(mut list: Fields<'_>) -> Result<String, Malformed> {
     let name = list.block()?.0;
     list.end()?;
     let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-    if kind != NAME_HOST
-        || name.is_empty()
-        || name.len() > NAME_BYTES_MAX
-        || !name.iter().all(allowed)
-    {
+    if kind != NAME_HOST || name.is_empty() || name.len() > NAME_BYTES_MAX || !name.iter().all(allowed) {
         return Err(Malformed::Syntax);
     }
-    Ok(name
-        .iter()
-        .map(|b| char::from(b.to_ascii_lowercase()))
-        .collect())
+    Ok(name.iter().map(|b| char::from(b.to_ascii_lowercase())).collect())
 }
 
 /// What is left of a structure; every read is checked.
@@ -263,8 +247,7 @@ mod tests {
             .unwrap()
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
-        let mut client =
-            rustls::ClientConnection::new(config.into(), name.try_into().unwrap()).unwrap();
+        let mut client = rustls::ClientConnection::new(config.into(), name.try_into().unwrap()).unwrap();
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes).unwrap();
         bytes
@@ -290,11 +273,7 @@ mod tests {
                     assert!(found.is_none(), "complete before its end");
                     found = reader.push(piece).unwrap();
                 }
-                assert_eq!(
-                    found,
-                    Some(Some("7.example.org".to_owned())),
-                    "{size} {record}"
-                );
+                assert_eq!(found, Some(Some("7.example.org".to_owned())), "{size} {record}");
                 assert_eq!(reader.into_raw(), bytes);
             }
         }
@@ -314,14 +293,8 @@ mod tests {
         assert_eq!(push(&[22, 3, 1, 0, 0]), Err(Malformed::Syntax));
         assert_eq!(push(&[22, 3, 1, 0xff, 0xff]), Err(Malformed::Syntax));
         assert_eq!(push(&[22, 3, 1, 0, 1, 2]), Err(Malformed::Syntax));
-        assert_eq!(
-            push(&[22, 3, 1, 0, 4, 1, 0xff, 0, 0]),
-            Err(Malformed::TooLong)
-        );
-        assert_eq!(
-            push(&[22; CLIENT_HELLO_BYTES_MAX + 1]),
-            Err(Malformed::TooLong)
-        );
+        assert_eq!(push(&[22, 3, 1, 0, 4, 1, 0xff, 0, 0]), Err(Malformed::TooLong));
+        assert_eq!(push(&[22; CLIENT_HELLO_BYTES_MAX + 1]), Err(Malformed::TooLong));
         let mut short = hello("example.org");
         short[8] -= 1;
         assert_eq!(push(&short), Err(Malformed::Syntax));
@@ -358,17 +331,10 @@ mod tests {
             }
         );
         for bad in ["", "x", "01", "+1", "65536", "-1"] {
-            assert_eq!(
-                link(format!("{bad}.{id}.tunnel.culvert")),
-                Place::Nowhere,
-                "{bad}"
-            );
+            assert_eq!(link(format!("{bad}.{id}.tunnel.culvert")), Place::Nowhere, "{bad}");
         }
         assert_eq!(link(format!("{id}.tunnel.culvert")), Place::Nowhere);
-        assert_eq!(
-            link(format!("1.{}.tunnel.culvert", &id[1..])),
-            Place::Nowhere
-        );
+        assert_eq!(link(format!("1.{}.tunnel.culvert", &id[1..])), Place::Nowhere);
         assert_eq!(place(Some("tunnel.culvert")), Place::Nowhere);
         for rest in [
             None,

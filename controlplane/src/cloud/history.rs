@@ -14,16 +14,15 @@ const TUNNELS_KEPT_MAX: u32 = 10_000;
 /// The store fails.
 pub async fn save(store: &Store, tunnel: &Tunnel) -> rusqlite::Result<()> {
     let object = serde_json::to_string(tunnel).unwrap_or_default();
-    let (id, owner, status) = (
-        tunnel.id.clone(),
-        tunnel.owner.clone(),
-        tunnel.status.clone(),
-    );
+    let (id, owner, status) = (tunnel.id.clone(), tunnel.owner.clone(), tunnel.status.clone());
     let created = seconds(tunnel.creation_time.unwrap_or_default());
     store
         .run(move |c| {
             let values = params![id, owner, created, status, object];
-            c.execute("INSERT OR REPLACE INTO tunnels (id, owner, created, status, object) VALUES (?1, ?2, ?3, ?4, ?5)", values)?;
+            c.execute(
+                "INSERT OR REPLACE INTO tunnels (id, owner, created, status, object) VALUES (?1, ?2, ?3, ?4, ?5)",
+                values,
+            )?;
             c.execute(
                 "DELETE FROM tunnels WHERE status = 'terminated' AND id NOT IN
                     (SELECT id FROM tunnels ORDER BY created DESC LIMIT ?1)",
@@ -118,20 +117,11 @@ mod tests {
         let connection = store::open(std::path::Path::new(":memory:")).unwrap();
         let store = Store::start(connection).unwrap();
         crate::runtime::Runtime::epoll().unwrap().block_on(async {
-            for (id, status, created) in [
-                ("a", "running", 1),
-                ("b", "terminated", 2),
-                ("a", "halting", 1),
-            ] {
+            for (id, status, created) in [("a", "running", 1), ("b", "terminated", 2), ("a", "halting", 1)] {
                 save(&store, &tunnel(id, status, created)).await.unwrap();
             }
             assert_eq!(
-                load(&store, "ada", "a")
-                    .await
-                    .unwrap()
-                    .unwrap()
-                    .status
-                    .unwrap(),
+                load(&store, "ada", "a").await.unwrap().unwrap().status.unwrap(),
                 "halting"
             );
             assert!(load(&store, "bob", "a").await.unwrap().is_none());

@@ -73,9 +73,7 @@ pub async fn run(mut life: Life) {
             End::Died(text) => text,
         };
         tracing::warn!(tunnel = life.id, "its endpoint ended: {died}");
-        life.cloud
-            .registry()
-            .endpoint_lost(&life.id, Instant::now());
+        life.cloud.registry().endpoint_lost(&life.id, Instant::now());
         if life.is_halting() {
             break;
         }
@@ -83,24 +81,20 @@ pub async fn run(mut life: Life) {
         deaths.push(Instant::now());
         if deaths.len() > DEATHS_MAX {
             tracing::error!(tunnel = life.id, "given up: its endpoints keep dying");
-            life.cloud
-                .registry()
-                .halt(&life.id, "endpoint", false, unix_now());
+            life.cloud.registry().halt(&life.id, "endpoint", false, unix_now());
             break;
         }
         tokio::time::sleep(RELAUNCH_PAUSE).await;
     }
-    let ended = life.cloud.registry().terminate(&life.id, unix_now());
+    let ended = life.cloud.registry().ended(&life.id, unix_now());
     if let Some(tunnel) = ended {
-        tracing::info!(
-            tunnel = life.id,
-            reason = tunnel.shutdown_reason,
-            "terminated"
-        );
+        tracing::info!(tunnel = life.id, reason = tunnel.shutdown_reason, "terminated");
         if let Err(e) = history::save(&life.cloud.store, &tunnel).await {
             tracing::error!(tunnel = life.id, "the store: {e}");
         }
     }
+    // Only now: whoever waits for the end finds it in the history.
+    life.cloud.registry().remove(&life.id);
     discard_if_empty(&stderr_file(&life.cloud.options.state, &life.id));
 }
 
@@ -135,10 +129,7 @@ impl Life {
             Err(_) => return End::Died("it was not ready in time".into()),
         };
         // It goes on while the endpoint drains: new browsers are told so by the endpoint.
-        let broker = Task(tokio::spawn(broker::run(
-            Arc::clone(&self.listener),
-            shards,
-        )));
+        let broker = Task(tokio::spawn(broker::run(Arc::clone(&self.listener), shards)));
         loop {
             if self.is_halting() {
                 running.probe = None;
@@ -169,14 +160,11 @@ impl Life {
         let pairs: Result<Vec<_>, _> = (0..options.endpoint_shards)
             .map(|_| ShardSender::pair(options.endpoint_shards))
             .collect();
-        let (shards, browsers): (Vec<_>, Vec<_>) =
-            pairs.map_err(|e| e.to_string())?.into_iter().unzip();
+        let (shards, browsers): (Vec<_>, Vec<_>) = pairs.map_err(|e| e.to_string())?.into_iter().unzip();
         let child = spawn(&options.state, &self.id, theirs).map_err(|e| e.to_string())?;
         let control = Seqpacket::new(own).map_err(|e| e.to_string())?;
         self.cloud.registry().booting(&self.id);
-        self.configure(&control, &browsers)
-            .await
-            .map_err(|e| e.to_string())?;
+        self.configure(&control, &browsers).await.map_err(|e| e.to_string())?;
         drop(browsers);
         let now = Instant::now();
         let mut running = Running {
@@ -189,32 +177,20 @@ impl Life {
         };
         loop {
             match messages::receive(&running.control).await {
-                Ok(Some((
-                    FromEndpoint::Ready {
-                        fingerprint,
-                        driver,
-                    },
-                    _,
-                ))) => {
+                Ok(Some((FromEndpoint::Ready { fingerprint, driver }, _))) => {
                     if crate::secret::unhex::<32>(&fingerprint).is_none() {
                         return Err("it named no key".into());
                     }
                     let proxy = self.listener.address;
                     tracing::info!(tunnel = self.id, %proxy, driver = messages::clean(&driver), "running");
-                    self.cloud.registry().running(
-                        &self.id,
-                        &fingerprint,
-                        Instant::now(),
-                        unix_now(),
-                    );
+                    self.cloud
+                        .registry()
+                        .running(&self.id, &fingerprint, Instant::now(), unix_now());
                     return Ok((running, shards));
                 }
                 Ok(Some((message, _))) => self.heard(&mut running, message)?,
                 Ok(None) => {
-                    return Err(format!(
-                        "see {}",
-                        stderr_file(&options.state, &self.id).display()
-                    ));
+                    return Err(format!("see {}", stderr_file(&options.state, &self.id).display()));
                 }
                 Err(e) => return Err(e.to_string()),
             }
@@ -237,15 +213,7 @@ impl Life {
         let fds: Vec<_> = browsers.iter().map(AsFd::as_fd).collect();
         messages::send(control, &start, &fds).await?;
         if let Some(fingerprint) = self.fingerprint.clone() {
-            messages::send(
-                control,
-                &ToEndpoint::Attach {
-                    fingerprint,
-                    index: 0,
-                },
-                &[],
-            )
-            .await?;
+            messages::send(control, &ToEndpoint::Attach { fingerprint, index: 0 }, &[]).await?;
         }
         Ok(())
     }
@@ -288,17 +256,10 @@ impl Life {
     }
 
     fn probe(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (cloud, id, listener) = (
-            Arc::clone(&self.cloud),
-            self.id.clone(),
-            Arc::clone(&self.listener),
-        );
+        let (cloud, id, listener) = (Arc::clone(&self.cloud), self.id.clone(), Arc::clone(&self.listener));
         async move {
             probe::run(listener).await;
-            tracing::info!(
-                tunnel = id,
-                "ready: a request has gone through the tunnel and back"
-            );
+            tracing::info!(tunnel = id, "ready: a request has gone through the tunnel and back");
             cloud.registry().ready(&id);
         }
     }
@@ -306,11 +267,7 @@ impl Life {
     /// What the rest of the cloud wants of the endpoint.
     async fn told(&self, running: &mut Running, command: Command) -> Result<(), String> {
         let sent = match command {
-            Command::Link {
-                link,
-                socket,
-                first,
-            } => {
+            Command::Link { link, socket, first } => {
                 let Some(fingerprint) = self.fingerprint.clone() else {
                     return Ok(());
                 };
@@ -320,29 +277,17 @@ impl Life {
                     link,
                     first,
                 };
-                tokio::time::timeout(
-                    SEND_MAX,
-                    messages::send(&running.control, &message, &[socket.as_fd()]),
-                )
-                .await
+                tokio::time::timeout(SEND_MAX, messages::send(&running.control, &message, &[socket.as_fd()])).await
             }
             Command::Drain { limit } => {
                 let deadline = tokio::time::Instant::now() + limit;
                 running.deadline = Some(running.deadline.map_or(deadline, |d| d.min(deadline)));
-                tokio::time::timeout(
-                    SEND_MAX,
-                    messages::send(&running.control, &ToEndpoint::Drain, &[]),
-                )
-                .await
+                tokio::time::timeout(SEND_MAX, messages::send(&running.control, &ToEndpoint::Drain, &[])).await
             }
             Command::Streams(answer) => {
                 running.streams.retain(|waiting| !waiting.is_closed());
                 running.streams.push(answer);
-                tokio::time::timeout(
-                    SEND_MAX,
-                    messages::send(&running.control, &ToEndpoint::Report, &[]),
-                )
-                .await
+                tokio::time::timeout(SEND_MAX, messages::send(&running.control, &ToEndpoint::Report, &[])).await
             }
         };
         match sent {

@@ -80,11 +80,7 @@ pub enum FromEndpoint {
 ///
 /// # Errors
 /// The other end is gone.
-pub async fn send<M: Serialize>(
-    socket: &Seqpacket,
-    message: &M,
-    fds: &[BorrowedFd<'_>],
-) -> io::Result<()> {
+pub async fn send<M: Serialize>(socket: &Seqpacket, message: &M, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     socket.send(&serde_json::to_vec(message)?, fds).await
 }
 
@@ -92,9 +88,7 @@ pub async fn send<M: Serialize>(
 ///
 /// # Errors
 /// What arrived is no message of this kind.
-pub async fn receive<M: DeserializeOwned>(
-    socket: &Seqpacket,
-) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+pub async fn receive<M: DeserializeOwned>(socket: &Seqpacket) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
     let mut buffer = Vec::new();
     let Some(fds) = socket.receive(&mut buffer).await? else {
         return Ok(None);

@@ -22,7 +22,6 @@ pub mod registry;
 pub mod rest;
 pub mod seqpacket;
 pub mod store;
-pub mod stub;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -137,7 +136,7 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// The live tunnels. Never held over an await.
+    /// The live tunnels. Never held over an await or a second call.
     pub fn registry(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -164,30 +163,19 @@ impl Cloud {
 
 /// Unix seconds.
 pub fn unix_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// Makes the state folder, for this user only.
 fn make_state(state: &Path) -> Result<(), Failure> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state);
-    made.map_err(|e| {
-        Failure::local(format!(
-            "cannot make the state folder {}: {e}",
-            state.display()
-        ))
-    })
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state);
+    made.map_err(|e| Failure::local(format!("cannot make the state folder {}: {e}", state.display())))
 }
 
 fn open_store(state: &Path) -> Result<rusqlite::Connection, Failure> {
     make_state(state)?;
     let path = state.join("culvert.db");
-    store::open(&path)
-        .map_err(|e| Failure::local(format!("cannot use the store {}: {e}", path.display())))
+    store::open(&path).map_err(|e| Failure::local(format!("cannot use the store {}: {e}", path.display())))
 }
 
 /// Runs the cloud until SIGINT or SIGTERM.
@@ -202,12 +190,8 @@ pub fn serve(options: Options) -> Result<(), Failure> {
     }
     runtime.block_on(async {
         let connection = open_store(&options.state)?;
-        let authority = Authority::open(&options.state).map_err(|e| {
-            Failure::local(format!(
-                "cannot use the CA in {}: {e}",
-                options.state.display()
-            ))
-        })?;
+        let authority = Authority::open(&options.state)
+            .map_err(|e| Failure::local(format!("cannot use the CA in {}: {e}", options.state.display())))?;
         launcher::prepare(&options.state)
             .map_err(|e| Failure::local(format!("cannot use {}: {e}", options.state.display())))?;
         let listener = listen(options.listen).await?;
@@ -223,10 +207,7 @@ pub fn serve(options: Options) -> Result<(), Failure> {
         announce(&options, &authority, &listener).map_err(Failure::internal)?;
         let cloud = Arc::new(Cloud {
             registry: Mutex::new(Registry::new(options.endpoint_shards)),
-            ports: Mutex::new(Ports::new(
-                options.proxy_address,
-                options.proxy_ports.clone(),
-            )),
+            ports: Mutex::new(Ports::new(options.proxy_address, options.proxy_ports.clone())),
             tls: TlsAcceptor::from(tls),
             store,
             options,
@@ -250,12 +231,7 @@ fn announce(options: &Options, authority: &Authority, listener: &TcpListener) ->
     let mut out = io::stdout().lock();
     if authority.fresh {
         let path = options.state.join("ca.pem");
-        writeln!(
-            out,
-            "New CA: {} (SHA-256 {})",
-            path.display(),
-            authority.fingerprint()
-        )?;
+        writeln!(out, "New CA: {} (SHA-256 {})", path.display(), authority.fingerprint())?;
     }
     writeln!(out, "REST: https://{address}/rest/v1")?;
     out.flush()
@@ -287,16 +263,16 @@ async fn run(cloud: Arc<Cloud>, listener: TcpListener) -> Result<(), Failure> {
 
 /// Ends all tunnels and waits until they are gone.
 async fn end_tunnels(cloud: &Cloud) {
-    for id in cloud.registry().ids() {
+    let ids = cloud.registry().ids();
+    for id in ids {
         // The next start of this cloud would call it so, too: its `sc` asks for a new tunnel then.
         cloud.halt(&id, "lost", false, DRAIN_MAX);
     }
     loop {
-        let next = cloud
-            .registry()
-            .ids()
-            .first()
-            .and_then(|id| cloud.registry().commands(id));
+        let next = {
+            let registry = cloud.registry();
+            registry.ids().first().and_then(|id| registry.commands(id))
+        };
         match next {
             // Closed as soon as the tunnel's task has ended.
             Some(commands) => commands.closed().await,
@@ -319,21 +295,15 @@ async fn watch(cloud: Arc<Cloud>) {
 }
 
 async fn listen(wanted: Option<SocketAddr>) -> Result<TcpListener, Failure> {
-    let fails = |address: SocketAddr, e: io::Error| {
-        Failure::local(format!("cannot listen on {address}: {e}"))
-    };
+    let fails = |address: SocketAddr, e: io::Error| Failure::local(format!("cannot listen on {address}: {e}"));
     if let Some(address) = wanted {
-        return TcpListener::bind(address)
-            .await
-            .map_err(|e| fails(address, e));
+        return TcpListener::bind(address).await.map_err(|e| fails(address, e));
     }
     let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     match TcpListener::bind(any(PORT)).await {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             let address = any(PORT_UNPRIVILEGED);
-            TcpListener::bind(address)
-                .await
-                .map_err(|e| fails(address, e))
+            TcpListener::bind(address).await.map_err(|e| fails(address, e))
         }
         bound => bound.map_err(|e| fails(any(PORT), e)),
     }
@@ -341,12 +311,7 @@ async fn listen(wanted: Option<SocketAddr>) -> Result<TcpListener, Failure> {
 
 /// Every name by which a client may call this host.
 fn names(options: &Options) -> Vec<String> {
-    let mut names = vec![
-        "localhost".into(),
-        "127.0.0.1".into(),
-        "::1".into(),
-        hostname(),
-    ];
+    let mut names = vec!["localhost".into(), "127.0.0.1".into(), "::1".into(), hostname()];
     names.extend(options.hostnames.iter().cloned());
     names.extend(
         options
@@ -354,10 +319,7 @@ fn names(options: &Options) -> Vec<String> {
             .filter(|a| !a.ip().is_unspecified())
             .map(|a| a.ip().to_string()),
     );
-    let public = options
-        .public_address
-        .as_ref()
-        .and_then(|a| a.rsplit_once(':'));
+    let public = options.public_address.as_ref().and_then(|a| a.rsplit_once(':'));
     names.extend(public.map(|(host, _)| host.trim_matches(['[', ']']).to_owned()));
     names.sort();
     names.dedup();

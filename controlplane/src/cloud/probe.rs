@@ -57,10 +57,7 @@ fn is_good(answer: &[u8], nonce: &str) -> bool {
     let Some(head) = answer.windows(4).position(|w| w == b"\r\n\r\n") else {
         return false;
     };
-    answer.starts_with(b"HTTP/1.1 200 ")
-        && answer[head + 4..]
-            .windows(nonce.len())
-            .any(|w| w == nonce.as_bytes())
+    answer.starts_with(b"HTTP/1.1 200 ") && answer[head + 4..].windows(nonce.len()).any(|w| w == nonce.as_bytes())
 }
 
 #[cfg(test)]

@@ -48,11 +48,7 @@ impl State {
 /// To the task that owns a tunnel's endpoint.
 pub enum Command {
     /// A link's connection and what was read of it.
-    Link {
-        link: u16,
-        socket: OwnedFd,
-        first: Vec<u8>,
-    },
+    Link { link: u16, socket: OwnedFd, first: Vec<u8> },
     /// End the endpoint; its streams may go on for `limit`.
     Drain { limit: Duration },
     /// Streams that are open now.
@@ -159,9 +155,7 @@ impl Registry {
     }
 
     fn of<'a>(&'a self, owner: &'a str) -> impl Iterator<Item = &'a Entry> {
-        self.tunnels
-            .values()
-            .filter(move |e| e.order.owner == owner)
+        self.tunnels.values().filter(move |e| e.order.owner == owner)
     }
 
     /// Its process has been started.
@@ -232,21 +226,14 @@ impl Registry {
 
     /// A heartbeat of the member. `None`: unknown tunnel; false: it is on its way out.
     pub fn heartbeat(&mut self, id: &str, owner: &str, now: Instant) -> Option<bool> {
-        let e = self
-            .tunnels
-            .get_mut(id)
-            .filter(|e| e.order.owner == owner)?;
+        let e = self.tunnels.get_mut(id).filter(|e| e.order.owner == owner)?;
         e.alive = now;
         Some(e.state != State::Halting)
     }
 
     /// Takes the tunnel out of service. The first reason stays; false if there is nothing to halt.
     pub fn halt(&mut self, id: &str, reason: &str, by_user: bool, unix: u64) -> bool {
-        let Some(e) = self
-            .tunnels
-            .get_mut(id)
-            .filter(|e| e.state != State::Halting)
-        else {
+        let Some(e) = self.tunnels.get_mut(id).filter(|e| e.state != State::Halting) else {
             return false;
         };
         e.state = State::Halting;
@@ -257,10 +244,14 @@ impl Registry {
         true
     }
 
-    /// Removes the tunnel and returns what history keeps.
-    pub fn terminate(&mut self, id: &str, unix: u64) -> Option<Tunnel> {
-        let mut object = self.object(id)?;
+    /// Removes a tunnel whose end history knows.
+    pub fn remove(&mut self, id: &str) {
         self.tunnels.remove(id);
+    }
+
+    /// The tunnel as history keeps it once its endpoint has ended.
+    pub fn ended(&self, id: &str, unix: u64) -> Option<Tunnel> {
+        let mut object = self.object(id)?;
         object.status = Some("terminated".into());
         object.is_ready = Some(false);
         object.shutdown_time = Some(unix);
@@ -315,11 +306,7 @@ impl Registry {
         let request = e.order.request.clone();
         let list = |list: Option<Vec<String>>| Some(list.unwrap_or_default());
         let running = matches!(e.state, State::Running | State::Halting);
-        let host = e
-            .order
-            .address
-            .rsplit_once(':')
-            .map(|(host, _)| host.to_owned());
+        let host = e.order.address.rsplit_once(':').map(|(host, _)| host.to_owned());
         Tunnel {
             id: Some(e.order.id.clone()),
             owner: Some(e.order.owner.clone()),
@@ -403,17 +390,11 @@ mod tests {
         assert_eq!(status(&r, "a").as_deref(), Some("booting"));
         r.running("a", "f1", now, 5);
         let running = r.object("a").unwrap();
-        assert_eq!(
-            (running.is_ready, running.launch_time),
-            (Some(false), Some(5))
-        );
+        assert_eq!((running.is_ready, running.launch_time), (Some(false), Some(5)));
         assert_eq!(running.host.as_deref(), Some("cloud.test"));
         let culvert = running.culvert.unwrap();
         assert_eq!(culvert.server_name.as_deref(), Some("a.tunnel.culvert"));
-        assert_eq!(
-            (culvert.shards, culvert.fingerprint.as_deref()),
-            (Some(2), Some("f1"))
-        );
+        assert_eq!((culvert.shards, culvert.fingerprint.as_deref()), (Some(2), Some("f1")));
         assert!(!r.awaits_probe("a"));
         assert!(r.link_up("a", 1, 6) && !r.link_up("a", 0, 6) && !r.link_up("a", LINKS_MAX, 6));
         assert!(r.awaits_probe("a"));
@@ -427,24 +408,20 @@ mod tests {
         );
         r.running("a", "f2", now, 9);
         assert_eq!(
-            r.object("a")
-                .unwrap()
-                .culvert
-                .unwrap()
-                .fingerprint
-                .as_deref(),
+            r.object("a").unwrap().culvert.unwrap().fingerprint.as_deref(),
             Some("f2")
         );
         assert!(r.halt("a", "sigterm", true, 10) && !r.halt("a", "lost", false, 11));
         r.ready("a");
         assert_eq!(r.object("a").unwrap().is_ready, Some(false));
-        let ended = r.terminate("a", 12).unwrap();
+        let ended = r.ended("a", 12).unwrap();
+        r.remove("a");
         assert_eq!(ended.status.as_deref(), Some("terminated"));
         assert_eq!(
             (ended.shutdown_reason.as_deref(), ended.user_shutdown),
             (Some("sigterm"), Some(true))
         );
-        assert!(r.object("a").is_none() && r.terminate("a", 13).is_none());
+        assert!(r.object("a").is_none() && r.ended("a", 13).is_none());
     }
 
     #[test]

@@ -46,10 +46,7 @@ const REASON_BYTES_MAX: usize = 64;
 type Context = State<Arc<Cloud>>;
 
 /// Serves one connection to its end.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    cloud: &Arc<Cloud>,
-    stream: S,
-) {
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(cloud: &Arc<Cloud>, stream: S) {
     let service = hyper_util::service::TowerToHyperService::new(router(Arc::clone(cloud)));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
@@ -74,9 +71,7 @@ fn router(cloud: Arc<Cloud>) -> Router {
         .nest("/rest/v1/{user}", account)
         .route("/rest/v1/public/tunnels/info/versions", get(versions))
         .fallback(|| async { Failure::new(StatusCode::NOT_FOUND, "Not found") })
-        .method_not_allowed_fallback(|| async {
-            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed")
-        })
+        .method_not_allowed_fallback(|| async { Failure::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed") })
         .layer(DefaultBodyLimit::max(SMALL_BODY_BYTES_MAX))
         .layer(middleware::from_fn(in_time))
         .with_state(cloud)
@@ -85,9 +80,7 @@ fn router(cloud: Arc<Cloud>) -> Router {
 async fn in_time(request: axum::extract::Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_MAX, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => {
-            Failure::new(StatusCode::REQUEST_TIMEOUT, "The request took too long").into_response()
-        }
+        Err(_) => Failure::new(StatusCode::REQUEST_TIMEOUT, "The request took too long").into_response(),
     }
 }
 
@@ -120,15 +113,11 @@ impl From<rusqlite::Error> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let error = api::Failure {
-            error: Some(self.1),
-        };
+        let error = api::Failure { error: Some(self.1) };
         let mut response = (self.0, Json(error)).into_response();
         if self.0 == StatusCode::UNAUTHORIZED {
             let challenge = header::HeaderValue::from_static("Basic realm=\"culvert\"");
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, challenge);
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
         response
     }
@@ -144,10 +133,7 @@ impl FromRequestParts<Arc<Cloud>> for Account {
         let caller = authenticate(&parts.headers, cloud).await?;
         let params = RawPathParams::from_request_parts(parts, cloud).await;
         let params = params.map_err(|_| Failure::bad("The path is not UTF-8"))?;
-        let user = params
-            .iter()
-            .find(|(name, _)| *name == "user")
-            .map(|(_, value)| value);
+        let user = params.iter().find(|(name, _)| *name == "user").map(|(_, value)| value);
         let user = user.unwrap_or_default();
         if user == caller {
             return Ok(Self(caller));
@@ -193,8 +179,7 @@ fn parse<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Failure> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(T::default());
     }
-    serde_json::from_slice(bytes)
-        .map_err(|e| Failure::bad(format!("The body is not what it should be: {e}")))
+    serde_json::from_slice(bytes).map_err(|e| Failure::bad(format!("The body is not what it should be: {e}")))
 }
 
 async fn create(
@@ -207,18 +192,12 @@ async fn create(
     let request: TunnelRequest = parse(&body(bytes)?)?;
     request.check().map_err(Failure::bad)?;
     let fingerprint = request.culvert.as_ref().and_then(|c| c.fingerprint.clone());
-    if fingerprint
-        .as_deref()
-        .is_some_and(|f| secret::unhex::<32>(f).is_none())
-    {
-        return Err(Failure::bad(
-            "culvert.fingerprint: 64 lower-case hex digits are needed",
-        ));
+    if fingerprint.as_deref().is_some_and(|f| secret::unhex::<32>(f).is_none()) {
+        return Err(Failure::bad("culvert.fingerprint: 64 lower-case hex digits are needed"));
     }
     let address = match &cloud.options.public_address {
         Some(address) => address.clone(),
-        None => address(&headers, &uri)
-            .ok_or_else(|| Failure::bad("The Host header is missing or wrong"))?,
+        None => address(&headers, &uri).ok_or_else(|| Failure::bad("The Host header is missing or wrong"))?,
     };
     let listener = cloud.ports().listen().map_err(|e| {
         tracing::error!("proxy ports: {e}");
@@ -227,8 +206,7 @@ async fn create(
             format!("No proxy port for another tunnel: {e}"),
         )
     })?;
-    let id = secret::random_hex()
-        .map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    let id = secret::random_hex().map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     let rules = request.settings_json();
     let order = Order {
         id: id.clone(),
@@ -238,27 +216,18 @@ async fn create(
         proxy: listener.address,
         created: unix_now(),
     };
-    let created = cloud
-        .registry()
-        .create(order, Instant::now())
-        .map_err(Failure::bad)?;
+    let created = cloud.registry().create(order, Instant::now()).map_err(Failure::bad)?;
     tracing::info!(tunnel = id, user, "new tunnel");
     for old in &created.collisions {
         cloud.halt(old, "replaced", false, DRAIN_MAX);
     }
-    let mut tunnel = cloud
-        .registry()
-        .object(&id)
-        .ok_or_else(Failure::no_tunnel)?;
-    history::save(&cloud.store, &tunnel)
-        .await
-        .inspect_err(|_| {
-            cloud.registry().terminate(&id, unix_now());
-        })?;
+    let mut tunnel = cloud.registry().object(&id).ok_or_else(Failure::no_tunnel)?;
+    history::save(&cloud.store, &tunnel).await.inspect_err(|_| {
+        cloud.registry().remove(&id);
+    })?;
     let mut said = Messages::none();
     if fingerprint.is_none() {
-        let text =
-            "The request names no culvert.fingerprint: no client can connect to this tunnel.";
+        let text = "The request names no culvert.fingerprint: no client can connect to this tunnel.";
         said.warning = Some(vec![text.to_owned()]);
     }
     tunnel.messages = Some(said);
@@ -280,17 +249,11 @@ fn address(headers: &HeaderMap, uri: &Uri) -> Option<String> {
         Some(host) => host.parse().ok()?,
         None => uri.authority()?.clone(),
     };
-    if authority.as_str().len() > api::TEXT_BYTES_MAX
-        || authority.as_str().contains('@')
-        || authority.host().is_empty()
+    if authority.as_str().len() > api::TEXT_BYTES_MAX || authority.as_str().contains('@') || authority.host().is_empty()
     {
         return None;
     }
-    Some(format!(
-        "{}:{}",
-        authority.host(),
-        authority.port_u16().unwrap_or(443)
-    ))
+    Some(format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(443)))
 }
 
 async fn list(
@@ -441,17 +404,8 @@ async fn connected(
     }))
 }
 
-async fn updates(
-    State(cloud): Context,
-    Account(_): Account,
-    headers: HeaderMap,
-    uri: Uri,
-) -> Json<Value> {
-    let own = cloud
-        .options
-        .public_address
-        .clone()
-        .or_else(|| address(&headers, &uri));
+async fn updates(State(cloud): Context, Account(_): Account, headers: HeaderMap, uri: Uri) -> Json<Value> {
+    let own = cloud.options.public_address.clone().or_else(|| address(&headers, &uri));
     let url = format!("https://{}/rest/v1", own.unwrap_or_default());
     let regions = json!([{ "name": "culvert", "url": url }]);
     Json(json!({ "fatal": [], "warning": [], "info": [], "configuration": { "regions": regions } }))
@@ -466,16 +420,9 @@ async fn versions(Query(query): Query<HashMap<String, String>>) -> Json<Value> {
     }))
 }
 
-async fn crashed(
-    Account(user): Account,
-    bytes: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Failure> {
+async fn crashed(Account(user): Account, bytes: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Failure> {
     let bytes = body(bytes)?;
-    tracing::warn!(
-        user,
-        bytes = bytes.len(),
-        "a client reports that it crashed"
-    );
+    tracing::warn!(user, bytes = bytes.len(), "a client reports that it crashed");
     Ok(Json(json!({ "result": true })))
 }
 
@@ -491,11 +438,7 @@ mod tests {
     fn basic_credentials_are_split_at_the_first_colon() {
         let encoded = BASE64.encode("ada:k:e:y");
         for scheme in ["Basic", "basic"] {
-            let (name, key) = credentials(&headers(
-                header::AUTHORIZATION,
-                &format!("{scheme} {encoded}"),
-            ))
-            .unwrap();
+            let (name, key) = credentials(&headers(header::AUTHORIZATION, &format!("{scheme} {encoded}"))).unwrap();
             assert_eq!((name.as_str(), key.expose()), ("ada", "k:e:y"));
         }
         for bad in [
@@ -504,10 +447,7 @@ mod tests {
             "Basic !",
             &format!("Basic {}", BASE64.encode("nocolon")),
         ] {
-            assert!(
-                credentials(&headers(header::AUTHORIZATION, bad)).is_none(),
-                "{bad}"
-            );
+            assert!(credentials(&headers(header::AUTHORIZATION, bad)).is_none(), "{bad}");
         }
     }
 

@@ -5,9 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
-    sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -28,12 +27,7 @@ pub struct Seqpacket(AsyncFd<OwnedFd>);
 /// What the system says, usually that descriptors have run out.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        flags,
-        None,
-    )?)
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
 impl Seqpacket {
@@ -56,12 +50,7 @@ impl Seqpacket {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        sendmsg(
-            self.0.get_ref(),
-            &[IoSlice::new(data)],
-            &mut ancillary,
-            flags,
-        )?;
+        sendmsg(self.0.get_ref(), &[IoSlice::new(data)], &mut ancillary, flags)?;
         Ok(())
     }
 
@@ -87,10 +76,7 @@ impl Seqpacket {
         let mut guard = self.0.writable().await?;
         // A poll that finds no room clears the readiness; one that finds some keeps it.
         let _ = guard.try_io(|fd| {
-            let mut poll = [rustix::event::PollFd::new(
-                fd.get_ref(),
-                rustix::event::PollFlags::OUT,
-            )];
+            let mut poll = [rustix::event::PollFd::new(fd.get_ref(), rustix::event::PollFlags::OUT)];
             let now = rustix::event::Timespec::default();
             match rustix::event::poll(&mut poll, Some(&now))? {
                 0 => Err(io::Error::from(io::ErrorKind::WouldBlock)),
@@ -135,14 +121,8 @@ fn receive_now(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec
             fds.extend(received);
         }
     }
-    if message
-        .flags
-        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "a message that is too long",
-        ));
+    if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message that is too long"));
     }
     Ok((message.bytes > 0).then_some((message.bytes, fds)))
 }
@@ -163,9 +143,7 @@ mod tests {
             let (a, b) = (Seqpacket::new(a).unwrap(), Seqpacket::new(b).unwrap());
             let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
             a.send(b"first", &[]).await.unwrap();
-            a.send(b"second", &[one.as_fd(), other.as_fd()])
-                .await
-                .unwrap();
+            a.send(b"second", &[one.as_fd(), other.as_fd()]).await.unwrap();
             let mut buffer = Vec::new();
             assert_eq!(b.receive(&mut buffer).await.unwrap().unwrap().len(), 0);
             assert_eq!(buffer, b"first");

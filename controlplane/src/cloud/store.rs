@@ -49,13 +49,11 @@ impl Store {
     /// The system gives no thread.
     pub fn start(mut connection: Connection) -> std::io::Result<Self> {
         let (calls, mut waiting) = tokio::sync::mpsc::channel::<Call>(CALLS_WAITING_MAX);
-        std::thread::Builder::new()
-            .name("store".into())
-            .spawn(move || {
-                while let Some(call) = waiting.blocking_recv() {
-                    call(&mut connection);
-                }
-            })?;
+        std::thread::Builder::new().name("store".into()).spawn(move || {
+            while let Some(call) = waiting.blocking_recv() {
+                call(&mut connection);
+            }
+        })?;
         Ok(Self { calls })
     }
 
