@@ -4,9 +4,7 @@ use aws_lc_rs::aead::Aad;
 use bytes::Bytes;
 use rustls::{AlertDescription, ContentType};
 
-use super::record::{
-    HEADER_BYTES, Key, RECORD_OVERHEAD_BYTES, SharedSchedule, TAG_BYTES, TYPE_BYTES, lock,
-};
+use super::record::{HEADER_BYTES, Key, RECORD_OVERHEAD_BYTES, SharedSchedule, TAG_BYTES, TYPE_BYTES, lock};
 use crate::copies;
 use crate::error::Error;
 use crate::limits::{PACKED_FRAME_BYTES_MAX, RECORD_BYTES_MAX, RECORDS_PER_KEY_MAX};
@@ -82,23 +80,13 @@ impl Sealer {
         self.send_alert(ALERT_FATAL, alert, out)
     }
 
-    fn send_alert(
-        &mut self,
-        level: u8,
-        alert: AlertDescription,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
+    fn send_alert(&mut self, level: u8, alert: AlertDescription, out: &mut Vec<u8>) -> Result<(), Error> {
         self.append(ContentType::Alert, &[level, u8::from(alert)], out)?;
         self.closed = true;
         Ok(())
     }
 
-    fn seal_record(
-        &mut self,
-        kind: ContentType,
-        content: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
+    fn seal_record(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         if content.len() > RECORD_BYTES_MAX {
             return Err(Error::Limit("a frame is larger than a record".to_owned()));
         }
@@ -107,12 +95,7 @@ impl Sealer {
     }
 
     /// Seals out of place: `content` is read where it lies, and stays for replay.
-    pub(super) fn append(
-        &mut self,
-        kind: ContentType,
-        content: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
+    pub(super) fn append(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         if self.closed {
             return Err(Error::Closed("the sending half of the TLS connection"));
         }
