@@ -133,6 +133,41 @@ pub const PACKED_FRAME_BYTES_MAX: usize = 4 * KIB;
 /// Records without content in a row: they cost the peer 22 bytes and us a decryption (OpenSSL allows as many).
 pub const EMPTY_RECORDS_MAX: u32 = 32;
 
+// ── Shards ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// A link is read into buffers of this size: the bulk of many streams in one read.
+pub const LINK_READ_BYTES: usize = 256 * KIB;
+/// With less room than two records a link's read buffer is replaced.
+pub const LINK_READ_BYTES_MIN: usize = 2 * (RECORD_CIPHERTEXT_BYTES_MAX + 5);
+/// `TCP_NOTSENT_LOWAT` of links: the queue stands in the schedule, where it is fair, and not in the kernel.
+pub const LINK_NOTSENT_BYTES: u32 = 128 * KIB as u32;
+/// A closing connection gets this long to write what is left and to read the peer's last bytes.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
+/// An OPEN that the flood limit holds back is tried again after this long.
+pub const OPEN_PACE: Duration = Duration::from_millis(50);
+/// Commands that wait for one shard: links, reloads and forwarded browsers, each taken in one turn.
+pub const COMMANDS_MAX: usize = 1_024;
+/// Events that wait for the control thread; lines of the log are dropped above half of it.
+pub const EVENTS_MAX: usize = 4_096;
+/// Messages with browsers' descriptors read in one turn.
+pub const BROWSER_MESSAGES_PER_TURN: usize = 16;
+/// Descriptors in one of these messages.
+pub const BROWSERS_PER_MESSAGE: usize = 16;
+/// Nonce of a self-test.
+pub const PROBE_BYTES_MAX: usize = KIB;
+/// A self-test's echo must be back.
+pub const PROBE_MAX: Duration = Duration::from_secs(10);
+/// Descriptors kept for 503 answers, the control plane and what the process itself needs.
+pub const FDS_RESERVED: u64 = 64;
+/// A stopping shard waits this long for its links' last reads and writes.
+pub const STOP_MAX: Duration = Duration::from_secs(3);
+/// Members of one pool, each with its own links.
+pub const MEMBERS_MAX: usize = 256;
+/// Links of one member.
+pub const LINKS_MAX: u16 = 64;
+/// Handshakes that one shard of an endpoint has under way.
+pub const HANDSHAKES_MAX: usize = 256;
+
 // ── Front ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// A ClientHello, however it is split.

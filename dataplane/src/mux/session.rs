@@ -1090,6 +1090,11 @@ impl Session {
         });
     }
 
+    /// Drained, or told to drain before there was a session: nothing is left of it.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
     /// GOAWAY was sent or read, no stream is left, all own bytes are acknowledged: nothing is left to do.
     pub(super) fn check_finished(&mut self, budget: &mut Budget) {
         let draining = self.goaway_last.is_some() || self.goaway_read;
