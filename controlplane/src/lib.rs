@@ -3,6 +3,7 @@
 pub mod api;
 pub mod cli;
 pub mod client;
+pub mod cloud;
 pub mod config;
 pub mod log;
 pub mod runtime;

@@ -408,8 +408,8 @@ fn openssl_agrees_on_odd_records() {
         }
         out.extend(wire.half.seal(&[Bytes::from_static(b"behind it\n")]));
         wire.send(&out);
-        // Else the program waits half a second for our end.
-        wire.stream.shutdown(Shutdown::Write).unwrap();
+        // Else the program waits half a second for our end; fails only if it has left already.
+        let _ = wire.stream.shutdown(Shutdown::Write);
         let delivered = program.shows(|seen| {
             [&b"behind it\n"[..], b"CONNECTION CLOSED"]
                 .iter()

@@ -190,6 +190,15 @@ fn handshakes_that_are_none_end_at_once() {
     }
 }
 
+/// What the front of the cloud answers to a name that it does not know: a fatal `unrecognized_name` in the clear.
+#[test]
+fn an_unknown_tunnel_is_named_as_such() {
+    let mut client = Handshake::client(configs().0, NAME).unwrap();
+    let mut input = BytesMut::from(&[21, 3, 3, 0, 2, 2, 112][..]);
+    let error = client.handle(&mut input).unwrap_err();
+    assert_eq!(error.to_string(), "TLS: the cloud knows no tunnel of this name");
+}
+
 /// A message that never ends: the header of a ClientHello of 16 MiB, then bytes for ever.
 #[test]
 fn an_endless_handshake_message_is_refused() {
