@@ -87,13 +87,8 @@ impl Sealer {
         Ok(())
     }
 
-<<<<<<< HEAD
-    fn seal_record(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
-        if content.len() > RECORD_BYTES_MAX {
-=======
     fn seal_alone(&mut self, frame: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         if frame.len() > RECORD_BYTES_MAX {
->>>>>>> tls
             return Err(Error::Limit("a frame is larger than a record".to_owned()));
         }
         self.append(ContentType::ApplicationData, frame, out)
@@ -101,13 +96,7 @@ impl Sealer {
 
     /// Seals out of place: `content` is read where it lies, and stays for replay.
     pub(super) fn append(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
-<<<<<<< HEAD
-        if self.closed {
-            return Err(Error::Closed("the sending half of the TLS connection"));
-        }
-=======
         self.check_open()?;
->>>>>>> tls
         let Parts { header, body, tail } = append_record(out, content.len());
         let nonce = self.key.next_nonce();
         let kind = [u8::from(kind)];
