@@ -20,6 +20,7 @@ use crate::api::{EndpointInfo, Tunnel, TunnelRequest};
 pub const TUNNELS_PER_ACCOUNT_MAX: usize = 100;
 /// Links of one member: the original's successor opens 16 connections at most, too.
 pub const LINKS_MAX: u16 = 16;
+const _: () = assert!(LINKS_MAX <= dataplane::limits::LINKS_MAX);
 /// A tunnel without link and heartbeat is kept this long.
 pub const LOST_AFTER: Duration = Duration::from_secs(90);
 /// What one tunnel's task has not read yet.

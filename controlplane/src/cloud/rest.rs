@@ -174,12 +174,16 @@ fn body(bytes: Result<Bytes, BytesRejection>) -> Result<Bytes, Failure> {
     bytes.map_err(|e| Failure::new(e.status(), e.body_text()))
 }
 
-/// A JSON body; an empty one is all defaults.
+/// A JSON object; an empty body is one with nothing in it.
 fn parse<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Failure> {
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Ok(T::default());
+    let bytes = bytes.trim_ascii();
+    match bytes.first() {
+        None => Ok(T::default()),
+        // serde would take an array for the fields in their order.
+        Some(b'{') => serde_json::from_slice(bytes)
+            .map_err(|e| Failure::bad(format!("The body is not what it should be: {e}"))),
+        Some(_) => Err(Failure::bad("The body is not a JSON object")),
     }
-    serde_json::from_slice(bytes).map_err(|e| Failure::bad(format!("The body is not what it should be: {e}")))
 }
 
 async fn create(
