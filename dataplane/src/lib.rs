@@ -15,6 +15,7 @@ pub mod error;
 pub mod http;
 pub mod limits;
 pub mod mux;
+pub mod proxy;
 pub mod settings;
 pub mod shard;
 pub mod stats;

@@ -47,8 +47,5 @@ fn connect() -> (Sealer, Opener) {
         let mut bytes = BytesMut::from(&server.output().unwrap_or_default()[..]);
         client.handle(&mut bytes).unwrap();
     }
-    (
-        client.into_records().unwrap().0,
-        server.into_records().unwrap().1,
-    )
+    (client.into_records().unwrap().0, server.into_records().unwrap().1)
 }

@@ -724,7 +724,7 @@ impl Session {
         self.drop_outbox(budget, r);
         self.streams.orphan(r);
         self.tell_readable(r);
-        self.tell_writable(r);
+        self.tell_stopped(r);
         self.settle(budget, r);
     }
 
@@ -1119,6 +1119,14 @@ impl Session {
         if let Some(s) = self.streams.get_mut(r).filter(|s| !s.readable_told && !s.released) {
             s.readable_told = true;
             self.events.push_back(Event::Readable(r));
+        }
+    }
+
+    /// Writing was stopped: told also to a holder that has room and waits for something else.
+    pub(super) fn tell_stopped(&mut self, r: StreamRef) {
+        if let Some(s) = self.streams.get_mut(r).filter(|s| !s.released) {
+            s.wants_room = false;
+            self.events.push_back(Event::Writable(r));
         }
     }
 

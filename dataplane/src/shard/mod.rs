@@ -34,6 +34,8 @@ use crate::limits::{
     COMMANDS_MAX, EVENTS_MAX, LINKS_MAX, MEMBERS_MAX, OPEN_PACE, RESUME_WINDOW, WAITING_STARTS_PER_TURN,
 };
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, OpenError, Side, StreamRef};
+use crate::proxy::resolve::is_own;
+use crate::proxy::{browser, site};
 use crate::settings::Settings;
 use crate::stats::Counters;
 use crate::time::Time;
@@ -198,18 +200,12 @@ impl Shard {
         }
     }
 
-    /// `sc`: this address is one of its own listening sockets and is denied to streams. A listener on the unspecified
-    /// address has all of them.
+    /// `sc`: this address is one of its own listening sockets and is denied to streams.
     pub fn is_own_listener(&self, address: SocketAddr) -> bool {
-        let Role::Client(client) = &self.0.role else {
-            return false;
-        };
-        let ip = address.ip().to_canonical();
-        let same = |l: &SocketAddr| l.ip().to_canonical() == ip || l.ip().is_unspecified() || ip.is_unspecified();
-        client
-            .own_listeners
-            .iter()
-            .any(|l| l.port() == address.port() && same(l))
+        match &self.0.role {
+            Role::Client(client) => is_own(address, &client.own_listeners),
+            Role::Endpoint(_) => false,
+        }
     }
 
     /// One line for the log, by way of the control thread; lost if it cannot keep up.
@@ -534,8 +530,8 @@ async fn run(shard: Shard, inbox: Inbox<Command>, browsers: Option<OwnedFd>) -> 
 
 /// What serves outside of tests.
 pub(crate) const SERVICES: Services = Services {
-    site: |_, stream| stream.reset(Code::Denied, "no sites are served yet"),
-    browser: |_, socket, _| drop(socket),
+    site: |shard, stream| runtime::spawn(site::serve(shard.clone(), stream)),
+    browser: |shard, socket, is_probe| runtime::spawn(browser::serve(shard.clone(), socket, is_probe)),
 };
 
 #[cfg(test)]

@@ -204,6 +204,16 @@ impl Stream {
         }
     }
 
+    /// Waits until the peer wants no more of this direction, and returns why. Not beside [`Stream::room`].
+    pub async fn stopped(&self) -> Code {
+        loop {
+            match self.room_now() {
+                Err(code) => return code,
+                Ok(_) => self.cell.writable.wait().await,
+            }
+        }
+    }
+
     /// Writes one frame within [`Stream::room`]: 12 bytes of head-room, then 1 … 16,372 bytes of payload
     /// ([`super::buffers::Buffers::read`] makes such frames, [`super::buffers::frame`] copies into one).
     pub fn write(&self, frame: BytesMut) {

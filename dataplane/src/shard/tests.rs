@@ -292,7 +292,9 @@ fn wait<T: Default>(endpoint: &Endpoint, mut enough: impl FnMut(Event, &mut T) -
 }
 
 fn pattern(length: usize, seed: usize) -> Vec<u8> {
-    (0..length).map(|i| (((i + seed) * 2_654_435_761) >> 13) as u8).collect()
+    (0..length)
+        .map(|i| (((i + seed) * 2_654_435_761) >> 13) as u8)
+        .collect()
 }
 
 /// Sends `bytes` and reads them back at the same time.

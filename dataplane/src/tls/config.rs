@@ -13,8 +13,8 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, PeerIncompatible,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, PeerIncompatible, ServerConfig,
+    SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use subtle::ConstantTimeEq;
@@ -125,17 +125,14 @@ impl Identity {
         let certificate = CertificateParams::new(Vec::new())
             .and_then(|params| params.self_signed(&key))
             .map_err(made)?;
-        let mut der = PrivatePkcs8KeyDer::from(key.serialize_der());
-        let signer = provider::sign::any_ecdsa_type(&PrivateKeyDer::from(der.clone_key()));
+        let mut der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let signer = provider::sign::any_ecdsa_type(&der);
         der.zeroize();
         key.zeroize();
         let certificate = certificate.der().clone();
         Ok(Self {
             fingerprint: Fingerprint::of_certificate(&certificate)?,
-            certified: Arc::new(CertifiedKey::new(
-                vec![certificate],
-                signer.map_err(explain)?,
-            )),
+            certified: Arc::new(CertifiedKey::new(vec![certificate], signer.map_err(explain)?)),
         })
     }
 
@@ -241,8 +238,7 @@ impl ServerCertVerifier for Pins {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.check(end_entity)
-            .map(|()| ServerCertVerified::assertion())
+        self.check(end_entity).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -279,8 +275,7 @@ impl ClientCertVerifier for Pins {
         _intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.check(end_entity)
-            .map(|()| ClientCertVerified::assertion())
+        self.check(end_entity).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

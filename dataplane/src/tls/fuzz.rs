@@ -35,13 +35,7 @@ pub fn fuzz_open(data: &[u8]) {
 }
 
 /// Appends a record of the peer: data, an arbitrary plaintext, or a KeyUpdate.
-fn send(
-    kind: u8,
-    argument: &[u8],
-    sealer: &mut Sealer,
-    input: &mut BytesMut,
-    sent: &mut Vec<Vec<u8>>,
-) {
+fn send(kind: u8, argument: &[u8], sealer: &mut Sealer, input: &mut BytesMut, sent: &mut Vec<Vec<u8>>) {
     let mut out = Vec::new();
     let sealed = match (kind, argument) {
         (4 | 5, [_, ..]) => {

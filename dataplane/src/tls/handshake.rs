@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex};
 use bytes::{Buf, BytesMut};
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus,
-};
+use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus};
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::ServerName;
 
@@ -142,18 +140,15 @@ impl Handshake {
             return Err(Error::Tls("the peer does not speak culvert".to_owned()));
         }
         let certificate = common.peer_certificates().and_then(<[_]>::first);
-        let certificate =
-            certificate.ok_or_else(|| Error::Tls("the peer showed no key".to_owned()))?;
+        let certificate = certificate.ok_or_else(|| Error::Tls("the peer showed no key".to_owned()))?;
         let peer = Fingerprint::of_certificate(certificate)?;
         let (secrets, schedule) = match self.side {
             Side::Client(client) => {
-                let (secrets, kernel) =
-                    client.dangerous_into_kernel_connection().map_err(explain)?;
+                let (secrets, kernel) = client.dangerous_into_kernel_connection().map_err(explain)?;
                 (secrets, Schedule::Client(kernel))
             }
             Side::Server(server) => {
-                let (secrets, kernel) =
-                    server.dangerous_into_kernel_connection().map_err(explain)?;
+                let (secrets, kernel) = server.dangerous_into_kernel_connection().map_err(explain)?;
                 (secrets, Schedule::Server(kernel))
             }
         };
@@ -191,14 +186,8 @@ impl Handshake {
 
     fn step(&mut self) -> Result<Step, Error> {
         let step = match &mut self.side {
-            Side::Client(client) => act(
-                client.process_tls_records(&mut self.pending),
-                &mut self.output,
-            ),
-            Side::Server(server) => act(
-                server.process_tls_records(&mut self.pending),
-                &mut self.output,
-            ),
+            Side::Client(client) => act(client.process_tls_records(&mut self.pending), &mut self.output),
+            Side::Server(server) => act(server.process_tls_records(&mut self.pending), &mut self.output),
         };
         match step {
             (discard, Ok(step)) => {
@@ -217,20 +206,8 @@ impl Handshake {
     fn collect_alert(&mut self) {
         while self.side.common().wants_write() {
             let result = match &mut self.side {
-                Side::Client(client) => {
-                    act(
-                        client.process_tls_records(&mut self.pending),
-                        &mut self.output,
-                    )
-                    .1
-                }
-                Side::Server(server) => {
-                    act(
-                        server.process_tls_records(&mut self.pending),
-                        &mut self.output,
-                    )
-                    .1
-                }
+                Side::Client(client) => act(client.process_tls_records(&mut self.pending), &mut self.output).1,
+                Side::Server(server) => act(server.process_tls_records(&mut self.pending), &mut self.output).1,
             };
             if result.is_err() {
                 break;
@@ -249,10 +226,7 @@ impl Side {
 }
 
 /// Does what rustls asks for; returns the bytes that it is done with.
-fn act<Data>(
-    status: UnbufferedStatus<'_, '_, Data>,
-    output: &mut Vec<u8>,
-) -> (usize, Result<Step, Error>) {
+fn act<Data>(status: UnbufferedStatus<'_, '_, Data>, output: &mut Vec<u8>) -> (usize, Result<Step, Error>) {
     let step = match status.state {
         Err(error) => Err(explain(error)),
         Ok(ConnectionState::EncodeTlsData(data)) => encode(data, output).map(|()| Step::Again),
@@ -270,9 +244,7 @@ fn act<Data>(
 fn encode<Data>(mut data: EncodeTlsData<'_, Data>, output: &mut Vec<u8>) -> Result<(), Error> {
     let failed = |e: EncodeError| Error::Tls(e.to_string());
     let size = match data.encode(&mut []) {
-        Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
-            required_size
-        }
+        Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => required_size,
         Err(error) => return Err(failed(error)),
         Ok(_) => return Ok(()),
     };

@@ -38,8 +38,7 @@ pub const ALPN: &[u8] = b"culvert";
 pub const WRONG_KEY: &str = "the peer's key is not the one that the REST exchange named";
 
 /// Text of the error when the peer found that ours is not the pinned one.
-pub const KEY_REFUSED: &str =
-    "the peer refused our key: it is not the one that the REST exchange named";
+pub const KEY_REFUSED: &str = "the peer refused our key: it is not the one that the REST exchange named";
 
 /// What rustls found, in words for the log of a link.
 fn explain(error: rustls::Error) -> Error {

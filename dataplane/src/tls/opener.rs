@@ -7,9 +7,7 @@ use rustls::{AlertDescription, ContentType};
 use super::explain;
 use super::record::{HEADER_BYTES, Key, SharedSchedule, TYPE_BYTES, lock};
 use crate::error::Error;
-use crate::limits::{
-    EMPTY_RECORDS_MAX, KEY_UPDATE_INTERVAL_MIN, RECORD_BYTES_MAX, RECORD_CIPHERTEXT_BYTES_MAX,
-};
+use crate::limits::{EMPTY_RECORDS_MAX, KEY_UPDATE_INTERVAL_MIN, RECORD_BYTES_MAX, RECORD_CIPHERTEXT_BYTES_MAX};
 use crate::time::Time;
 
 /// What one record of the peer brought.
@@ -119,12 +117,7 @@ impl Opener {
             .key
             .aead
             .open_in_place(nonce, Aad::from(header), &mut record[HEADER_BYTES..])
-            .map_err(|_| {
-                fault(
-                    AlertDescription::BadRecordMac,
-                    "a record is damaged or forged",
-                )
-            })?;
+            .map_err(|_| fault(AlertDescription::BadRecordMac, "a record is damaged or forged"))?;
         let (kind, content) = inner(plain)?;
         record.advance(HEADER_BYTES);
         record.truncate(content);
@@ -210,10 +203,7 @@ fn ciphertext_length(header: [u8; HEADER_BYTES]) -> Result<usize, Fault> {
         return Err(fault(AlertDescription::UnexpectedMessage, text));
     }
     if length > RECORD_CIPHERTEXT_BYTES_MAX {
-        return Err(fault(
-            AlertDescription::RecordOverflow,
-            "a record is too long",
-        ));
+        return Err(fault(AlertDescription::RecordOverflow, "a record is too long"));
     }
     Ok(length)
 }
@@ -222,17 +212,11 @@ fn ciphertext_length(header: [u8; HEADER_BYTES]) -> Result<usize, Fault> {
 fn inner(plain: &[u8]) -> Result<(ContentType, usize), Fault> {
     // The bound holds with the padding, so the content needs no second look.
     if plain.len() > RECORD_BYTES_MAX + TYPE_BYTES {
-        return Err(fault(
-            AlertDescription::RecordOverflow,
-            "a record is too long",
-        ));
+        return Err(fault(AlertDescription::RecordOverflow, "a record is too long"));
     }
     match plain.iter().rposition(|&byte| byte != 0) {
         Some(end) => Ok((ContentType::from(plain[end]), end)),
-        None => Err(fault(
-            AlertDescription::UnexpectedMessage,
-            "a record without a type",
-        )),
+        None => Err(fault(AlertDescription::UnexpectedMessage, "a record without a type")),
     }
 }
 
@@ -243,9 +227,6 @@ fn accept_alert(content: &[u8]) -> Result<(), Fault> {
             alert: None,
             error: explain(rustls::Error::AlertReceived(description.into())),
         }),
-        _ => Err(fault(
-            AlertDescription::DecodeError,
-            "an alert of a wrong length",
-        )),
+        _ => Err(fault(AlertDescription::DecodeError, "an alert of a wrong length")),
     }
 }

@@ -4,9 +4,7 @@ use aws_lc_rs::aead::Aad;
 use bytes::Bytes;
 use rustls::{AlertDescription, ContentType};
 
-use super::record::{
-    HEADER_BYTES, Key, RECORD_OVERHEAD_BYTES, SharedSchedule, TAG_BYTES, TYPE_BYTES, lock,
-};
+use super::record::{HEADER_BYTES, Key, RECORD_OVERHEAD_BYTES, SharedSchedule, TAG_BYTES, TYPE_BYTES, lock};
 use crate::copies;
 use crate::error::Error;
 use crate::limits::{PACKED_FRAME_BYTES_MAX, RECORD_BYTES_MAX, RECORDS_PER_KEY_MAX};
@@ -49,8 +47,9 @@ impl Sealer {
         let mut rest = frames;
         while let Some((first, _)) = rest.split_first() {
             let count = packed(rest);
+            self.rekey_if_due(out)?;
             if count < 2 {
-                self.seal_record(ContentType::ApplicationData, first, out)?;
+                self.seal_alone(first, out)?;
             } else {
                 self.seal_packed(&rest[..count], out)?;
             }
@@ -82,40 +81,33 @@ impl Sealer {
         self.send_alert(ALERT_FATAL, alert, out)
     }
 
-    fn send_alert(
-        &mut self,
-        level: u8,
-        alert: AlertDescription,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
+    fn send_alert(&mut self, level: u8, alert: AlertDescription, out: &mut Vec<u8>) -> Result<(), Error> {
         self.append(ContentType::Alert, &[level, u8::from(alert)], out)?;
         self.closed = true;
         Ok(())
     }
 
-    fn seal_record(
-        &mut self,
-        kind: ContentType,
-        content: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
+<<<<<<< HEAD
+    fn seal_record(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         if content.len() > RECORD_BYTES_MAX {
+=======
+    fn seal_alone(&mut self, frame: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+        if frame.len() > RECORD_BYTES_MAX {
+>>>>>>> tls
             return Err(Error::Limit("a frame is larger than a record".to_owned()));
         }
-        self.rekey_if_due(out)?;
-        self.append(kind, content, out)
+        self.append(ContentType::ApplicationData, frame, out)
     }
 
     /// Seals out of place: `content` is read where it lies, and stays for replay.
-    pub(super) fn append(
-        &mut self,
-        kind: ContentType,
-        content: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<(), Error> {
+    pub(super) fn append(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+<<<<<<< HEAD
         if self.closed {
             return Err(Error::Closed("the sending half of the TLS connection"));
         }
+=======
+        self.check_open()?;
+>>>>>>> tls
         let Parts { header, body, tail } = append_record(out, content.len());
         let nonce = self.key.next_nonce();
         let kind = [u8::from(kind)];
@@ -126,10 +118,7 @@ impl Sealer {
     }
 
     fn seal_packed(&mut self, frames: &[Bytes], out: &mut Vec<u8>) -> Result<(), Error> {
-        self.rekey_if_due(out)?;
-        if self.closed {
-            return Err(Error::Closed("the sending half of the TLS connection"));
-        }
+        self.check_open()?;
         let content = frames.iter().map(Bytes::len).sum();
         let Parts { header, body, tail } = append_record(out, content);
         let mut free = &mut body[..];
@@ -144,6 +133,13 @@ impl Sealer {
             .aead
             .seal_in_place_scatter(nonce, Aad::from(header), body, &kind, tail)
             .map_err(|_| Error::Tls("sealing failed".to_owned()))
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        match self.closed {
+            true => Err(Error::Closed("the sending half of the TLS connection")),
+            false => Ok(()),
+        }
     }
 
     /// The KeyUpdate is the last record under the old key, so it counts as one of the allowed ones.

@@ -58,10 +58,7 @@ fn ticket() -> Vec<u8> {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    [lengths(), messages(), alerts()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [lengths(), messages(), alerts()].into_iter().flatten().collect()
 }
 
 fn lengths() -> Vec<Case> {
@@ -71,21 +68,9 @@ fn lengths() -> Vec<Case> {
     let longest = RECORD_CIPHERTEXT_BYTES_MAX - 16;
     vec![
         case("one byte", inner(b"x", DATA, 0), Verdict::Data(1)),
-        case(
-            "full",
-            inner(&pattern(full, 0), DATA, 0),
-            Verdict::Data(full),
-        ),
-        case(
-            "one too long",
-            inner(&pattern(full + 1, 0), DATA, 0),
-            overflow,
-        ),
-        case(
-            "padded to full",
-            inner(b"x", DATA, full - 1),
-            Verdict::Data(1),
-        ),
+        case("full", inner(&pattern(full, 0), DATA, 0), Verdict::Data(full)),
+        case("one too long", inner(&pattern(full + 1, 0), DATA, 0), overflow),
+        case("padded to full", inner(b"x", DATA, full - 1), Verdict::Data(1)),
         Case {
             // OpenSSL counts only what is left without the padding.
             openssl: None,
@@ -113,50 +98,26 @@ fn messages() -> Vec<Case> {
         ..case
     };
     vec![
-        case(
-            "KeyUpdate",
-            handshake(&[24, 0, 0, 1, 0]),
-            Verdict::KeyUpdate,
-        ),
-        case(
-            "KeyUpdate asked back",
-            handshake(&[24, 0, 0, 1, 1]),
-            Verdict::KeyUpdate,
-        ),
+        case("KeyUpdate", handshake(&[24, 0, 0, 1, 0]), Verdict::KeyUpdate),
+        case("KeyUpdate asked back", handshake(&[24, 0, 0, 1, 1]), Verdict::KeyUpdate),
         case(
             "KeyUpdate padded",
             inner(&[24, 0, 0, 1, 0], HANDSHAKE, 90),
             Verdict::KeyUpdate,
         ),
-        case(
-            "KeyUpdate unknown request",
-            handshake(&[24, 0, 0, 1, 2]),
-            illegal,
-        ),
-        case(
-            "KeyUpdate too long",
-            handshake(&[24, 0, 0, 2, 0, 0]),
-            unexpected,
-        ),
+        case("KeyUpdate unknown request", handshake(&[24, 0, 0, 1, 2]), illegal),
+        case("KeyUpdate too long", handshake(&[24, 0, 0, 2, 0, 0]), unexpected),
         case(
             "KeyUpdate twice",
             handshake(&[24, 0, 0, 1, 0, 24, 0, 0, 1, 0]),
             unexpected,
         ),
-        case(
-            "KeyUpdate and more",
-            handshake(&[24, 0, 0, 1, 0, 4]),
-            unexpected,
-        ),
+        case("KeyUpdate and more", handshake(&[24, 0, 0, 1, 0, 4]), unexpected),
         looser(case("KeyUpdate begun", handshake(&[24, 0, 0]), unexpected)),
         looser(case("ticket", handshake(&ticket()), unexpected)),
         looser(case("no handshake message", handshake(&[]), unexpected)),
         case("Finished", handshake(&[20, 0, 0, 0]), unexpected),
-        looser(case(
-            "ClientHello begun",
-            handshake(&[1, 0, 1, 0, 3, 3]),
-            unexpected,
-        )),
+        looser(case("ClientHello begun", handshake(&[1, 0, 1, 0, 3, 3]), unexpected)),
         case("EndOfEarlyData", handshake(&[5, 0, 0, 0]), unexpected),
         case("message_hash", handshake(&[254, 0, 0, 0]), unexpected),
         case("change_cipher_spec", inner(&[1], 20, 0), unexpected),
@@ -204,12 +165,7 @@ fn odd_records_meet_their_verdict() {
             }
             if matches!(case.ours, Verdict::Data(_) | Verdict::KeyUpdate) {
                 let wire = from.seal(&[pattern(9, 9)]);
-                assert_eq!(
-                    to.open_data(second(0), &wire),
-                    pattern(9, 9),
-                    "{}",
-                    case.name
-                );
+                assert_eq!(to.open_data(second(0), &wire), pattern(9, 9), "{}", case.name);
             }
         }
     }
@@ -255,9 +211,7 @@ fn only_a_flood_of_empty_records_is_refused() {
         let wire = client.seal(&[pattern(4, 0)]);
         assert_eq!(server.open_data(second(0), &wire), pattern(4, 0));
     }
-    let flood: Vec<u8> = (0..=EMPTY_RECORDS_MAX)
-        .flat_map(|_| client.seal_raw(&[DATA]))
-        .collect();
+    let flood: Vec<u8> = (0..=EMPTY_RECORDS_MAX).flat_map(|_| client.seal_raw(&[DATA])).collect();
     assert!(server.open(second(0), &flood).is_err());
 }
 
@@ -266,16 +220,8 @@ fn only_a_flood_of_empty_records_is_refused() {
 fn unprotected_and_oversized_records_are_refused() {
     let overflow = Alert::RecordOverflow;
     let wires: [(&str, &[u8], Alert); 7] = [
-        (
-            "plain alert",
-            &[21, 3, 3, 0, 2, 1, 0],
-            Alert::UnexpectedMessage,
-        ),
-        (
-            "change_cipher_spec",
-            &[20, 3, 3, 0, 1, 1],
-            Alert::UnexpectedMessage,
-        ),
+        ("plain alert", &[21, 3, 3, 0, 2, 1, 0], Alert::UnexpectedMessage),
+        ("change_cipher_spec", &[20, 3, 3, 0, 1, 1], Alert::UnexpectedMessage),
         (
             "plain KeyUpdate",
             &[22, 3, 3, 0, 5, 24, 0, 0, 1, 0],
@@ -283,11 +229,7 @@ fn unprotected_and_oversized_records_are_refused() {
         ),
         ("header beyond the cap", &[23, 3, 3, 0x41, 0x01], overflow),
         ("longest header", &[23, 3, 3, 0xff, 0xff], overflow),
-        (
-            "no room for the tag",
-            &[23, 3, 3, 0, 1, 0],
-            Alert::BadRecordMac,
-        ),
+        ("no room for the tag", &[23, 3, 3, 0, 1, 0], Alert::BadRecordMac),
         ("no ciphertext", &[23, 3, 3, 0, 0], Alert::BadRecordMac),
     ];
     for (name, wire, alert) in wires {
@@ -308,10 +250,7 @@ fn rustls_sends_tickets_and_we_refuse_them() {
     server.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
     let (mut own, _) = with_oracle_configured(Role::Client, client, Arc::new(server));
     let error = own.open(second(0), &[]).unwrap_err();
-    assert!(
-        error.to_string().contains("other than KeyUpdate"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("other than KeyUpdate"), "{error}");
     assert_eq!(own.opener.alert(), Some(Alert::UnexpectedMessage));
 }
 

@@ -37,10 +37,7 @@ fn our_key_updates_are_followed_by_rustls_and_ask_for_nothing() {
             out.extend(own.seal(&[pattern(10, !round)]));
             oracle.received.clear();
             oracle.read(&out).unwrap();
-            assert_eq!(
-                oracle.received,
-                [pattern(10, round), pattern(10, !round)].concat()
-            );
+            assert_eq!(oracle.received, [pattern(10, round), pattern(10, !round)].concat());
         }
         assert_eq!(oracle.output(), [0; 0], "nothing was asked for");
     }
@@ -131,9 +128,7 @@ fn bulk_survives_a_new_key_each_hundred_records() {
         for n in 0..records / 4 {
             let frame = pattern(RECORD_BYTES_MAX, n as u8);
             wire.clear();
-            own.sealer
-                .seal(std::slice::from_ref(&frame), &mut wire)
-                .unwrap();
+            own.sealer.seal(std::slice::from_ref(&frame), &mut wire).unwrap();
             oracle.received.clear();
             oracle.read(&wire).unwrap();
             assert!(oracle.received == frame, "record {n} to rustls");

@@ -63,11 +63,7 @@ struct Half {
 impl Half {
     fn new(handshake: Handshake, input: BytesMut) -> Self {
         let (sealer, opener, _) = handshake.into_records().unwrap();
-        Self {
-            sealer,
-            opener,
-            input,
-        }
+        Self { sealer, opener, input }
     }
 
     fn seal(&mut self, frames: &[Bytes]) -> Vec<u8> {
@@ -80,9 +76,7 @@ impl Half {
     fn seal_raw(&mut self, inner: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         let (last, content) = inner.split_last().unwrap();
-        self.sealer
-            .append((*last).into(), content, &mut out)
-            .unwrap();
+        self.sealer.append((*last).into(), content, &mut out).unwrap();
         out
     }
 
@@ -111,12 +105,7 @@ impl Half {
 }
 
 /// Gives `bytes` to a handshake in pieces of `step` bytes.
-fn give(
-    handshake: &mut Handshake,
-    input: &mut BytesMut,
-    bytes: &[u8],
-    step: usize,
-) -> Result<(), Error> {
+fn give(handshake: &mut Handshake, input: &mut BytesMut, bytes: &[u8], step: usize) -> Result<(), Error> {
     for piece in bytes.chunks(step) {
         input.extend_from_slice(piece);
         handshake.handle(input)?;
@@ -137,10 +126,7 @@ fn own_pair_by(step: usize) -> (Half, Half) {
         give(&mut client, &mut client_input, &bytes, step).unwrap();
     }
     assert!(client.is_done() && server.is_done());
-    (
-        Half::new(client, client_input),
-        Half::new(server, server_input),
-    )
+    (Half::new(client, client_input), Half::new(server, server_input))
 }
 
 fn own_pair() -> (Half, Half) {
@@ -166,8 +152,7 @@ impl Oracle {
             self.connection.read_tls(&mut bytes).unwrap();
             let state = self.connection.process_new_packets()?;
             let start = self.received.len();
-            self.received
-                .resize(start + state.plaintext_bytes_to_read(), 0);
+            self.received.resize(start + state.plaintext_bytes_to_read(), 0);
             let place = &mut self.received[start..];
             self.connection.reader().read_exact(place).unwrap();
         }
@@ -194,11 +179,7 @@ fn with_oracle(role: Role) -> (Half, Oracle) {
     with_oracle_configured(role, client, server)
 }
 
-fn with_oracle_configured(
-    role: Role,
-    client: Arc<ClientConfig>,
-    server: Arc<ServerConfig>,
-) -> (Half, Oracle) {
+fn with_oracle_configured(role: Role, client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> (Half, Oracle) {
     let name = NAME.try_into().unwrap();
     let (mut own, mut oracle) = match role {
         Role::Client => (

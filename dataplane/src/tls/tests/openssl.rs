@@ -159,11 +159,7 @@ impl Wire {
             }
             if result? == Progress::Done {
                 let half = Half::new(handshake, input);
-                return Ok(Self {
-                    stream,
-                    half,
-                    now: 0,
-                });
+                return Ok(Self { stream, half, now: 0 });
             }
             if !read(&mut stream, &mut input) {
                 return Err(Error::Closed("handshake"));
@@ -260,10 +256,7 @@ fn accept_with(
     let program = Program::client(port, arguments, files);
     let (stream, _) = listener.accept().unwrap();
     let config = server_config(&Identity::generate().unwrap(), Arc::new(pins)).unwrap();
-    (
-        Wire::shake(stream, Handshake::server(config).unwrap()),
-        program,
-    )
+    (Wire::shake(stream, Handshake::server(config).unwrap()), program)
 }
 
 #[test]
@@ -396,10 +389,7 @@ fn tickets_of_an_openssl_server_are_refused() {
     let (_program, port) = Program::server(&[], &files);
     let mut wire = Wire::dial(port, files.fingerprint).unwrap();
     let error = wire.next().unwrap_err();
-    assert!(
-        error.to_string().contains("other than KeyUpdate"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("other than KeyUpdate"), "{error}");
 }
 
 /// The odd records of `cases`, judged by OpenSSL.
@@ -418,8 +408,8 @@ fn openssl_agrees_on_odd_records() {
         }
         out.extend(wire.half.seal(&[Bytes::from_static(b"behind it\n")]));
         wire.send(&out);
-        // Else the program waits half a second for our end.
-        wire.stream.shutdown(Shutdown::Write).unwrap();
+        // Else the program waits half a second for our end; fails only if it has left already.
+        let _ = wire.stream.shutdown(Shutdown::Write);
         let delivered = program.shows(|seen| {
             [&b"behind it\n"[..], b"CONNECTION CLOSED"]
                 .iter()

@@ -6,10 +6,7 @@ use rustls::sign::CertifiedKey;
 use super::*;
 
 /// Runs a handshake to its end; returns both results and the client's half if it got one.
-fn meet(
-    client: Arc<ClientConfig>,
-    server: Arc<ServerConfig>,
-) -> (Result<Half, Error>, Result<Half, Error>) {
+fn meet(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> (Result<Half, Error>, Result<Half, Error>) {
     let mut client = Handshake::client(client, NAME).unwrap();
     let mut server = Handshake::server(server).unwrap();
     let (mut to_client, mut to_server) = (BytesMut::new(), BytesMut::new());
@@ -35,11 +32,7 @@ fn finish(handshake: Handshake, input: BytesMut, error: Option<Error>) -> Result
         return Err(error);
     }
     let (sealer, opener, _) = handshake.into_records()?;
-    Ok(Half {
-        sealer,
-        opener,
-        input,
-    })
+    Ok(Half { sealer, opener, input })
 }
 
 fn text<T>(result: Result<T, Error>) -> String {
@@ -53,8 +46,7 @@ fn text<T>(result: Result<T, Error>) -> String {
 fn each_end_learns_the_others_key() {
     let (client, server) = identities();
     let pin = client.fingerprint();
-    let mut dialling =
-        Handshake::client(client_config(&client, server.fingerprint()).unwrap(), NAME).unwrap();
+    let mut dialling = Handshake::client(client_config(&client, server.fingerprint()).unwrap(), NAME).unwrap();
     let pins = Arc::new(move |shown: &Fingerprint| *shown == pin);
     let mut accepting = Handshake::server(server_config(&server, pins).unwrap()).unwrap();
     let mut input = BytesMut::from(&dialling.output().unwrap()[..]);
@@ -198,6 +190,15 @@ fn handshakes_that_are_none_end_at_once() {
     }
 }
 
+/// What the front of the cloud answers to a name that it does not know: a fatal `unrecognized_name` in the clear.
+#[test]
+fn an_unknown_tunnel_is_named_as_such() {
+    let mut client = Handshake::client(configs().0, NAME).unwrap();
+    let mut input = BytesMut::from(&[21, 3, 3, 0, 2, 2, 112][..]);
+    let error = client.handle(&mut input).unwrap_err();
+    assert_eq!(error.to_string(), "TLS: the cloud knows no tunnel of this name");
+}
+
 /// A message that never ends: the header of a ClientHello of 16 MiB, then bytes for ever.
 #[test]
 fn an_endless_handshake_message_is_refused() {
@@ -230,14 +231,7 @@ fn a_fingerprint_reads_as_it_is_written() {
     assert_eq!(text.parse::<Fingerprint>().unwrap(), own);
     assert_eq!(Fingerprint::from_bytes(*own.as_bytes()), own);
     let upper = "A".repeat(64);
-    for bad in [
-        "",
-        "abc",
-        &text[1..],
-        &upper,
-        &format!("{text}0"),
-        &"é".repeat(32),
-    ] {
+    for bad in ["", "abc", &text[1..], &upper, &format!("{text}0"), &"é".repeat(32)] {
         assert!(bad.parse::<Fingerprint>().is_err(), "{bad}");
     }
 }

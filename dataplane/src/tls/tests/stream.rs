@@ -106,8 +106,7 @@ fn data_behind_the_finished_of_a_rustls_client_is_kept() {
 fn data_in_the_servers_first_flight_is_kept() {
     let (client, server) = identities();
     let open = server_that_asks_for_no_key(&server);
-    let mut own =
-        Handshake::client(client_config(&client, server.fingerprint()).unwrap(), NAME).unwrap();
+    let mut own = Handshake::client(client_config(&client, server.fingerprint()).unwrap(), NAME).unwrap();
     let mut oracle = Oracle::new(rustls::ServerConnection::new(open).unwrap());
     oracle.read(&own.output().unwrap()).unwrap();
     let sent = pattern(3_000, 4);
@@ -145,29 +144,18 @@ fn small_frames_share_a_record_and_big_ones_have_their_own() {
     };
     let mut lengths = |frames: &[usize]| data(frames, &mut client, &mut server);
     assert_eq!(lengths(&[12, 20, 30]), [62]);
-    assert_eq!(
-        lengths(&[20, RECORD_BYTES_MAX, 20, 20]),
-        [20, RECORD_BYTES_MAX, 40]
-    );
+    assert_eq!(lengths(&[20, RECORD_BYTES_MAX, 20, 20]), [20, RECORD_BYTES_MAX, 40]);
     let (small, big) = (PACKED_FRAME_BYTES_MAX, PACKED_FRAME_BYTES_MAX + 1);
     assert_eq!(lengths(&[small, big, small]), [small, big, small]);
     assert_eq!(lengths(&[small; 5]), [4 * small, small]);
-    assert_eq!(
-        lengths(&[small, small, small, small - 1, 2]),
-        [4 * small - 1, 2]
-    );
-    assert_eq!(
-        lengths(&[small, small, small, small - 1, 1]),
-        [RECORD_BYTES_MAX]
-    );
+    assert_eq!(lengths(&[small, small, small, small - 1, 2]), [4 * small - 1, 2]);
+    assert_eq!(lengths(&[small, small, small, small - 1, 1]), [RECORD_BYTES_MAX]);
 }
 
 #[test]
 fn a_frame_larger_than_a_record_is_refused() {
     let (mut client, _) = own_pair();
-    let result = client
-        .sealer
-        .seal(&[pattern(RECORD_BYTES_MAX + 1, 0)], &mut Vec::new());
+    let result = client.sealer.seal(&[pattern(RECORD_BYTES_MAX + 1, 0)], &mut Vec::new());
     assert!(matches!(result, Err(Error::Limit(_))));
 }
 
@@ -175,9 +163,7 @@ fn a_frame_larger_than_a_record_is_refused() {
 #[test]
 fn data_is_a_slice_of_the_input() {
     let (mut client, mut server) = own_pair();
-    server
-        .input
-        .extend_from_slice(&client.seal(&[pattern(9_000, 0)]));
+    server.input.extend_from_slice(&client.seal(&[pattern(9_000, 0)]));
     let start = server.input.as_ptr() as usize;
     let Ok(Some(Record::Data(data))) = server.opener.open(second(0), &mut server.input) else {
         panic!("no data");
@@ -192,13 +178,7 @@ fn close_notify_ends_the_stream_and_its_absence_is_seen() {
         let mut out = own.seal(&[pattern(10, 0)]);
         own.sealer.close_notify(&mut out).unwrap();
         oracle.read(&out).unwrap();
-        assert!(
-            oracle
-                .connection
-                .process_new_packets()
-                .unwrap()
-                .peer_has_closed()
-        );
+        assert!(oracle.connection.process_new_packets().unwrap().peer_has_closed());
         assert!(matches!(
             own.sealer.seal(&[pattern(1, 0)], &mut out),
             Err(Error::Closed(_))
@@ -251,14 +231,7 @@ fn damaged_replayed_and_reordered_records_are_refused() {
         let second_record = client.seal(&[pattern(60, 2)]);
         let wire = harm(first, second_record);
         assert!(server.open(second(0), &wire).is_err(), "{name}");
-        assert_eq!(
-            server.opener.alert(),
-            Some(AlertDescription::BadRecordMac),
-            "{name}"
-        );
-        assert!(
-            matches!(server.open(second(0), &[]), Err(Error::Closed(_))),
-            "{name}"
-        );
+        assert_eq!(server.opener.alert(), Some(AlertDescription::BadRecordMac), "{name}");
+        assert!(matches!(server.open(second(0), &[]), Err(Error::Closed(_))), "{name}");
     }
 }
