@@ -554,7 +554,10 @@ fn ready_means_that_a_request_went_there_and_back() {
     let identity = Arc::new(Identity::generate().unwrap());
     let id = cloud.create(json!({"culvert": {"fingerprint": identity.fingerprint().to_string()}}));
     let tunnel = cloud.running(&id);
-    assert_eq!((&tunnel["is_ready"], &tunnel["last_connected"]), (&json!(false), &Value::Null));
+    assert_eq!(
+        (&tunnel["is_ready"], &tunnel["last_connected"]),
+        (&json!(false), &Value::Null)
+    );
     let client = client(&cloud, &tunnel, &identity);
     let ready = cloud.until(&id, "ready", |t| t["is_ready"] == true);
     assert!(ready["last_connected"].is_u64());
@@ -563,9 +566,14 @@ fn ready_means_that_a_request_went_there_and_back() {
         panic!("one endpoint process expected")
     };
     kill_process(Pid::from_raw(endpoint).unwrap(), Signal::KILL).unwrap();
-    let again = cloud.until(&id, "relaunched", |t| t["culvert"]["fingerprint"] != tunnel["culvert"]["fingerprint"]);
+    let again = cloud.until(&id, "relaunched", |t| {
+        t["culvert"]["fingerprint"] != tunnel["culvert"]["fingerprint"]
+    });
     assert_eq!(again["is_ready"], false);
-    client.set_cloud(cloud.address, again["culvert"]["fingerprint"].as_str().unwrap().parse().unwrap());
+    client.set_cloud(
+        cloud.address,
+        again["culvert"]["fingerprint"].as_str().unwrap().parse().unwrap(),
+    );
     cloud.until(&id, "ready again", |t| t["is_ready"] == true);
 
     cloud.call("DELETE", &format!("ada/tunnels/{id}"), None);
@@ -582,8 +590,14 @@ fn a_member_with_another_key_gets_no_link() {
     let stranger = Arc::new(Identity::generate().unwrap());
     let client = client(&cloud, &tunnel, &stranger);
     let refused = client.events().recv_timeout(PATIENCE).unwrap();
-    assert!(matches!(refused, Event::DialFailed { wrong_key: true, .. }), "{refused:?}");
+    assert!(
+        matches!(refused, Event::DialFailed { wrong_key: true, .. }),
+        "{refused:?}"
+    );
     let tunnel = cloud.tunnel(&id);
-    assert_eq!((&tunnel["is_ready"], &tunnel["last_connected"]), (&json!(false), &Value::Null));
+    assert_eq!(
+        (&tunnel["is_ready"], &tunnel["last_connected"]),
+        (&json!(false), &Value::Null)
+    );
     client.stop();
 }

@@ -180,8 +180,9 @@ fn parse<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Failure> {
     match bytes.first() {
         None => Ok(T::default()),
         // serde would take an array for the fields in their order.
-        Some(b'{') => serde_json::from_slice(bytes)
-            .map_err(|e| Failure::bad(format!("The body is not what it should be: {e}"))),
+        Some(b'{') => {
+            serde_json::from_slice(bytes).map_err(|e| Failure::bad(format!("The body is not what it should be: {e}")))
+        }
         Some(_) => Err(Failure::bad("The body is not a JSON object")),
     }
 }
