@@ -5,8 +5,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use controlplane::api::TunnelRequest;
+use dataplane::client::{self, Client, ClientConfig};
+use dataplane::endpoint::{Driver, Event};
+use dataplane::settings::Settings;
+use dataplane::tls::Identity;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -196,7 +202,7 @@ impl Drop for Cloud {
 
 /// A ClientHello for `name`.
 fn hello(name: &str) -> Vec<u8> {
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -519,4 +525,81 @@ fn what_stands_in_the_way_is_one_line_and_a_code() {
     add_user(state.path(), "ada");
     refused(&["user", "add", "ada", "--state-dir", folder], 2, "exists");
     refused(&["endpoint"], 1, "serve");
+}
+
+/// The data plane of `sc`, dialling the tunnel `id`.
+fn client(cloud: &Cloud, tunnel: &Value, identity: &Arc<Identity>) -> Client {
+    let culvert = &tunnel["culvert"];
+    let config = ClientConfig {
+        shards: 1,
+        links: 2,
+        cloud: cloud.address,
+        server_name: culvert["server_name"].as_str().unwrap().to_owned(),
+        fingerprint: culvert["fingerprint"].as_str().unwrap().parse().unwrap(),
+        identity: Arc::clone(identity),
+        settings: Arc::new(Settings {
+            version: 1,
+            json: TunnelRequest::default().settings_json(),
+        }),
+        driver: Driver::Auto,
+        denied: Vec::new(),
+        max_streams: 64,
+    };
+    client::start(config).unwrap()
+}
+
+#[test]
+fn ready_means_that_a_request_went_there_and_back() {
+    let cloud = Cloud::start();
+    let identity = Arc::new(Identity::generate().unwrap());
+    let id = cloud.create(json!({"culvert": {"fingerprint": identity.fingerprint().to_string()}}));
+    let tunnel = cloud.running(&id);
+    assert_eq!(
+        (&tunnel["is_ready"], &tunnel["last_connected"]),
+        (&json!(false), &Value::Null)
+    );
+    let client = client(&cloud, &tunnel, &identity);
+    let ready = cloud.until(&id, "ready", |t| t["is_ready"] == true);
+    assert!(ready["last_connected"].is_u64());
+
+    let [endpoint] = children(cloud.child.id())[..] else {
+        panic!("one endpoint process expected")
+    };
+    kill_process(Pid::from_raw(endpoint).unwrap(), Signal::KILL).unwrap();
+    let again = cloud.until(&id, "relaunched", |t| {
+        t["culvert"]["fingerprint"] != tunnel["culvert"]["fingerprint"]
+    });
+    assert_eq!(again["is_ready"], false);
+    client.set_cloud(
+        cloud.address,
+        again["culvert"]["fingerprint"].as_str().unwrap().parse().unwrap(),
+    );
+    cloud.until(&id, "ready again", |t| t["is_ready"] == true);
+
+    cloud.call("DELETE", &format!("ada/tunnels/{id}"), None);
+    cloud.terminated(&id);
+    client.stop();
+}
+
+#[test]
+fn a_member_with_another_key_gets_no_link() {
+    let cloud = Cloud::start();
+    let pinned = Identity::generate().unwrap();
+    let id = cloud.create(json!({"culvert": {"fingerprint": pinned.fingerprint().to_string()}}));
+    let tunnel = cloud.running(&id);
+    let stranger = Arc::new(Identity::generate().unwrap());
+    let client = client(&cloud, &tunnel, &stranger);
+    // Lines for the log stand between.
+    let wrong_key = loop {
+        if let Event::DialFailed { wrong_key, .. } = client.events().recv_timeout(PATIENCE).unwrap() {
+            break wrong_key;
+        }
+    };
+    assert!(wrong_key);
+    let tunnel = cloud.tunnel(&id);
+    assert_eq!(
+        (&tunnel["is_ready"], &tunnel["last_connected"]),
+        (&json!(false), &Value::Null)
+    );
+    client.stop();
 }

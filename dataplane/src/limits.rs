@@ -102,6 +102,8 @@ pub const LATE_TIMER: Duration = Duration::from_millis(500);
 pub const RTT_MEMORY: Duration = Duration::from_secs(10);
 /// PONGs arrive but no ACK rises, with ≥ `ACK_BYTES` unacknowledged: session error.
 pub const ACK_STALL_MAX: Duration = Duration::from_secs(30);
+/// … as at least so many PONGs show.
+pub const ACK_STALL_PONGS_MIN: u32 = 4;
 /// A link's first contact: proxy, TCP, TLS and HELLO together.
 pub const FIRST_DIAL_MAX: Duration = Duration::from_secs(15);
 /// The endpoint gives up a handshake.

@@ -82,8 +82,10 @@ impl Shared {
             .changed
             .wait_timeout_while(self.lock(), PATIENCE, |state| !reached(state))
             .expect("as above");
-        assert!(!late.timed_out(), "waited in vain for {what}: {:?}", state.counters);
-        state.counters.clone()
+        let counters = state.counters.clone();
+        drop(state);
+        assert!(!late.timed_out(), "waited in vain for {what}: {counters:?}");
+        counters
     }
 }
 

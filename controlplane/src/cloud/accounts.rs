@@ -2,10 +2,9 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::limits::USER_BYTES_MAX;
 use super::store::Store;
 use crate::secret::{self, Secret};
-
-const NAME_BYTES_MAX: usize = 64;
 
 /// Why there is no new account.
 #[derive(Debug)]
@@ -68,7 +67,7 @@ async fn hash(store: &Store, name: &str) -> rusqlite::Result<Option<[u8; 32]>> {
 
 fn is_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('-')
+    (1..=USER_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('-')
 }
 
 #[cfg(test)]

@@ -6,26 +6,20 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::limits::{ACCEPTS_PER_TURN, BROKER_PAUSE, FDS_WAITING_MAX};
 use super::seqpacket::{self, Seqpacket};
 use crate::runtime::watch;
 
-/// Connections accepted in one turn of a listener: the others have theirs.
-const ACCEPTS_PER_TURN: usize = 16;
-/// Sockets that wait for one endpoint before its listener pauses.
-const FDS_WAITING_MAX: usize = 256;
 /// What one waiting message costs of the sender's buffer, at least: the kernel charges a socket buffer's whole size
 /// (640 bytes and more on 64 bit), however short the message.
 const MESSAGE_COST_BYTES: usize = 640;
 /// The kernel's smallest send buffer holds so many messages.
 const MESSAGES_MIN: usize = 8;
-/// Descriptors have run out, or every shard's queue is full: look again after this.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Kind of a socket that is passed: the first byte of its message.
 const KIND_BROWSER: u8 = 0;
@@ -127,7 +121,7 @@ impl Listener {
                 Ok(Err(e)) => {
                     tracing::warn!(port = self.address.port(), "accepting pauses: {e}");
                     drop(guard);
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(BROKER_PAUSE).await;
                     return batch;
                 }
                 Err(_would_block) if batch.is_empty() => {}
@@ -238,7 +232,7 @@ async fn pass(shards: &mut [ShardSender], kind: u8, sockets: &[std::os::fd::Borr
         let Some(least) = shards.first() else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        let _ = tokio::time::timeout(PAUSE, least.socket.writable()).await;
+        let _ = tokio::time::timeout(BROKER_PAUSE, least.socket.writable()).await;
     }
 }
 

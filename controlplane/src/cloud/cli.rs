@@ -10,12 +10,9 @@ use clap::{Parser, Subcommand};
 use dataplane::limits;
 
 use super::accounts::{self, AddError};
-use super::registry::LINKS_MAX;
+use super::limits::{LINKS_MAX, SHARDS_MAX};
 use super::{Driver, EXIT_INTERNAL, Failure, Options, guest, open_store, serve, unix_now};
 
-/// One tunnel needs no more cores; the broker's bound on waiting sockets is a sum over the shards.
-const SHARDS_MAX: usize = 32;
-const _: () = assert!(SHARDS_MAX <= super::seqpacket::MESSAGE_FDS_MAX);
 const MIB: usize = 1024 * 1024;
 /// What an endpoint needs beside its streams: a shard's buffers, a link's, the cache, and the process itself.
 const SHARD_BYTES: usize = 8 * MIB;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dataplane::limits::{CLIENT_HELLO_BYTES_MAX, CLIENT_HELLO_MAX, CLIENT_HELLOS_PENDING_MAX};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -16,28 +16,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Cloud;
 use super::bucket::Bucket;
 use super::hello::{HelloReader, Malformed, Place, place};
-use super::registry::{Command, LINKS_MAX};
-
-/// Accepted in one turn of the listener.
-const ACCEPTS_PER_TURN: usize = 16;
-/// Connections a second from all addresses: a suite that redials at once passes, a flood costs no TLS.
-const ACCEPTS_BURST: u32 = 4_096;
-const ACCEPTS_PER_SECOND: u32 = 2_000;
-/// From one address (IPv6: one /64): a company behind one address, with many `sc`.
-const ACCEPTS_OF_ONE_BURST: u32 = 1_024;
-const ACCEPTS_OF_ONE_PER_SECOND: u32 = 200;
-/// Addresses with a count of their own; more share one.
-const ADDRESSES_MAX: usize = 4_096;
-/// Of one address, hellos that are not complete: four slow addresses must not use up the place of all.
-const PENDING_OF_ONE_MAX: usize = CLIENT_HELLOS_PENDING_MAX / 4;
-/// Connections to REST; more wait for their place, before TLS is done for them …
-const REST_CONNECTIONS_MAX: usize = 512;
-/// … this long.
-const REST_WAIT_MAX: Duration = Duration::from_secs(5);
-/// A client that goes on sending gets this long to take its alert.
-const ALERT_MAX: Duration = Duration::from_secs(1);
-/// Descriptors have run out: look again after this.
-const PAUSE: Duration = Duration::from_millis(100);
+use super::limits::{
+    ACCEPT_PAUSE, ACCEPTS_BURST, ACCEPTS_OF_ONE_BURST, ACCEPTS_OF_ONE_PER_SECOND, ACCEPTS_PER_SECOND, ACCEPTS_PER_TURN,
+    ADDRESSES_MAX, ALERT_MAX, LINKS_MAX, PENDING_OF_ONE_MAX, REST_CONNECTIONS_MAX, REST_WAIT_MAX,
+};
+use super::registry::Command;
 
 /// Fatal alerts (RFC 8446 section 6) in a plaintext record.
 const ALERT_UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
@@ -69,7 +52,7 @@ pub async fn run(cloud: Arc<Cloud>, listener: TcpListener) {
             },
             Err(e) => {
                 tracing::warn!("the public port pauses: {e}");
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
         turn += 1;
@@ -278,6 +261,7 @@ fn network(peer: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn one_address_does_not_use_up_the_place_of_others() {

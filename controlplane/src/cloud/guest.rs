@@ -4,7 +4,6 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use dataplane::endpoint::{self, Driver, Endpoint, EndpointConfig, Event, Level, Member};
 use dataplane::limits::SETTINGS_BYTES_MAX;
@@ -14,15 +13,11 @@ use rustix::net::{SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::limits::{EVENTS_PER_TURN, ORPHANED_MAX};
 use super::messages::{self, FromEndpoint, ToEndpoint};
 use super::seqpacket::Seqpacket;
 use crate::api::TunnelRequest;
 use crate::runtime::{Runtime, watch};
-
-/// The broker is gone: streams may go on for this long.
-const ORPHANED_MAX: Duration = Duration::from_secs(90);
-/// Events passed on in one turn.
-const EVENTS_PER_TURN: usize = 64;
 
 /// Runs the endpoint whose control socket is standard input, to its end.
 ///

@@ -2,11 +2,9 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::limits::TUNNELS_KEPT_MAX;
 use super::store::Store;
 use crate::api::Tunnel;
-
-/// Tunnels kept for all accounts together; the oldest make room.
-const TUNNELS_KEPT_MAX: u32 = 10_000;
 
 /// Writes the tunnel's present state.
 ///

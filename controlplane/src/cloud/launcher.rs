@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::process::{Child, Command as Process};
 use tokio::sync::mpsc::Receiver;
@@ -14,27 +14,14 @@ use tokio::task::JoinHandle;
 
 use super::broker::{self, Listener, ShardSender};
 use super::bucket::Bucket;
-use super::messages::{self, FromEndpoint, RULES_PART_BYTES_MAX, ToEndpoint};
+use super::limits::{
+    BOOT_MAX, DEATHS_MAX, DEATHS_SPAN, EXIT_MAX, LINES_BURST, LINES_PER_SECOND, RELAUNCH_PAUSE, RULES_PART_BYTES_MAX,
+    SEND_MAX, STDERR_FILES_MAX,
+};
+use super::messages::{self, FromEndpoint, ToEndpoint};
 use super::registry::{Command, State};
 use super::seqpacket::{self, Seqpacket};
 use super::{Cloud, history, probe, unix_now};
-
-/// From the start of the process to its key.
-const BOOT_MAX: Duration = Duration::from_secs(10);
-/// An endpoint that takes no message for this long is as good as dead.
-const SEND_MAX: Duration = Duration::from_secs(5);
-/// Between the end of its control socket and the end of the process.
-const EXIT_MAX: Duration = Duration::from_secs(2);
-/// Deaths of one tunnel's endpoints within [`DEATHS_SPAN`]; a tunnel with more is given up.
-const DEATHS_MAX: usize = 10;
-const DEATHS_SPAN: Duration = Duration::from_secs(60);
-/// Between a death and the next process.
-const RELAUNCH_PAUSE: Duration = Duration::from_millis(100);
-/// Lines of one endpoint that reach the log: at once, and a second.
-const LINES_BURST: u32 = 200;
-const LINES_PER_SECOND: u32 = 20;
-/// Files of what endpoints wrote to stderr (panics) that are kept; each is one tunnel's.
-const STDERR_FILES_MAX: usize = 100;
 
 /// A tunnel and everything that outlives its endpoint processes.
 pub struct Life {

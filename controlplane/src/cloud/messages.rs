@@ -8,12 +8,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::limits::ENDPOINT_TEXT_BYTES_MAX;
 use super::seqpacket::Seqpacket;
-
-/// Bytes of settings in one [`ToEndpoint::Rules`]: with Base64 around them they fit one message.
-pub const RULES_PART_BYTES_MAX: usize = 32 * 1024;
-/// Texts from an endpoint: it may have been taken over.
-pub const TEXT_BYTES_MAX: usize = 1_024;
 
 /// From the broker to an endpoint.
 #[derive(Debug, Serialize, Deserialize)]
@@ -111,9 +107,9 @@ pub fn decode(text: &str) -> io::Result<Vec<u8>> {
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
-/// `text` cut to [`TEXT_BYTES_MAX`] bytes, without control characters.
+/// `text` cut to [`ENDPOINT_TEXT_BYTES_MAX`] bytes, without control characters.
 pub fn clean(text: &str) -> String {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
+    let mut end = text.len().min(ENDPOINT_TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -126,7 +122,7 @@ pub fn clean(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::seqpacket::MESSAGE_BYTES_MAX;
+    use crate::cloud::limits::{MESSAGE_BYTES_MAX, RULES_PART_BYTES_MAX};
 
     #[test]
     fn the_biggest_messages_fit() {
@@ -146,8 +142,8 @@ mod tests {
     #[test]
     fn texts_are_cut_at_a_character() {
         assert_eq!(clean("a\nb\u{1b}[1m"), "a b [1m");
-        let long = "é".repeat(TEXT_BYTES_MAX);
-        assert_eq!(clean(&long).len(), TEXT_BYTES_MAX);
-        assert!(clean(&format!("x{long}")).len() < TEXT_BYTES_MAX);
+        let long = "é".repeat(ENDPOINT_TEXT_BYTES_MAX);
+        assert_eq!(clean(&long).len(), ENDPOINT_TEXT_BYTES_MAX);
+        assert!(clean(&format!("x{long}")).len() < ENDPOINT_TEXT_BYTES_MAX);
     }
 }

@@ -16,6 +16,7 @@ pub mod guest;
 pub mod hello;
 pub mod history;
 pub mod launcher;
+pub mod limits;
 pub mod messages;
 pub mod probe;
 pub mod registry;
@@ -26,7 +27,7 @@ pub mod store;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -40,6 +41,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::runtime::Runtime;
 use authority::Authority;
 use broker::Ports;
+use limits::{DRAIN_MAX, LOST_CHECK, SHUTDOWN_MAX};
 use registry::{Command, Registry};
 use store::Store;
 
@@ -50,12 +52,6 @@ pub const EXIT_USAGE: u8 = 2;
 /// A fault of this program.
 pub const EXIT_INTERNAL: u8 = 1;
 
-/// Tunnels without a sign of life are looked for this often.
-const LOST_CHECK: Duration = Duration::from_secs(1);
-/// Streams of a tunnel that the cloud itself ends.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
-/// All endpoints have ended after SIGTERM, or are killed.
-const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
 /// Where `serve` listens without `--listen`, and where it does without the right to.
 const PORT: u16 = 443;
 const PORT_UNPRIVILEGED: u16 = 8443;
@@ -175,6 +171,13 @@ fn make_state(state: &Path) -> Result<(), Failure> {
 fn open_store(state: &Path) -> Result<rusqlite::Connection, Failure> {
     make_state(state)?;
     let path = state.join("culvert.db");
+    // SQLite would make it readable to all, and the folder may have been there before, with other rights.
+    let private = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path);
+    private.map_err(|e| Failure::local(format!("cannot write {}: {e}", path.display())))?;
     store::open(&path).map_err(|e| Failure::local(format!("cannot use the store {}: {e}", path.display())))
 }
 

@@ -2,32 +2,24 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::broker::Listener;
+use super::limits::{PROBE_ANSWER_BYTES_MAX, PROBE_ATTEMPT_MAX, PROBE_BACKOFF_MAX, PROBE_BACKOFF_MIN};
 use crate::secret;
-
-/// One attempt, from connect to answer.
-const ATTEMPT_MAX: Duration = Duration::from_secs(10);
-/// Between attempts, doubling.
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// A good answer is some hundred bytes long.
-const ANSWER_BYTES_MAX: u64 = 16 * 1024;
 
 /// Asks until the answer is right; the caller drops this when nobody needs it any more.
 pub async fn run(listener: Arc<Listener>) {
-    let mut backoff = BACKOFF_MIN;
+    let mut backoff = PROBE_BACKOFF_MIN;
     loop {
-        match tokio::time::timeout(ATTEMPT_MAX, attempt(&listener)).await {
+        match tokio::time::timeout(PROBE_ATTEMPT_MAX, attempt(&listener)).await {
             Ok(Ok(())) => return,
             Ok(Err(e)) => tracing::debug!(port = listener.address.port(), "self-test: {e}"),
             Err(_) => tracing::debug!(port = listener.address.port(), "self-test: no answer"),
         }
         tokio::time::sleep(backoff).await;
-        backoff = (backoff * 2).min(BACKOFF_MAX);
+        backoff = (backoff * 2).min(PROBE_BACKOFF_MAX);
     }
 }
 
@@ -39,7 +31,7 @@ async fn attempt(listener: &Arc<Listener>) -> io::Result<()> {
     );
     probe.stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    let mut stream = probe.stream.take(ANSWER_BYTES_MAX);
+    let mut stream = probe.stream.take(PROBE_ANSWER_BYTES_MAX);
     while !is_good(&answer, &nonce) {
         if stream.read_buf(&mut answer).await? == 0 {
             let line = answer.split(|&b| b == b'\r').next().unwrap_or_default();

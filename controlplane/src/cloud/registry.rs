@@ -14,16 +14,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::limits::{COMMANDS_WAITING_MAX, LINKS_MAX, LOST_AFTER, TUNNELS_PER_ACCOUNT_MAX};
 use crate::api::{EndpointInfo, Tunnel, TunnelRequest};
-
-/// Live tunnels of one account.
-pub const TUNNELS_PER_ACCOUNT_MAX: usize = 100;
-/// Links of one member: the original's successor opens 16 connections at most, too.
-pub const LINKS_MAX: u16 = 16;
-/// A tunnel without link and heartbeat is kept this long.
-pub const LOST_AFTER: Duration = Duration::from_secs(90);
-/// What one tunnel's task has not read yet.
-const COMMANDS_WAITING_MAX: usize = 64;
 
 /// Where a tunnel stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,7 +312,7 @@ impl Registry {
             shutdown_time: e.shutdown,
             shutdown_reason: e.reason.clone(),
             user_shutdown: Some(e.user_shutdown),
-            is_ready: Some(e.ready),
+            is_ready: Some(e.ready && !e.links.is_empty()),
             shared_tunnel: Some(request.shared_tunnel.unwrap_or(false)),
             shared: request.shared,
             tunnel_pool: Some(request.tunnel_pool.unwrap_or(false)),
@@ -399,6 +391,12 @@ mod tests {
         assert!(r.link_up("a", 1, 6) && !r.link_up("a", 0, 6) && !r.link_up("a", LINKS_MAX, 6));
         assert!(r.awaits_probe("a"));
         r.ready("a");
+        assert_eq!(r.object("a").unwrap().is_ready, Some(true));
+        r.link_down("a", 0, now, 7);
+        assert_eq!(r.object("a").unwrap().is_ready, Some(true));
+        r.link_down("a", 1, now, 7);
+        assert_eq!(r.object("a").unwrap().is_ready, Some(false));
+        r.link_up("a", 1, 8);
         assert_eq!(r.object("a").unwrap().is_ready, Some(true));
         r.endpoint_lost("a", now);
         let relaunching = r.object("a").unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -21,27 +21,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use super::launcher::{self, Life};
+use super::limits::{
+    DRAIN_MAX, DRAIN_WAITING_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX, REST_HEAD_MAX, REST_REQUEST_MAX,
+    SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
+};
 use super::registry::{Command, Order};
 use super::{Cloud, accounts, history, messages, unix_now};
 use crate::api::{self, DeleteArguments, Messages, Outcome, Tunnel, TunnelRequest};
 use crate::secret::{self, Secret};
-
-/// A request head must be there; an idle connection is closed.
-const HEAD_MAX: Duration = Duration::from_secs(60);
-/// A request, from its head to its answer.
-const REQUEST_MAX: Duration = Duration::from_secs(60);
-/// Bodies of all requests but the one that makes a tunnel.
-const SMALL_BODY_BYTES_MAX: usize = 256 * 1024;
-/// Streams of a deleted tunnel: when the client waits for its jobs, and when it does not.
-const DRAIN_WAITING_MAX: Duration = dataplane::limits::DRAIN_MAX;
-const DRAIN_MAX: Duration = Duration::from_secs(5);
-/// An endpoint that does not say how many streams it has.
-const STREAMS_ANSWER_MAX: Duration = Duration::from_secs(1);
-/// `all_tunnels` without `limit`, and at most.
-const HISTORY_DEFAULT: u32 = 100;
-const HISTORY_MAX: u32 = 1_000;
-/// A DELETE's `reason`.
-const REASON_BYTES_MAX: usize = 64;
 
 type Context = State<Arc<Cloud>>;
 
@@ -50,7 +37,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(cloud: &A
     let service = hyper_util::service::TowerToHyperService::new(router(Arc::clone(cloud)));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
-        .header_read_timeout(HEAD_MAX)
+        .header_read_timeout(REST_HEAD_MAX)
         .serve_connection(hyper_util::rt::TokioIo::new(stream), service);
     if let Err(e) = connection.await {
         tracing::debug!("REST connection: {e}");
@@ -78,7 +65,7 @@ fn router(cloud: Arc<Cloud>) -> Router {
 }
 
 async fn in_time(request: axum::extract::Request, next: Next) -> Response {
-    match tokio::time::timeout(REQUEST_MAX, next.run(request)).await {
+    match tokio::time::timeout(REST_REQUEST_MAX, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Failure::new(StatusCode::REQUEST_TIMEOUT, "The request took too long").into_response(),
     }
@@ -174,12 +161,17 @@ fn body(bytes: Result<Bytes, BytesRejection>) -> Result<Bytes, Failure> {
     bytes.map_err(|e| Failure::new(e.status(), e.body_text()))
 }
 
-/// A JSON body; an empty one is all defaults.
+/// A JSON object; an empty body is one with nothing in it.
 fn parse<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Failure> {
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Ok(T::default());
+    let bytes = bytes.trim_ascii();
+    match bytes.first() {
+        None => Ok(T::default()),
+        // serde would take an array for the fields in their order.
+        Some(b'{') => {
+            serde_json::from_slice(bytes).map_err(|e| Failure::bad(format!("The body is not what it should be: {e}")))
+        }
+        Some(_) => Err(Failure::bad("The body is not a JSON object")),
     }
-    serde_json::from_slice(bytes).map_err(|e| Failure::bad(format!("The body is not what it should be: {e}")))
 }
 
 async fn create(

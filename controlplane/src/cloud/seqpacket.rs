@@ -11,12 +11,8 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::limits::{MESSAGE_BYTES_MAX, MESSAGE_FDS_MAX};
 use crate::runtime::watch;
-
-/// Bytes of one message.
-pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// Descriptors beside one message: one browser socket for each shard of an endpoint is the most that goes at once.
-pub const MESSAGE_FDS_MAX: usize = 64;
 
 /// One end, on the control thread.
 pub struct Seqpacket(AsyncFd<OwnedFd>);

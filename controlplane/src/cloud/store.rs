@@ -2,13 +2,9 @@
 
 use std::path::Path;
 
+use super::limits::{STORE_BUSY_MS_MAX, STORE_CALLS_MAX};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
-
-/// Calls that wait for the store's thread; more wait in their callers.
-const CALLS_WAITING_MAX: usize = 256;
-/// Another process (`sc-cloud user add`) may hold the file this long.
-const BUSY_MS_MAX: u64 = 5_000;
 
 const SCHEMA: &str = "
     PRAGMA journal_mode = WAL;
@@ -37,7 +33,7 @@ pub struct Store {
 /// The file cannot be opened or is not ours.
 pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
-    connection.busy_timeout(std::time::Duration::from_millis(BUSY_MS_MAX))?;
+    connection.busy_timeout(std::time::Duration::from_millis(STORE_BUSY_MS_MAX))?;
     connection.execute_batch(SCHEMA)?;
     Ok(connection)
 }
@@ -48,7 +44,7 @@ impl Store {
     /// # Errors
     /// The system gives no thread.
     pub fn start(mut connection: Connection) -> std::io::Result<Self> {
-        let (calls, mut waiting) = tokio::sync::mpsc::channel::<Call>(CALLS_WAITING_MAX);
+        let (calls, mut waiting) = tokio::sync::mpsc::channel::<Call>(STORE_CALLS_MAX);
         std::thread::Builder::new().name("store".into()).spawn(move || {
             while let Some(call) = waiting.blocking_recv() {
                 call(&mut connection);
