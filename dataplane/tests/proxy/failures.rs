@@ -52,8 +52,8 @@ fn a_body_that_breaks_its_framing_gets_400_and_the_site_sees_a_cut() {
     on_both_drivers(|tunnel| {
         let (tell, told) = mpsc::channel();
         let site = site(move |mut connection| {
-            read_head(&mut connection);
-            let mut body = Vec::new();
+            let mut body = read_head(&mut connection).into_bytes();
+            tell.send(body.clone()).unwrap();
             let _ = connection.read_to_end(&mut body);
             tell.send(body).unwrap();
         });
@@ -66,6 +66,7 @@ fn a_body_that_breaks_its_framing_gets_400_and_the_site_sees_a_cut() {
             let mut browser = tunnel.browser();
             let head = format!("POST http://{site}/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
             browser.send(format!("{head}2\r\nok\r\n").as_bytes());
+            told.recv_timeout(PATIENCE).expect("the request arrives");
             browser.send(bad.as_bytes());
             let answer = browser.answer("POST");
             assert_eq!(
