@@ -102,6 +102,8 @@ pub const LATE_TIMER: Duration = Duration::from_millis(500);
 pub const RTT_MEMORY: Duration = Duration::from_secs(10);
 /// PONGs arrive but no ACK rises, with ≥ `ACK_BYTES` unacknowledged: session error.
 pub const ACK_STALL_MAX: Duration = Duration::from_secs(30);
+/// … as at least so many PONGs show.
+pub const ACK_STALL_PONGS_MIN: u32 = 4;
 /// A link's first contact: proxy, TCP, TLS and HELLO together.
 pub const FIRST_DIAL_MAX: Duration = Duration::from_secs(15);
 /// The endpoint gives up a handshake.
@@ -167,6 +169,58 @@ pub const MEMBERS_MAX: usize = 256;
 pub const LINKS_MAX: u16 = 64;
 /// Handshakes that one shard of an endpoint has under way.
 pub const HANDSHAKES_MAX: usize = 256;
+
+// ── sc's control plane ────────────────────────────────────────────────────────────────────────────────────────
+
+/// A configuration file: it is one `name: value` an option.
+pub const CONFIG_FILE_BYTES_MAX: u64 = MIB as u64;
+/// User names and identifiers, which become parts of file names.
+pub const NAME_BYTES_MAX: usize = 200;
+/// Threads that carry traffic: beyond it rings and pools cost more than they carry.
+pub const SHARDS_MAX: usize = 64;
+/// Shards of `sc` unless told otherwise: a link fills one core only at several Gbit/s.
+pub const SHARDS_DEFAULT_MAX: usize = 4;
+/// The highest `--max-streams`.
+pub const STREAMS_OPTION_MAX: usize = 1 << 20;
+/// Log lines that wait for the disk; more are dropped and counted.
+pub const LOG_QUEUE_LINES_MAX: usize = 4_096;
+/// A log line; a longer one is cut.
+pub const LOG_LINE_BYTES_MAX: usize = 16 * KIB;
+/// Log lines that go into one write.
+pub const LOG_WRITE_BYTES_MAX: usize = 64 * KIB;
+/// The last log lines get this long to reach the disk.
+pub const LOG_FLUSH_MAX: Duration = Duration::from_secs(2);
+/// TCP and TLS of a REST call …
+pub const REST_CONNECT_MAX: Duration = Duration::from_secs(10);
+/// … and the whole call.
+pub const REST_CALL_MAX: Duration = Duration::from_secs(20);
+/// What of a REST error text is shown.
+pub const REST_ERROR_CHARS_MAX: usize = 300;
+/// From the request for a tunnel until it runs.
+pub const RUNNING_MAX: Duration = Duration::from_secs(60);
+/// From running until a request has gone through the whole path and back; the first dial is part of it.
+pub const READY_MAX: Duration = Duration::from_secs(60);
+/// The endpoint's key is not the one that REST names, at the start: a relaunched one is known to REST sooner.
+pub const WRONG_KEY_MAX: Duration = Duration::from_secs(5);
+/// The name of the endpoint's address.
+pub const LOOKUP_MAX: Duration = Duration::from_secs(10);
+/// `sc` reads its tunnel's state this often …
+pub const STATE_INTERVAL: Duration = Duration::from_secs(5);
+/// … and at most this often while no link is up, for the key of a relaunched endpoint.
+pub const STATE_INTERVAL_DOWN: Duration = Duration::from_secs(1);
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
+/// Without any link and without REST for this long the cloud has reaped the tunnel.
+pub const LOST_AFTER: Duration = Duration::from_secs(90);
+/// Jobs that still run when `sc` is to end.
+pub const JOBS_MAX: Duration = Duration::from_secs(300);
+/// Streams that are left when the jobs' time is over.
+pub const CUT_AFTER: Duration = Duration::from_secs(2);
+/// DELETE at the end …
+pub const DELETE_MAX: Duration = Duration::from_secs(10);
+/// … then the wait until the tunnel is gone …
+pub const GONE_MAX: Duration = Duration::from_secs(30);
+/// … and DELETE when the user does not wait.
+pub const DELETE_NOW_MAX: Duration = Duration::from_secs(2);
 
 // ── Front ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -246,6 +300,8 @@ const _: () = assert!(RECORD_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(RECORD_CIPHERTEXT_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(PACKED_FRAME_BYTES_MAX < RECORD_BYTES_MAX);
 const _: () = assert!(RESUME_WINDOW.as_secs() > OUTAGE_INVISIBLE.as_secs());
+const _: () = assert!(READY_MAX.as_secs() > FIRST_DIAL_MAX.as_secs());
+const _: () = assert!(LOST_AFTER.as_secs() > OUTAGE_INVISIBLE.as_secs());
 const _: () = assert!(BASE_CREDIT_OWN_BYTES <= FIRST_GRANT_BYTES);
 const _: () = assert!(FIRST_GRANT_BYTES <= WINDOW_BYTES_MAX);
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);

@@ -62,6 +62,7 @@ pub struct Counters {
     pub connections: Counter,
     pub streams_opened: Counter,
     pub streams_open: Counter,
+    pub streams_moved: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     pub links_up: Counter,
@@ -89,6 +90,8 @@ pub struct Report {
     pub streams_opened: u64,
     /// Streams that are open.
     pub streams_open: u64,
+    /// Streams that were placed anew, because the link they were first given to never carried them.
+    pub streams_moved: u64,
     /// Payload bytes that came through the tunnel.
     pub bytes_in: u64,
     /// Payload bytes that went into the tunnel.
@@ -118,6 +121,7 @@ impl Report {
             connections: sum(|c| &c.connections),
             streams_opened: sum(|c| &c.streams_opened),
             streams_open: sum(|c| &c.streams_open),
+            streams_moved: sum(|c| &c.streams_moved),
             bytes_in: sum(|c| &c.bytes_in),
             bytes_out: sum(|c| &c.bytes_out),
             links_up: u16::try_from(sum(|c| &c.links_up)).unwrap_or(u16::MAX),

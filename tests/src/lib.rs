@@ -12,5 +12,6 @@ pub mod namespace;
 pub mod origin;
 pub mod process;
 pub mod relay;
+pub mod simulation;
 pub mod tls;
 pub mod websocket;

@@ -19,10 +19,12 @@ fn refused(command: &mut Command, code: i32, words: &[&str]) {
     let mut process = Process::start(command);
     let ended = process.exit_code(PATIENCE);
     let text = format!("{}\n{}", process.stdout(), process.stderr());
-    let lines: Vec<_> = text
-        .lines()
-        .filter(|line| line.starts_with("Error: ") || line.contains("Not authorized"))
-        .collect();
+    let says = |line: &&str| {
+        ["Error: ", "Not authorized", "sc-cloud: "]
+            .iter()
+            .any(|start| line.starts_with(start))
+    };
+    let lines: Vec<_> = text.lines().filter(says).collect();
     assert_eq!((ended, lines.len()), (code, 1), "{text}");
     for word in words {
         assert!(

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::planted::planted;
 use crate::limits::{
-    ACK_BYTES, ACK_STALL_MAX, DEAD_AFTER_MIN, DEAD_WITHOUT_PROGRESS, LATE_TIMER, PING_BUSY, PING_IDLE, PING_REST,
-    RTT_MEMORY,
+    ACK_BYTES, ACK_STALL_MAX, ACK_STALL_PONGS_MIN, DEAD_AFTER_MIN, DEAD_WITHOUT_PROGRESS, LATE_TIMER, PING_BUSY,
+    PING_IDLE, PING_REST, RTT_MEMORY,
 };
 use crate::time::Time;
 
@@ -31,8 +31,8 @@ pub(super) struct Liveness {
     ping: Option<Ping>,
     tokens: u64,
     ack_rose: Time,
-    /// Since when something is unacknowledged without a break.
-    unacked_since: Time,
+    /// PONGs without a rising ACK while much is unacknowledged: since when, and how many.
+    stall: Option<(Time, u32)>,
     srtt_us: Option<u64>,
     /// Least round trip of the current and of the previous stretch of `RTT_MEMORY`.
     least_us: [Option<u64>; 2],
@@ -47,7 +47,7 @@ impl Liveness {
             ping: None,
             tokens: 0,
             ack_rose: now,
-            unacked_since: now,
+            stall: None,
             srtt_us: None,
             least_us: [None; 2],
             stretch: now,
@@ -56,7 +56,7 @@ impl Liveness {
 
     /// A new connection: its first PING is due at once, so that the round trip is known before it matters.
     pub fn restart(&mut self, now: Time) {
-        (self.last_received, self.ack_rose, self.unacked_since) = (now, now, now);
+        (self.last_received, self.ack_rose, self.stall) = (now, now, None);
         self.ping = None;
         self.put_out(now);
     }
@@ -66,12 +66,7 @@ impl Liveness {
     }
 
     pub fn ack_rose(&mut self, now: Time) {
-        (self.ack_rose, self.unacked_since) = (now, now);
-    }
-
-    /// Something is retained again after nothing was.
-    pub fn first_unacked(&mut self, now: Time) {
-        self.unacked_since = now;
+        (self.ack_rose, self.stall) = (now, None);
     }
 
     fn put_out(&mut self, now: Time) {
@@ -107,9 +102,16 @@ impl Liveness {
         true
     }
 
-    /// The peer answers PING but has acknowledged nothing for `ACK_STALL_MAX`.
-    pub fn ack_stalled(&self, now: Time, unacked: u64) -> bool {
-        unacked >= ACK_BYTES && now.since(self.unacked_since) >= ACK_STALL_MAX
+    /// A PONG was read: has the peer answered for `ACK_STALL_MAX` without acknowledging anything? Several PONGs
+    /// must say so, because the clock counts time in which this process did not run.
+    pub fn ack_stalled(&mut self, now: Time, unacked: u64) -> bool {
+        if unacked < ACK_BYTES {
+            self.stall = None;
+            return false;
+        }
+        let (since, pongs) = self.stall.get_or_insert((now, 0));
+        *pongs += 1;
+        now.since(*since) >= ACK_STALL_MAX && *pongs >= ACK_STALL_PONGS_MIN
     }
 
     pub fn srtt(&self) -> Option<Duration> {

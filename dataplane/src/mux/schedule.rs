@@ -191,13 +191,13 @@ impl Session {
         }
         self.transmit_head(now, &mut w);
         if planted("new-before-replay") && self.retention.replaying() {
-            self.transmit_control(now, budget, &mut w);
+            self.transmit_control(budget, &mut w);
         }
         self.transmit_replay(&mut w);
         if !self.retention.replaying() {
-            self.transmit_ordered(now, &mut w);
-            self.transmit_control(now, budget, &mut w);
-            self.transmit_streams(now, budget, &mut w);
+            self.transmit_ordered(&mut w);
+            self.transmit_control(budget, &mut w);
+            self.transmit_streams(budget, &mut w);
         }
         self.check_finished(budget);
         if self.ack_now {
@@ -246,7 +246,7 @@ impl Session {
     }
 
     /// Writes a counted frame other than DATA, if the write and the reserve have room for it.
-    fn offer(&mut self, now: Time, frame: &Frame, w: &mut Write) -> Offer {
+    fn offer(&mut self, frame: &Frame, w: &mut Write) -> Offer {
         let bytes = self.schedule.encode(frame);
         if self.control_held + bytes.len() > CONTROL_RESERVE_BYTES {
             return Offer::NoReserve;
@@ -255,25 +255,19 @@ impl Session {
             return Offer::Full;
         }
         self.control_held += bytes.len();
-        self.retain(
-            now,
-            Retained {
-                bytes: bytes.clone(),
-                data_of: None,
-            },
-        );
+        self.retain(Retained {
+            bytes: bytes.clone(),
+            data_of: None,
+        });
         w.push(bytes);
         Offer::Written
     }
 
-    fn retain(&mut self, now: Time, frame: Retained) {
-        if self.retention.is_empty() {
-            self.liveness.first_unacked(now);
-        }
+    fn retain(&mut self, frame: Retained) {
         self.retention.push(frame);
     }
 
-    fn transmit_ordered(&mut self, now: Time, w: &mut Write) {
+    fn transmit_ordered(&mut self, w: &mut Write) {
         while let Some(item) = self.schedule.ordered.pop_front() {
             let frame = match &item {
                 Ordered::Open(r, open) => match self.streams.get(*r) {
@@ -295,7 +289,7 @@ impl Session {
                     text: text.clone(),
                 },
             };
-            if self.offer(now, &frame, w) != Offer::Written {
+            if self.offer(&frame, w) != Offer::Written {
                 self.schedule.ordered.push_front(item);
                 return;
             }
@@ -307,7 +301,7 @@ impl Session {
         }
         while let Some(id) = self.schedule.refusals.front().copied() {
             let text = Bytes::from_static(b"too many streams");
-            if self.offer(now, &Frame::Reset(id, Code::Limit, text), w) != Offer::Written {
+            if self.offer(&Frame::Reset(id, Code::Limit, text), w) != Offer::Written {
                 return;
             }
             self.schedule.refusals.pop_front();
@@ -323,7 +317,7 @@ impl Session {
         }
     }
 
-    fn transmit_control(&mut self, now: Time, budget: &mut Budget, w: &mut Write) {
+    fn transmit_control(&mut self, budget: &mut Budget, w: &mut Write) {
         while let Some(r) = self.schedule.control.front().copied() {
             let Some(frame) = self.streams.get(r).filter(|s| !s.orphan).and_then(next_control) else {
                 self.schedule.control.pop_front();
@@ -332,7 +326,7 @@ impl Session {
                 }
                 continue;
             };
-            if self.offer(now, &frame, w) != Offer::Written {
+            if self.offer(&frame, w) != Offer::Written {
                 return;
             }
             if let Some(s) = self.streams.get_mut(r) {
@@ -343,10 +337,10 @@ impl Session {
         }
     }
 
-    fn transmit_streams(&mut self, now: Time, budget: &mut Budget, w: &mut Write) {
+    fn transmit_streams(&mut self, budget: &mut Budget, w: &mut Write) {
         while let Some((entry, turn)) = self.schedule.front() {
             let Entry::Stream(r) = entry else {
-                if !self.transmit_settings(now, w) {
+                if !self.transmit_settings(w) {
                     return;
                 }
                 continue;
@@ -371,7 +365,7 @@ impl Session {
                 s.turn = self.schedule.push_old(entry);
                 continue;
             }
-            match self.transmit_next(now, budget, r, w) {
+            match self.transmit_next(budget, r, w) {
                 Offer::Full => return,
                 Offer::NoReserve => {
                     self.schedule.pop(turn);
@@ -386,13 +380,13 @@ impl Session {
     }
 
     /// One part of the SETTINGS that are leaving; whether the turn is over and others may go on.
-    fn transmit_settings(&mut self, now: Time, w: &mut Write) -> bool {
+    fn transmit_settings(&mut self, w: &mut Write) -> bool {
         let Some(mut settings) = self.schedule.settings.take() else {
             self.schedule.pop(self.schedule.front_list());
             return true;
         };
         let part = settings.next_part();
-        if self.offer(now, &part, w) != Offer::Written {
+        if self.offer(&part, w) != Offer::Written {
             settings.next -= 1;
             self.schedule.settings = Some(settings);
             return false;
@@ -408,7 +402,7 @@ impl Session {
     }
 
     /// One frame of a stream's turn: DATA, then FIN, then the RESET that goes after FIN.
-    fn transmit_next(&mut self, now: Time, budget: &mut Budget, r: StreamRef, w: &mut Write) -> Offer {
+    fn transmit_next(&mut self, budget: &mut Budget, r: StreamRef, w: &mut Write) -> Offer {
         let Some(s) = self.streams.get_mut(r) else {
             return Offer::Nothing;
         };
@@ -417,14 +411,14 @@ impl Session {
             if !w.fits(data.len()) {
                 return Offer::Full;
             }
-            return self.transmit_data(now, r, w);
+            return self.transmit_data(r, w);
         }
         let frame = match (&s.tx, &s.flags.reset) {
             (Tx::FinQueued(timings), _) => Frame::Fin(s.id, *timings),
             (_, Some((code, text))) => Frame::Reset(s.id, *code, text.clone()),
             _ => return Offer::Nothing,
         };
-        let offer = self.offer(now, &frame, w);
+        let offer = self.offer(&frame, w);
         if offer == Offer::Written {
             if let Some(s) = self.streams.get_mut(r) {
                 match frame {
@@ -438,7 +432,7 @@ impl Session {
         offer
     }
 
-    fn transmit_data(&mut self, now: Time, r: StreamRef, w: &mut Write) -> Offer {
+    fn transmit_data(&mut self, r: StreamRef, w: &mut Write) -> Offer {
         let Some(s) = self.streams.get_mut(r) else {
             return Offer::Nothing;
         };
@@ -450,13 +444,10 @@ impl Session {
         if !s.answered {
             s.unanswered.push(data.clone());
         }
-        self.retain(
-            now,
-            Retained {
-                bytes: data.clone(),
-                data_of: Some(r),
-            },
-        );
+        self.retain(Retained {
+            bytes: data.clone(),
+            data_of: Some(r),
+        });
         w.push(data);
         Offer::Written
     }

@@ -307,6 +307,9 @@ impl Session {
         self.epoch += 1;
         self.conn = Conn::Greeting;
         self.liveness.received(now);
+        if self.finished {
+            return self.close(true);
+        }
         self.hello_out = Some(self.hello(self.session, self.fresh));
     }
 
@@ -409,14 +412,16 @@ impl Session {
             return self.close(true);
         }
         if same {
+            // Before the link counts as up: HELLO alone is no progress.
+            let kept = if planted("replay-from-last-ack") {
+                Ok(())
+            } else {
+                self.acknowledged(now, budget, hello.received)
+            };
             self.go_up(now, hello, true);
-            if planted("replay-from-last-ack") {
-                return;
-            }
-            if let Err(violation) = self.acknowledged(now, budget, hello.received) {
+            if let Err(violation) = kept {
                 self.fail(now, budget, GoAwayReason::Protocol, violation.0);
             }
-            self.retention.rewind();
             return;
         }
         let fresh = self.fresh;
@@ -476,7 +481,11 @@ impl Session {
         } else {
             Code::PeerRestarted
         };
+        if self.session != [0; 16] {
+            self.tell_ended(code, "the other side does not know it any more");
+        }
         self.end_session(now, budget, code);
+        self.outage = None;
         self.session = session;
         (self.next_own, self.highest_own, self.highest_peer) = (2 - self.next_own % 2, 0, 0);
         (self.goaway_queued, self.goaway_last, self.goaway_read) = (false, None, false);
@@ -625,6 +634,7 @@ impl Session {
         if self.expires_at().is_none_or(|t| now < t) {
             return;
         }
+        self.tell_ended(Code::TunnelDown, "no progress within the resume window");
         self.end_session(now, budget, Code::TunnelDown);
         self.session = [0; 16];
         self.outage = None;
@@ -632,6 +642,14 @@ impl Session {
             self.failed = true;
             self.close(true);
         }
+    }
+
+    fn tell_ended(&mut self, code: Code, text: &str) {
+        self.events.push_back(Event::SessionEnded {
+            code,
+            peer_at_fault: false,
+            text: text.to_owned(),
+        });
     }
 
     fn withdraw_at(&self) -> Option<Time> {
@@ -1079,8 +1097,15 @@ impl Session {
 
     /// Drains: serves what is open, opens nothing.
     pub fn go_away(&mut self, _now: Time, reason: GoAwayReason, text: &str) {
+        if self.session == [0; 16] && self.conn != Conn::Up && !self.finished {
+            // No session has begun: none will.
+            self.finished = true;
+            self.events.push_back(Event::Finished);
+            if self.conn == Conn::Greeting {
+                self.close(true);
+            }
+        }
         if self.goaway_queued || self.session == [0; 16] || self.failed {
-            self.finished |= self.session == [0; 16] && self.conn != Conn::Up;
             return;
         }
         self.goaway_queued = true;

@@ -9,8 +9,9 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
 
+use super::connection::Connection;
 use super::dial::{Secured, read_more, shake_hands};
-use super::link::{Connection, Link};
+use super::link::Link;
 use super::mailbox::{Attached, Level};
 use super::runtime::{self, Socket};
 use super::{Role, Shard};

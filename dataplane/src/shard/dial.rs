@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 
-use super::link::{Connection, Link};
+use super::connection::Connection;
+use super::link::Link;
 use super::mailbox::{Event, Level};
 use super::runtime::{self, Socket};
 use super::{Role, Shard};
@@ -116,11 +117,6 @@ pub(super) async fn read_more(socket: &Socket, input: &mut BytesMut) -> io::Resu
 }
 
 fn limit_unsent(socket: &Socket) -> Result<(), Error> {
-    // Other kinds of sockets, which tests use, have no such option.
-    if socket.peer_address().is_some() {
-        socket2::SockRef::from(socket)
-            .set_tcp_notsent_lowat(LINK_NOTSENT_BYTES)
-            .map_err(|e| Error::Io("TCP_NOTSENT_LOWAT", e))?;
-    }
-    Ok(())
+    let set = socket2::SockRef::from(socket).set_tcp_notsent_lowat(LINK_NOTSENT_BYTES);
+    set.map_err(|e| Error::Io("TCP_NOTSENT_LOWAT", e))
 }

@@ -12,9 +12,11 @@
 
 mod accept;
 pub mod buffers;
+mod connection;
 mod dial;
 mod link;
 pub mod mailbox;
+mod placement;
 mod probe;
 pub mod runtime;
 pub mod stream;
@@ -30,10 +32,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use crate::limits::{
-    COMMANDS_MAX, EVENTS_MAX, LINKS_MAX, MEMBERS_MAX, OPEN_PACE, RESUME_WINDOW, WAITING_STARTS_PER_TURN,
-};
-use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, OpenError, Side, StreamRef};
+use crate::limits::{COMMANDS_MAX, EVENTS_MAX, LINKS_MAX, MEMBERS_MAX};
+use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
 use crate::proxy::resolve::is_own;
 use crate::proxy::{browser, site};
 use crate::settings::Settings;
@@ -43,8 +43,7 @@ use buffers::Buffers;
 use link::Link;
 use mailbox::{Attached, Command, Event, Inbox, Outbox};
 use runtime::{Signal, Socket};
-use stream::StreamCell;
-use waiting::{Wait, Waiting};
+use waiting::Waiting;
 
 pub use mailbox::Level;
 pub use stream::Stream;
@@ -220,118 +219,6 @@ impl Shard {
     fn tell(&self, event: Event) {
         if self.0.events.send(event).is_err() {
             self.0.counters.events_dropped.add(1);
-        }
-    }
-
-    // ── Placement ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    fn has_live_link(&self) -> bool {
-        self.0.links.borrow().iter().any(|l| l.is_live())
-    }
-
-    /// Opens a stream on some link, whenever one takes it.
-    async fn place(&self, open: &Open, cell: &Rc<StreamCell>) -> Result<(Rc<Link>, StreamRef), (Code, String)> {
-        let mut called = false;
-        let pace_end = Time::now() + RESUME_WINDOW;
-        loop {
-            if self.is_draining() {
-                return Err((Code::Shutdown, "the tunnel is shutting down".to_owned()));
-            }
-            let in_turn = called || self.0.waiting.is_empty();
-            match if in_turn {
-                self.try_place(open, cell)
-            } else {
-                Err(OpenError::NotLive)
-            } {
-                Ok(place) => return Ok(place),
-                Err(OpenError::Limit) => {
-                    return Err((Code::Limit, "the tunnel has as many streams open as it may".to_owned()));
-                }
-                Err(OpenError::Paced) if Time::now() > pace_end => {
-                    return Err((Code::Limit, "too many streams were reset early".to_owned()));
-                }
-                Err(OpenError::Paced) => runtime::sleep(OPEN_PACE).await,
-                Err(OpenError::NotLive) => {
-                    self.wait_for_link(called).await?;
-                    called = true;
-                }
-            }
-        }
-    }
-
-    fn try_place(&self, open: &Open, cell: &Rc<StreamCell>) -> Result<(Rc<Link>, StreamRef), OpenError> {
-        let link = {
-            let links = self.0.links.borrow();
-            links.iter().filter(|l| l.is_live()).min_by_key(|l| l.load()).cloned()
-        };
-        let link = link.ok_or(OpenError::NotLive)?;
-        let stream = link.open(self, open, cell)?;
-        Ok((link, stream))
-    }
-
-    async fn wait_for_link(&self, first: bool) -> Result<(), (Code, String)> {
-        self.refresh_live();
-        let down = |text: &str| Err((Code::TunnelDown, text.to_owned()));
-        if !self.0.was_live.get() {
-            return down("the tunnel has no connection yet");
-        }
-        let now = Time::now();
-        let deadline = self.0.dark_since.get().unwrap_or(now) + RESUME_WINDOW;
-        if now >= deadline {
-            return down("the tunnel lost its connection");
-        }
-        if self.has_live_link() {
-            self.call_waiting();
-        }
-        match self.0.waiting.wait(first, deadline.since(now)).await {
-            Wait::Called => Ok(()),
-            Wait::TimedOut => down("the tunnel lost its connection and did not get it back in time"),
-            Wait::Full => down("the tunnel lost its connection, and too many requests wait for it already"),
-        }
-    }
-
-    /// Notes whether a link is live. To be called after whatever may have changed it.
-    fn refresh_live(&self) {
-        let live = self.0.links.borrow().iter().filter(|l| l.is_live()).count();
-        self.0.counters.links_live.set(live as u64);
-        if live > 0 {
-            self.0.was_live.set(true);
-            self.0.dark_since.set(None);
-        } else if self.0.dark_since.get().is_none() {
-            self.0.dark_since.set(Some(Time::now()));
-        }
-    }
-
-    fn link_is_live(&self) {
-        self.refresh_live();
-        self.call_waiting();
-    }
-
-    /// Calls who waits for a link, a few each turn, as long as one is live.
-    fn call_waiting(&self) {
-        if self.0.calling.replace(true) {
-            return;
-        }
-        let shard = self.clone();
-        runtime::spawn(async move {
-            // Once more after the last: whoever comes while others are called queues behind them.
-            loop {
-                runtime::yield_now().await;
-                if !shard.has_live_link() || shard.0.waiting.call(WAITING_STARTS_PER_TURN) == 0 {
-                    break;
-                }
-            }
-            shard.0.calling.set(false);
-        });
-    }
-
-    fn wake_unblocked(&self) {
-        loop {
-            let next = self.0.budget.borrow_mut().next_unblocked();
-            let Some((key, stream)) = next else { break };
-            if let Some(link) = self.0.links.borrow().iter().find(|l| l.key == key) {
-                link.unblock(stream);
-            }
         }
     }
 

@@ -317,6 +317,7 @@ impl Stream {
                 Ok(place) => {
                     self.place.replace(place);
                     if self.write_again(round).await {
+                        self.shard.0.counters.streams_moved.add(1);
                         self.cell.withdrawn.set(false);
                         return;
                     }

@@ -4,7 +4,7 @@ use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
@@ -14,7 +14,7 @@ use super::runtime::{self, Driver, Socket};
 use super::{Services, Shard, Stream};
 use crate::client::{self, Client, ClientConfig};
 use crate::endpoint::{self, Endpoint, EndpointConfig, Event, Member};
-use crate::limits::FRAME_HEADER_BYTES;
+use crate::limits::{BASE_CREDIT_PEER_BYTES, FRAME_HEADER_BYTES, LINK_DOWN_GRACE};
 use crate::mux::{Code, Kind, Open, Opened, Recv};
 use crate::settings::Settings;
 use crate::tls::{Fingerprint, Identity};
@@ -30,11 +30,13 @@ const TEST: Services = Services {
 };
 
 async fn echo(stream: Stream) {
-    stream.opened(Opened {
-        family: 4,
-        port: 1,
-        ..Opened::default()
-    });
+    if stream.open().kind == Kind::Tcp {
+        stream.opened(Opened {
+            family: 4,
+            port: 1,
+            ..Opened::default()
+        });
+    }
     loop {
         match stream.next().await {
             Recv::Data(bytes) => {
@@ -59,9 +61,11 @@ async fn browse(shard: Shard, socket: Socket, is_probe: bool) {
         };
         return drop(socket.write_all(text.as_bytes()).await);
     }
+    // One kind waits until it is accepted, the other sends at once.
+    let kind = [Kind::Http, Kind::Tcp][(shard.0.counters.requests.value() % 2) as usize];
     shard.count_request();
     let open = Open {
-        kind: Kind::Tcp,
+        kind,
         settings: 1,
         credit: 0,
         port: 80,
@@ -72,9 +76,11 @@ async fn browse(shard: Shard, socket: Socket, is_probe: bool) {
         Ok(stream) => stream,
         Err((code, _)) => return drop(socket.write_all(code.name().as_bytes()).await),
     };
-    match stream.accepted().await {
-        Ok(opened) => assert_eq!((opened.family, opened.port), (4, 1)),
-        Err((code, _)) => return drop(socket.write_all(code.name().as_bytes()).await),
+    if kind == Kind::Tcp {
+        match stream.accepted().await {
+            Ok(opened) => assert_eq!((opened.family, opened.port), (4, 1)),
+            Err((code, _)) => return drop(socket.write_all(code.name().as_bytes()).await),
+        }
     }
     runtime::join(inwards(&shard, &socket, &stream), outwards(&socket, &stream)).await;
 }
@@ -123,6 +129,67 @@ async fn outwards(socket: &Socket, stream: &Stream) {
     }
 }
 
+/// A path between `sc` and the front that can be stopped: bytes stay where they are, and new connections are closed.
+struct Path {
+    address: SocketAddr,
+    stopped: Arc<(Mutex<bool>, Condvar)>,
+    connections: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Path {
+    fn to(front: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let path = Self {
+            address: listener.local_addr().unwrap(),
+            stopped: Arc::default(),
+            connections: Arc::default(),
+        };
+        let (stopped, connections) = (path.stopped.clone(), path.connections.clone());
+        std::thread::spawn(move || {
+            for near in listener.incoming() {
+                let near = near.unwrap();
+                if *stopped.0.lock().unwrap() {
+                    continue;
+                }
+                let far = TcpStream::connect(front).unwrap();
+                for socket in [&near, &far] {
+                    // Else the kernel holds megabytes of a path that stands still.
+                    socket2::SockRef::from(socket).set_recv_buffer_size(65_536).unwrap();
+                }
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let (from, to, stopped) = (from.try_clone().unwrap(), to.try_clone().unwrap(), stopped.clone());
+                    std::thread::spawn(move || carry(from, to, &stopped));
+                }
+                connections.lock().unwrap().extend([near, far]);
+            }
+        });
+        path
+    }
+
+    fn stop(&self, stop: bool) {
+        *self.stopped.0.lock().unwrap() = stop;
+        self.stopped.1.notify_all();
+    }
+
+    fn cut(&self) {
+        for socket in self.connections.lock().unwrap().drain(..) {
+            socket.shutdown(Shutdown::Both).unwrap_or_default();
+        }
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, stopped: &(Mutex<bool>, Condvar)) {
+    let mut buffer = vec![0; 65_536];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        let held = stopped.0.lock().unwrap();
+        drop(stopped.1.wait_while(held, |stopped| *stopped).unwrap());
+        if to.write_all(&buffer[..n]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
 /// Both roles, with what stands between them in the cloud: a front that accepts links, a broker that passes browsers.
 struct Pair {
     client: Option<Client>,
@@ -140,9 +207,17 @@ struct Pair {
 impl Pair {
     fn new(driver: Driver, shards: usize, links: u16) -> Self {
         let mut pair = Self::without_client(driver, shards);
-        pair.client = Some(pair.dial(links, pair.server));
+        pair.client = Some(pair.dial(pair.front, links, pair.server));
         pair.await_links(usize::from(links));
         pair
+    }
+
+    fn over(driver: Driver, links: u16) -> (Self, Path) {
+        let mut pair = Self::without_client(driver, 1);
+        let path = Path::to(pair.front);
+        pair.client = Some(pair.dial(path.address, links, pair.server));
+        pair.await_links(usize::from(links));
+        (pair, path)
     }
 
     fn without_client(driver: Driver, shards: usize) -> Self {
@@ -197,11 +272,11 @@ impl Pair {
         }
     }
 
-    fn dial(&self, links: u16, fingerprint: Fingerprint) -> Client {
+    fn dial(&self, cloud: SocketAddr, links: u16, fingerprint: Fingerprint) -> Client {
         let config = ClientConfig {
             shards: self.brokers.len(),
             links,
-            cloud: self.front,
+            cloud,
             server_name: NAME.to_owned(),
             fingerprint,
             identity: self.identity.clone(),
@@ -361,9 +436,91 @@ fn a_cut_is_invisible() {
 }
 
 #[test]
+fn many_cuts_lose_and_double_nothing() {
+    on_both_drivers(|driver| {
+        let pair = Pair::new(driver, 2, 2);
+        assert_eq!(pair.probe(0), "echoed");
+        let transfers: Vec<_> = (0..4)
+            .map(|n| {
+                let (browser, bytes) = (pair.browser(n % 2, 0), pattern(15_000_000, n));
+                std::thread::spawn(move || assert!(exchange(browser, bytes.clone()) == bytes, "bytes differ"))
+            })
+            .collect();
+        let mut cuts = 0;
+        while transfers.iter().any(|t| !t.is_finished()) {
+            // Each cut falls into the transfer, some into the replay that the cut before caused.
+            let (before, since) = (pair.endpoint.report(), Instant::now());
+            while pair.endpoint.report().bytes_in < before.bytes_in + 4_000_000
+                && transfers.iter().any(|t| !t.is_finished())
+            {
+                assert!(since.elapsed() < PATIENCE, "no progress: {:?}", pair.endpoint.report());
+                std::thread::yield_now();
+            }
+            // A connection that lived shorter than two seconds is dialled again only after as long: five are enough.
+            if cuts < 5 {
+                pair.cut(cuts % 2);
+                cuts += 1;
+            }
+        }
+        transfers.into_iter().for_each(|t| t.join().unwrap());
+        assert!(
+            cuts > 3 && pair.endpoint.report().resumes > 1,
+            "{cuts} cuts, {:?}",
+            pair.endpoint.report()
+        );
+    });
+}
+
+/// A dead path blocks the link's writes, so the last of many OPENs never leave, and are withdrawn when the link has been
+/// down for a second. No browser sees any of it.
+#[test]
+fn opens_that_never_left_are_placed_anew() {
+    const BROWSERS: usize = 400;
+    let (pair, path) = Pair::over(Driver::Auto, 1);
+    assert_eq!(pair.probe(0), "echoed");
+    path.stop(true);
+    let bytes = pattern(20_000, 5);
+    let mut browsers = Vec::new();
+    for _ in 0..BROWSERS {
+        let mut browser = pair.browser(0, 0);
+        browser.write_all(&bytes).unwrap();
+        browser.shutdown(Shutdown::Write).unwrap();
+        browsers.push(browser);
+    }
+    let credit = BROWSERS / 2 * BASE_CREDIT_PEER_BYTES;
+    while pair.endpoint.report().bytes_out < credit as u64 {
+        std::thread::yield_now();
+    }
+    path.cut();
+    let client = pair.client.as_ref().unwrap();
+    let (mut lost, mut failures) = (None, 0);
+    while failures < 3 || lost.is_none_or(|t: Instant| t.elapsed() < LINK_DOWN_GRACE) {
+        match client.events().recv_timeout(PATIENCE).expect("dials fail") {
+            Event::LinkDown { .. } => lost = Some(Instant::now()),
+            Event::DialFailed { wrong_key, .. } => {
+                assert!(!wrong_key);
+                failures += 1;
+            }
+            _ => {}
+        }
+    }
+    path.stop(false);
+    for mut browser in browsers {
+        let mut back = Vec::new();
+        browser.read_to_end(&mut back).unwrap();
+        assert!(back == bytes, "bytes differ: {} of {}", back.len(), bytes.len());
+    }
+    let report = pair.endpoint.report();
+    assert!(
+        report.streams_moved > 0 && report.streams_moved < BROWSERS as u64,
+        "{report:?}"
+    );
+}
+
+#[test]
 fn wrong_key_is_told() {
     let pair = Pair::without_client(Driver::Auto, 1);
-    let client = pair.dial(1, Identity::generate().unwrap().fingerprint());
+    let client = pair.dial(pair.front, 1, Identity::generate().unwrap().fingerprint());
     let event = client.events().recv_timeout(PATIENCE).unwrap();
     assert!(
         matches!(

@@ -125,8 +125,8 @@ impl Identity {
         let certificate = CertificateParams::new(Vec::new())
             .and_then(|params| params.self_signed(&key))
             .map_err(made)?;
-        let mut der = PrivatePkcs8KeyDer::from(key.serialize_der());
-        let signer = provider::sign::any_ecdsa_type(&PrivateKeyDer::from(der.clone_key()));
+        let mut der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let signer = provider::sign::any_ecdsa_type(&der);
         der.zeroize();
         key.zeroize();
         let certificate = certificate.der().clone();

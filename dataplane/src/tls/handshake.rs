@@ -1,21 +1,21 @@
 //! The handshake, driven by rustls without I/O until traffic keys are known.
 
+use std::sync::{Arc, Mutex};
+
 use bytes::{Buf, BytesMut};
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus};
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::ServerName;
-use std::sync::Arc;
 
 use super::config::Fingerprint;
-use super::record::{Opener, Schedule, Sealer};
+use super::opener::Opener;
+use super::record::{HEADER_BYTES, Key, Schedule};
+use super::sealer::Sealer;
 use super::{ALPN, explain};
 use crate::error::Error;
 use crate::limits::{HANDSHAKE_BYTES_MAX, RECORD_CIPHERTEXT_BYTES_MAX};
-
-/// Header of a record: type, version u16, length u16 (RFC 8446 section 5.1).
-pub(super) const HEADER_BYTES: usize = 5;
 
 /// What [`Handshake::handle`] came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +152,9 @@ impl Handshake {
                 (secrets, Schedule::Server(kernel))
             }
         };
-        let (sealer, opener) = super::record::pair(secrets, schedule)?;
+        let schedule = Arc::new(Mutex::new(schedule));
+        let sealer = Sealer::new(Key::new(secrets.tx)?, schedule.clone());
+        let opener = Opener::new(Key::new(secrets.rx)?, schedule);
         Ok((sealer, opener, peer))
     }
 

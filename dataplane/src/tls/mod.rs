@@ -5,20 +5,29 @@
 //!                                            └─► Opener : records ─► frames, opened in place
 //! ```
 //!
-//! rustls shakes hands; then the traffic keys go to the record pump in `record`, which seals bulk frames straight
-//! from the buffer they were read into and opens records where they lie.
+//! rustls shakes hands; then the traffic keys go to our own record pump, which seals bulk frames straight from the
+//! buffer they were read into and opens records where they lie.
 //!
 //! Architecture invariant: no CA, no name check, no ticket, no resumption, no early data. After the handshake the
 //! only handshake message is KeyUpdate.
 
 mod config;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod handshake;
+mod opener;
 mod record;
+mod sealer;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Fingerprint, Identity, client_config, server_config};
+#[cfg(any(test, fuzzing))]
+pub use fuzz::fuzz_open;
 pub use handshake::{Handshake, Progress};
-pub use record::{Opener, Record, Sealer};
+pub use opener::{Opener, Record};
 pub use rustls::AlertDescription;
+pub use sealer::Sealer;
 
 use crate::error::Error;
 

@@ -1,0 +1,443 @@
+//! What must hold at every step.
+
+use bytes::Bytes;
+use dataplane::limits::{BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, CONTROL_RESERVE_BYTES, RESUME_WINDOW};
+use dataplane::mux::{Code, StreamRef};
+
+use super::coverage::Cell;
+use super::traffic::{Sent, State};
+use super::wire::Heard;
+use super::world::World;
+use super::{CLIENT, ENDPOINT, Failure, SECOND, Side};
+
+const MIB: usize = 1 << 20;
+/// A stream on a healthy link, with bytes to send and a reader awake, moves within this.
+const MOVES_WITHIN_US: u64 = 20 * SECOND;
+/// A link whose path is healthy takes streams within this.
+const LIVE_WITHIN_US: u64 = 25 * SECOND;
+/// A session lost for the window and the last dial beyond it has ended.
+const EXPIRES_WITHIN_US: u64 = RESUME_WINDOW.as_micros() as u64 + 20 * SECOND;
+
+impl World {
+    // ── Streams ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    pub fn check_data(&mut self, n: u32, side: Side, bytes: &Bytes) {
+        let flow = self.streams[n as usize].ways[1 - side];
+        if flow.received + bytes.len() as u64 > flow.sent {
+            let text = format!("stream {n}: more bytes than were sent to side {side}");
+            return self.fail(Failure::new("nothing doubled", text));
+        }
+        if !self.is_content(n, side, bytes) {
+            let text = format!(
+                "stream {n} to side {side}: other bytes at {}, {} long",
+                flow.received,
+                bytes.len()
+            );
+            self.fail(Failure::new("bytes exact", text));
+        }
+    }
+
+    pub fn on_fin(&mut self, n: u32, side: Side) {
+        let stream = &mut self.streams[n as usize];
+        stream.ends[side].read_over = true;
+        let flow = &mut stream.ways[1 - side];
+        flow.over = true;
+        flow.moved_at = self.now;
+        if flow.end != Sent::Fin || flow.received != flow.sent {
+            let text = format!(
+                "stream {n} looks complete at side {side}: {:?}, {} of {}",
+                flow.end, flow.received, flow.sent
+            );
+            self.fail(Failure::new("a cut never looks complete", text));
+        }
+    }
+
+    pub fn on_reset(&mut self, n: u32, side: Side, code: Code) {
+        self.note(|| format!("stream {n} side {side}: reset {}", code.name()));
+        let stream = &mut self.streams[n as usize];
+        stream.ends[side].read_over = true;
+        let flow = &mut stream.ways[1 - side];
+        flow.over = true;
+        flow.moved_at = self.now;
+        let planned = flow.end == Sent::Reset(code);
+        if flow.fin_heard && !planned {
+            let text = format!("stream {n}: its end had arrived, then {}", code.name());
+            return self.fail(Failure::new("a received end is delivered", text));
+        }
+        if stream.ways[side].end == Sent::Open {
+            stream.ways[side].end = Sent::Stopped;
+        }
+        self.check_code(n, side, code, planned);
+    }
+
+    pub fn on_stopped(&mut self, n: u32, side: Side, code: Code) {
+        self.note(|| format!("stream {n} side {side}: stopped {}", code.name()));
+        let stream = &mut self.streams[n as usize];
+        stream.ways[side].end = Sent::Stopped;
+        let other = stream.ways[1 - side];
+        let planned = other.end == Sent::Reset(code) || other.then_reset == Some(code);
+        self.check_code(n, side, code, planned);
+        self.pump_reader(n, side);
+    }
+
+    fn check_code(&mut self, n: u32, side: Side, code: Code, planned: bool) {
+        let excused = self.streams[n as usize].excused & (1 << (code as u16)) != 0;
+        let refused = code == Code::Limit && self.refuses(1 - side);
+        self.coverage.count("streams cut", 1);
+        if !planned && !excused && !refused {
+            let flow = self.streams[n as usize].ways[1 - side];
+            let text = format!(
+                "stream {n} ended as {} at side {side}, its sender: {:?}",
+                code.name(),
+                flow.end
+            );
+            self.fail(Failure::new("ends as the right code", text));
+        }
+    }
+
+    /// Whether that side's limit of streams can be met here.
+    fn refuses(&self, side: Side) -> bool {
+        let (client, endpoint) = (&self.scenario.client, &self.scenario.endpoint);
+        match side {
+            CLIENT => client.streams_peer_max < endpoint.streams_own_max,
+            _ => endpoint.streams_peer_max < client.streams_own_max * self.scenario.members,
+        }
+    }
+
+    // ── Sessions ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    pub fn on_heard(&mut self, p: usize, to: Side, heard: Heard) {
+        let end = &mut self.pairs[p].ends[to];
+        let (id, bytes) = match heard {
+            Heard::Progress => {
+                end.lost_since = None;
+                return;
+            }
+            Heard::Data(id, bytes) => (id, bytes),
+            Heard::Fin(id) => (id, 0),
+            Heard::Hello(_) | Heard::Other => return,
+        };
+        let opener = usize::from(id % 2 == 0);
+        let number = self.pairs[p].ends[opener].track.numbers.get(&id);
+        let Some(stream) = number.and_then(|n| self.streams.get_mut(*n as usize)) else {
+            return;
+        };
+        let placed = &stream.ends[opener];
+        if placed.pair != p || placed.r.is_none() {
+            return;
+        }
+        let flow = &mut stream.ways[1 - to];
+        flow.delivered += bytes;
+        flow.fin_heard |= bytes == 0 && stream.ends[to].state == State::Open;
+        if flow.delivered > flow.sent {
+            let text = format!("{} bytes parsed of {} sent", flow.delivered, flow.sent);
+            self.fail(Failure::new("nothing doubled", text));
+        }
+    }
+
+    pub fn on_up(&mut self, p: usize, side: Side, resumed: bool) {
+        self.coverage
+            .count(if resumed { "resumes" } else { "fresh sessions" }, 1);
+        let same = self.pairs[p].ends[CLIENT].track.session == self.pairs[p].ends[ENDPOINT].track.session;
+        if side == CLIENT && same {
+            self.pairs[p].ends[CLIENT].ended_at = None;
+            self.pairs[p].ends[ENDPOINT].ended_at = None;
+        }
+    }
+
+    pub fn on_session_ended(&mut self, p: usize, side: Side, code: Code, peer_at_fault: bool, text: &str) {
+        let now = self.now;
+        let other_ended = self.pairs[p].ends[1 - side].ended_at.is_some();
+        let end = &mut self.pairs[p].ends[side];
+        let lost_us = end.lost_since.map_or(0, |at| now - at);
+        let window = RESUME_WINDOW.as_micros() as u64;
+        let fits = match code {
+            Code::TunnelDown => lost_us >= window || (other_ended && lost_us >= 29 * SECOND),
+            Code::PeerRestarted => other_ended && lost_us <= 31 * SECOND,
+            Code::Shutdown => self.pairs[p].draining,
+            _ => false,
+        };
+        if peer_at_fault || !fits {
+            let text = format!(
+                "link {p} side {side} ended as {} after {} s without, other ended {other_ended}: {text}",
+                code.name(),
+                lost_us / SECOND
+            );
+            return self.fail(Failure::new("sessions end rightly", text));
+        }
+        self.coverage.count("sessions ended", 1);
+        let end = &mut self.pairs[p].ends[side];
+        end.sessions_ended += 1;
+        end.ended_at = Some(now);
+        end.lost_since = end.conn.is_none().then_some(now);
+        let hit: Vec<u32> = end.streams.values().copied().collect();
+        for n in hit {
+            for code in [Code::TunnelDown, Code::PeerRestarted, code] {
+                self.streams[n as usize].excuse(code);
+            }
+        }
+        self.excuse_late_opens(p);
+        let slot = self.pairs[p].slot;
+        if self.slots[slot].sent_on == Some(p) {
+            self.slots[slot].sent_on = None;
+            self.send_settings(slot);
+        }
+        self.replace_drained(p);
+    }
+
+    /// A side closes its connection: only with a reason.
+    pub fn check_close(&mut self, p: usize, c: usize, side: Side) {
+        let conn = &self.conns[c];
+        let pair = &self.pairs[p];
+        let calm = pair.path.healthy && conn.since >= pair.path.healthy_since;
+        if !conn.faulted && !pair.draining && calm {
+            let text = format!("side {side} closes link {p} (connection {c})");
+            self.fail(Failure::new("no kill of a healthy link", text));
+        }
+    }
+
+    // ── Budgets ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    pub fn check_budgets(&mut self, host: usize) {
+        let h = &self.hosts[host];
+        let config = &h.config;
+        let links = self.scenario.members * usize::from(self.scenario.links) * 2;
+        let rx_max = config.pool_bytes
+            + config.streams_peer_max * BASE_CREDIT_PEER_BYTES
+            + config.streams_own_max * BASE_CREDIT_OWN_BYTES;
+        let (rx, tx, charged) = (h.budget.rx_outstanding(), h.budget.tx_held(), h.budget.rx_charged());
+        let tx_max = config.tx_bytes + links * CONTROL_RESERVE_BYTES;
+        let broken = if rx > rx_max {
+            format!("rx {rx} of {rx_max}")
+        } else if tx > tx_max {
+            format!("tx {tx} of {tx_max}")
+        } else if charged > rx_max * 3 / 2 + 8 * MIB {
+            format!("charged {charged} of {rx_max} × 1.5 + 8 MiB")
+        } else {
+            return;
+        };
+        self.fail(Failure::new("budgets", format!("host {host}: {broken}")));
+    }
+
+    /// The same from outside: what was parsed and not consumed, what was written and not acknowledged.
+    fn check_budgets_outside(&mut self) {
+        for host in 0..self.hosts.len() {
+            let config = self.hosts[host].config;
+            let held: u64 = self
+                .local_ends(host)
+                .map(|(n, side)| self.streams[n as usize].ways[1 - side])
+                .map(|w| w.delivered.saturating_sub(w.consumed))
+                .sum();
+            let retained: u64 = (self.pairs.iter().flat_map(|p| &p.ends))
+                .filter(|e| e.host == host && e.alive)
+                .map(|e| e.track.retained())
+                .sum();
+            let rx_max = config.pool_bytes
+                + config.streams_peer_max * BASE_CREDIT_PEER_BYTES
+                + config.streams_own_max * BASE_CREDIT_OWN_BYTES;
+            let links = self.pairs.len().max(1) * 2;
+            let tx_max = config.tx_bytes + links * CONTROL_RESERVE_BYTES;
+            let charged = self.hosts[host].budget.rx_charged();
+            if held as usize > rx_max || retained as usize > tx_max {
+                let text = format!("host {host}: {held} held, {retained} retained");
+                self.fail(Failure::new("budgets", text));
+            }
+            if charged as u64 > held * 3 / 2 + 8 * MIB as u64 {
+                let text = format!("host {host}: {charged} charged for {held} held");
+                self.fail(Failure::new("charge", text));
+            }
+        }
+    }
+
+    /// (stream, side) of all streams open in that process.
+    fn local_ends(&self, host: usize) -> impl Iterator<Item = (u32, Side)> + '_ {
+        let ends = self.pairs.iter().flat_map(|p| p.ends.iter().enumerate());
+        ends.filter(move |(_, e)| e.host == host && e.alive)
+            .flat_map(|(side, e)| e.streams.values().map(move |n| (*n, side)))
+    }
+
+    // ── Progress ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    pub fn check(&mut self) {
+        self.check_budgets_outside();
+        self.check_moves();
+        self.check_links();
+        if self.now > self.calm_at + self.scenario.patience_us {
+            let text = format!("{}; {}", self.open_text(), self.quiet_text());
+            self.fail(Failure::new("progress", text));
+        }
+    }
+
+    fn check_moves(&mut self) {
+        for n in 0..self.streams.len() {
+            for to in [CLIENT, ENDPOINT] {
+                if let Some(text) = self.stuck(n, to) {
+                    self.fail(Failure::new("progress", text));
+                }
+            }
+        }
+    }
+
+    /// Why the bytes towards side `to` should have moved, if they did not.
+    fn stuck(&self, n: usize, to: Side) -> Option<String> {
+        let stream = &self.streams[n];
+        let flow = stream.ways[1 - to];
+        let both_open = stream.ends.iter().all(|e| e.state == State::Open);
+        let waits = flow.end == Sent::Open && stream.may_write(1 - to) && flow.sent == flow.received;
+        let wanted = flow.received < flow.sent || flow.end == Sent::Fin || waits;
+        if !both_open || flow.over || !wanted || stream.ends[0].pair != stream.ends[1].pair {
+            return None;
+        }
+        let way = stream.plan.ways[1 - to];
+        let pair = &self.pairs[stream.ends[to].pair];
+        let up = pair.ends.iter().all(|e| e.live_since.is_some());
+        if !up || !pair.path.healthy || pair.ends[to].ended_at.is_some() {
+            return None;
+        }
+        let awake = way.stall.map_or(0, |(_, until)| until);
+        let live = pair.ends.iter().filter_map(|e| e.live_since).max()?;
+        let since = [flow.moved_at, awake, live, pair.path.healthy_since];
+        let since = since.into_iter().max().unwrap_or_default() + way.pause_us + way.read_us;
+        (self.now > since + MOVES_WITHIN_US)
+            .then(|| format!("stream {n} to side {to} stands at {}: {flow:?}, {way:?}", flow.received))
+    }
+
+    fn check_links(&mut self) {
+        for p in 0..self.pairs.len() {
+            for side in [CLIENT, ENDPOINT] {
+                let pair = &mut self.pairs[p];
+                let end = &mut pair.ends[side];
+                if !end.alive || end.finished || self.hosts[end.host].suspended_until > self.now {
+                    continue;
+                }
+                let live = end.conn.is_some() && end.session.is_live();
+                end.live_since = match live {
+                    true => end.live_since.or(Some(self.now)),
+                    false => None,
+                };
+                let lost = end.lost_since.filter(|_| end.ended_at.is_none());
+                if lost.is_some_and(|at| self.now > at + EXPIRES_WITHIN_US) && !pair.draining {
+                    let text = format!("link {p} side {side} lives on without progress");
+                    self.fail(Failure::new("resume window", text));
+                    return;
+                }
+                let usable = pair.path.healthy && !pair.draining && !pair.retired;
+                if live || !usable {
+                    pair.path.live_at[side] = self.now;
+                } else if self.now > pair.path.live_at[side].max(pair.path.healthy_since) + LIVE_WITHIN_US {
+                    let text = format!("link {p} side {side} takes no streams on a healthy path");
+                    self.fail(Failure::new("progress", text));
+                    return;
+                }
+            }
+        }
+    }
+
+    // ── The end ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    pub fn streams_over(&self) -> bool {
+        self.waiting.is_empty()
+            && self
+                .streams
+                .iter()
+                .all(|s| s.ends[s.plan.opener].state == State::Done && s.ends[1 - s.plan.opener].state != State::Open)
+    }
+
+    fn open_text(&self) -> String {
+        let open = self.streams.iter().enumerate().filter(|(_, s)| {
+            s.ends.iter().any(|e| e.state == State::Open) || s.ends[s.plan.opener].state == State::Idle
+        });
+        let text: Vec<String> = open
+            .take(3)
+            .map(|(n, s)| {
+                let states = s.ends.iter().map(|e| e.state).collect::<Vec<_>>();
+                format!("stream {n} {states:?} on link {}: {:?}", s.ends[0].pair, s.ways)
+            })
+            .collect();
+        text.join("; ")
+    }
+
+    /// Nothing is held any more by a process whose links are all up, and the rules are agreed.
+    pub fn is_quiet(&self) -> bool {
+        let held = (0..self.hosts.len()).all(|h| {
+            let host = &self.hosts[h];
+            let b = &host.budget;
+            !host.alive || (b.streams() == (0, 0) && b.rx_outstanding() == 0 && b.tx_held() == 0)
+        });
+        held && self.slots.iter().all(|s| s.known_version >= s.client_version)
+    }
+
+    fn quiet_text(&self) -> String {
+        let hosts = self.hosts.iter().enumerate().filter(|(_, h)| h.alive);
+        let text: Vec<String> = hosts
+            .map(|(i, h)| {
+                let b = &h.budget;
+                format!(
+                    "host {i}: streams {:?} rx {} tx {}",
+                    b.streams(),
+                    b.rx_outstanding(),
+                    b.tx_held()
+                )
+            })
+            .collect();
+        let rules = self.slots.iter().map(|s| (s.client_version, s.known_version));
+        format!("{}, rules {:?}", text.join(", "), rules.collect::<Vec<_>>())
+    }
+
+    // ── Coverage ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    pub fn classify_cut(&mut self, c: usize) {
+        let conn = &self.conns[c];
+        let p = conn.pair;
+        let pair = &self.pairs[p];
+        self.coverage.count("cuts", 1);
+        let hello_in = conn.lines[CLIENT].hello_read || !conn.first.is_empty();
+        if !hello_in {
+            self.coverage.hit("before HELLO");
+        } else if !conn.lines[ENDPOINT].hello_read {
+            self.coverage.hit("between the HELLOs");
+        }
+        let at = [CLIENT, ENDPOINT].map(|s| conn.pipes[s].delivered);
+        let replaying = [CLIENT, ENDPOINT].iter().any(|s| conn.lines[*s].replaying_at(at[*s]));
+        if replaying {
+            self.coverage.hit("inside a replay");
+            if pair.cut_in_replay {
+                self.coverage.hit("second cut inside a replay");
+            }
+        }
+        for side in [CLIENT, ENDPOINT] {
+            if let Some((mark, header)) = conn.lines[side].frame_at(at[side]) {
+                let cell = Cell {
+                    kind: mark.kind,
+                    side,
+                    header,
+                };
+                *self.coverage.frames.entry(cell).or_default() += 1;
+            }
+            let host = &self.hosts[pair.ends[side].host];
+            if host.budget.tx_held() * 4 >= host.config.tx_bytes * 3 {
+                self.coverage.hit("send budget nearly full");
+            }
+            let base =
+                host.budget.streams().0 * BASE_CREDIT_PEER_BYTES + host.budget.streams().1 * BASE_CREDIT_OWN_BYTES;
+            if host.budget.rx_outstanding().saturating_sub(base) * 4 >= host.config.pool_bytes * 3 {
+                self.coverage.hit("receive budget nearly full");
+            }
+        }
+        if pair.ends[ENDPOINT].cut_over.is_some() {
+            self.coverage.hit("during cut-over");
+        }
+        if pair.draining {
+            self.coverage.hit("during GOAWAY");
+        }
+        if self.slots[pair.slot].sent_on == Some(p) {
+            self.coverage.hit("during a settings change");
+        }
+        self.pairs[p].cut_in_replay = replaying;
+    }
+
+    /// Refs of a stream, for tests that look inside.
+    pub fn stream_ref(&self, n: u32, side: Side) -> Option<StreamRef> {
+        self.streams[n as usize].ends[side].r
+    }
+}

@@ -1,0 +1,532 @@
+//! What `mux` asks of a shell, played exactly: dials, HELLO and cut-over, reads, writes, closes.
+
+use bytes::{Buf, Bytes, BytesMut};
+use dataplane::limits::{FRAME_HEADER_BYTES, HANDSHAKE_MAX, LINK_WRITE_BYTES_MAX};
+use dataplane::mux::Event;
+use dataplane::mux::frame::{self, Frame, Header};
+
+use super::coverage::Cell;
+use super::network::{Ending, Pipe};
+use super::prng::Prng;
+use super::wire::{self, Line};
+use super::world::{Conn, SMALL_BYTES, Wake, World};
+use super::{CLIENT, ENDPOINT, Failure, MS, SECOND, Side};
+
+impl World {
+    // ── Turns of a session ────────────────────────────────────────────────────────────────────────────────────
+
+    /// Drains what the sessions have to say until all are silent.
+    pub fn settle(&mut self) {
+        let mut turns = 0;
+        while let Some((p, side)) = self.dirty.pop_front() {
+            self.pairs[p].ends[side].queued = false;
+            turns += 1;
+            if turns > 100_000 {
+                self.fail(Failure::new("busy loop", format!("link {p} side {side}")));
+            }
+            if self.failure.is_some() {
+                return;
+            }
+            self.turn(p, side);
+        }
+        self.check_gone();
+    }
+
+    fn turn(&mut self, p: usize, side: Side) {
+        let host = self.pairs[p].ends[side].host;
+        if !self.pairs[p].ends[side].alive {
+            return;
+        }
+        if self.hosts[host].suspended_until > self.now {
+            self.push(self.hosts[host].suspended_until, Wake::Session(p, side));
+            return;
+        }
+        while let Some(event) = self.pairs[p].ends[side].session.poll_event() {
+            self.on_event(p, side, event);
+            if self.failure.is_some() || !self.pairs[p].ends[side].alive {
+                return;
+            }
+        }
+        self.unblock(host);
+        self.transmit(p, side);
+        self.unblock(host);
+        if let Some(event) = self.pairs[p].ends[side].session.poll_event() {
+            self.on_event(p, side, event);
+            self.touch(p, side);
+        }
+        self.check_budgets(host);
+        let end = &mut self.pairs[p].ends[side];
+        if let Some(at) = end.session.poll_timeout().map(|t| t.as_micros())
+            && at < end.armed
+        {
+            end.armed = at.max(self.now);
+            self.push(at, Wake::Session(p, side));
+        }
+    }
+
+    pub fn session_due(&mut self, p: usize, side: Side) {
+        let now = self.time();
+        let end = &mut self.pairs[p].ends[side];
+        end.armed = u64::MAX;
+        if end.alive && end.session.poll_timeout().is_some_and(|t| t <= now) {
+            let budget = &mut self.hosts[end.host].budget;
+            end.session.handle_timeout(now, budget);
+        }
+        self.touch(p, side);
+    }
+
+    /// Streams that were refused room ask again.
+    fn unblock(&mut self, host: usize) {
+        let mut asked = 0;
+        while let Some((key, r)) = self.hosts[host].budget.next_unblocked() {
+            let p = key as usize;
+            let side = usize::from(self.pairs[p].ends[CLIENT].host != host);
+            let end = &mut self.pairs[p].ends[side];
+            if end.alive && end.host == host {
+                end.session.unblock(r);
+                self.touch(p, side);
+            }
+            asked += 1;
+            if asked > 20_000 {
+                self.fail(Failure::new("busy loop", "next_unblocked has no end".into()));
+                return;
+            }
+        }
+    }
+
+    fn transmit(&mut self, p: usize, side: Side) {
+        let now = self.time();
+        let mut out = Vec::new();
+        loop {
+            let end = &mut self.pairs[p].ends[side];
+            let Some(c) = end.conn else { return };
+            if end.writing || !self.conns[c].open[side] {
+                return;
+            }
+            out.clear();
+            let budget = &mut self.hosts[end.host].budget;
+            let n = end.session.poll_transmit(now, budget, &mut out);
+            if n != out.iter().map(Bytes::len).sum::<usize>() || n > LINK_WRITE_BYTES_MAX {
+                let text = format!("poll_transmit says {n}");
+                return self.fail(Failure::new("frames", text));
+            }
+            if n == 0 {
+                if end.closing {
+                    self.shut(c, side, true);
+                }
+                return;
+            }
+            for frame in &out {
+                self.frame_leaves(p, c, side, frame);
+            }
+            let end = &mut self.pairs[p].ends[side];
+            let pipe = &mut self.conns[c].pipes[side];
+            pipe.write(self.now, &out);
+            end.writing = !pipe.writable();
+            self.arm_pipe(c, side);
+        }
+    }
+
+    fn frame_leaves(&mut self, p: usize, c: usize, side: Side, frame: &Bytes) {
+        let track = &mut self.pairs[p].ends[side].track;
+        let conn = &mut self.conns[c];
+        let before = conn.lines[side].replays;
+        let header = match wire::said(side, track, &mut conn.lines, frame) {
+            Ok(header) => header,
+            Err(failure) => return self.fail(failure),
+        };
+        if conn.lines[side].replays > before {
+            self.coverage.count("replayed frames", 1);
+        }
+        self.note(|| {
+            let name = super::coverage::name(header.kind);
+            let end = &self.pairs[p].ends[side].track;
+            format!(
+                "link {p} conn {c} side {side} -> {name} stream {} length {} (sent {})",
+                header.stream, header.length, end.sent
+            )
+        });
+        let fits = |a: &Cell| a.kind == header.kind && a.side == side && (a.header || header.length > 0);
+        let Some(i) = self.aims.iter().position(fits) else {
+            return;
+        };
+        let conn = &mut self.conns[c];
+        if conn.broken || conn.pipes[side].cut_at.is_some() {
+            return;
+        }
+        let aim = self.aims.swap_remove(i);
+        let Some(mark) = conn.lines[side].marks.back() else {
+            return;
+        };
+        let head = FRAME_HEADER_BYTES as u64;
+        let inside = match aim.header {
+            true => self.rng.between(1, head - 1),
+            false => self.rng.between(head, (mark.end - mark.start - 1).max(head)),
+        };
+        conn.pipes[side].cut_at = Some(mark.start + inside);
+        conn.faulted = true;
+    }
+
+    // ── Events ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    fn on_event(&mut self, p: usize, side: Side, event: Event) {
+        self.note(|| match &event {
+            Event::Settings { version, .. } => format!("link {p} side {side}: Settings {version}"),
+            event => format!("link {p} side {side}: {event:?}"),
+        });
+        match event {
+            Event::Dial => self.dial(p),
+            Event::Close { abort } => self.close(p, side, abort),
+            Event::Up { resumed } => self.on_up(p, side, resumed),
+            Event::Live => {
+                self.place_waiting();
+                self.send_settings(self.pairs[p].slot);
+            }
+            Event::Settings { version, json } => self.settings_arrived(p, version, &json),
+            Event::SettingsAck { version, .. } => {
+                let slot = self.pairs[p].slot;
+                let held = &mut self.slots[slot];
+                held.known_version = version;
+                if held.sent_on == Some(p) && version >= held.sent_version {
+                    held.sent_on = None;
+                }
+                self.send_settings(slot);
+            }
+            Event::GoAway { .. } => self.pairs[p].draining = true,
+            Event::Finished => {
+                self.pairs[p].ends[side].finished = true;
+                self.replace_drained(p);
+            }
+            Event::SessionEnded {
+                code,
+                peer_at_fault,
+                text,
+            } => self.on_session_ended(p, side, code, peer_at_fault, &text),
+            Event::Opened(r, open) => self.on_opened(p, side, r, &open),
+            Event::Readable(r) => self.on_stream(p, side, r, Self::pump_reader),
+            Event::Writable(r) => self.on_stream(p, side, r, Self::pump_writer),
+            Event::Accepted(r, _) => self.on_stream(p, side, r, Self::on_accepted),
+            Event::StartTls(r, ..) => self.on_stream(p, side, r, Self::on_start_tls),
+            Event::TlsReport(r, _) => self.on_stream(p, side, r, Self::on_tls_report),
+            Event::Withdrawn {
+                stream,
+                frames,
+                finished,
+            } => {
+                if let Some(n) = self.pairs[p].ends[side].streams.get(&stream).copied() {
+                    self.on_withdrawn(n, side, &frames, finished.is_some());
+                }
+            }
+        }
+    }
+
+    fn on_stream(&mut self, p: usize, side: Side, r: dataplane::mux::StreamRef, then: fn(&mut Self, u32, Side)) {
+        if let Some(n) = self.pairs[p].ends[side].streams.get(&r).copied() {
+            then(self, n, side);
+        }
+    }
+
+    // ── Dials ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    fn dial(&mut self, p: usize) {
+        let pair = &self.pairs[p];
+        let end = &pair.ends[CLIENT];
+        if end.conn.is_some() || end.dialing.is_some() || end.finished {
+            let text = format!("link {p} dials while it is connected, dialling or finished");
+            return self.fail(Failure::new("dials", text));
+        }
+        let time_max = end.session.dial_time_max().as_micros() as u64;
+        let round_trip = pair.path.profiles.iter().map(|f| f.delay_us).sum::<u64>();
+        let faulted = !pair.path.healthy;
+        let pipes = [CLIENT, ENDPOINT].map(|side| {
+            let mut pipe = Pipe::new(pair.path.profiles[side], Prng::new(self.rng.draw()));
+            pipe.dead = pair.path.dead[side];
+            pipe.small_only = pair.path.small_only.then_some(SMALL_BYTES);
+            pipe
+        });
+        let refused = pair.path.refuse || pair.ends[ENDPOINT].finished;
+        self.conns.push(Conn {
+            pair: p,
+            pipes,
+            lines: [Line::default(), Line::default()],
+            open: [true, false],
+            up: false,
+            first: BytesMut::new(),
+            faulted,
+            broken: false,
+            deaf: false,
+            cut_ending: Ending::Reset,
+            since: self.now,
+        });
+        let c = self.conns.len() - 1;
+        self.pairs[p].ends[CLIENT].dialing = Some(c);
+        if refused {
+            self.push(self.now + round_trip, Wake::DialDeadline(c));
+        } else {
+            self.push(self.now + 2 * round_trip, Wake::Dialled(c));
+            self.push(self.now + time_max, Wake::DialDeadline(c));
+        }
+    }
+
+    /// TCP and TLS are through, if the path carries them.
+    pub fn dialled(&mut self, c: usize) {
+        let p = self.conns[c].pair;
+        let path = &self.pairs[p].path;
+        let passes = !path.dead[0] && !path.dead[1];
+        if self.pairs[p].ends[CLIENT].dialing != Some(c) || !passes {
+            return;
+        }
+        let (late, now) = (path.late_us, self.time());
+        let conn = &mut self.conns[c];
+        conn.up = true;
+        conn.open[ENDPOINT] = self.pairs[p].ends[ENDPOINT].alive;
+        for pipe in &mut conn.pipes {
+            pipe.dead = false;
+            pipe.hold_until(self.now + late);
+        }
+        let end = &mut self.pairs[p].ends[CLIENT];
+        end.dialing = None;
+        end.conn = Some(c);
+        end.writing = false;
+        end.session.connected(now, &mut self.hosts[end.host].budget);
+        self.touch(p, CLIENT);
+        let limit = HANDSHAKE_MAX.as_micros() as u64;
+        self.push(self.now + limit, Wake::Handshake(c));
+    }
+
+    pub fn dial_deadline(&mut self, c: usize) {
+        let p = self.conns[c].pair;
+        let now = self.time();
+        let end = &mut self.pairs[p].ends[CLIENT];
+        if end.alive && end.dialing == Some(c) {
+            end.dialing = None;
+            self.conns[c].open[CLIENT] = false;
+            end.session.dial_failed(now);
+            self.touch(p, CLIENT);
+        }
+    }
+
+    // ── The endpoint's side of a new connection ───────────────────────────────────────────────────────────────
+
+    pub fn handshake_deadline(&mut self, c: usize) {
+        let end = &self.pairs[self.conns[c].pair].ends[ENDPOINT];
+        let taken = end.cut_over.as_ref().is_some_and(|(n, _)| *n == c);
+        if end.conn != Some(c) && !taken {
+            self.reject(c);
+        }
+    }
+
+    fn reject(&mut self, c: usize) {
+        let conn = &mut self.conns[c];
+        conn.open[ENDPOINT] = false;
+        if conn.pipes[ENDPOINT].ending.is_none() {
+            conn.pipes[ENDPOINT].ending = Some(Ending::Fin { notify: true });
+        }
+        conn.pipes[ENDPOINT].pump(self.now);
+        self.arm_pipe(c, ENDPOINT);
+    }
+
+    /// Takes the link over once the whole HELLO of a waiting connection is there.
+    fn try_hello(&mut self, c: usize) {
+        let p = self.conns[c].pair;
+        let first = &self.conns[c].first;
+        let Some(Ok(header)) = Header::decode(first) else {
+            return;
+        };
+        let whole = FRAME_HEADER_BYTES + header.length;
+        if first.len() < whole || self.pairs[p].ends[ENDPOINT].cut_over.is_some() {
+            return;
+        }
+        let payload = Bytes::copy_from_slice(&first[FRAME_HEADER_BYTES..whole]);
+        let Ok(Frame::Hello(hello)) = frame::decode(header, payload) else {
+            return self.fail(Failure::new("hello first", format!("{header:?}")));
+        };
+        let end = &mut self.pairs[p].ends[ENDPOINT];
+        if end.finished {
+            return self.reject(c);
+        }
+        let fresh = hello.epoch > end.epoch_accepted;
+        let verdict = end.session.check_hello(&hello);
+        if verdict.is_ok() != fresh {
+            let text = format!("epoch {} judged {verdict:?}", hello.epoch);
+            return self.fail(Failure::new("epoch", text));
+        }
+        if verdict.is_err() {
+            self.coverage.count("old epochs refused", 1);
+            return self.reject(c);
+        }
+        let end = &mut self.pairs[p].ends[ENDPOINT];
+        end.epoch_accepted = hello.epoch;
+        end.session.begin_cut_over();
+        end.cut_over = Some((c, hello));
+        if end.conn.is_some() {
+            let wait = self.rng.below(60 * MS);
+            self.push(self.now + wait, Wake::CutOver(p));
+        } else {
+            self.cut_over_done(p);
+        }
+    }
+
+    pub fn cut_over_done(&mut self, p: usize) {
+        if !self.pairs[p].ends[ENDPOINT].alive {
+            return;
+        }
+        if let Some(old) = self.pairs[p].ends[ENDPOINT].conn {
+            self.coverage.count("cut-overs of a living connection", 1);
+            self.shut(old, ENDPOINT, false);
+        }
+        let now = self.time();
+        let end = &mut self.pairs[p].ends[ENDPOINT];
+        let Some((c, hello)) = end.cut_over.take() else {
+            return;
+        };
+        let conn = &mut self.conns[c];
+        let length = u16::from_be_bytes([conn.first[0], conn.first[1]]);
+        let whole = FRAME_HEADER_BYTES + usize::from(length);
+        wire::heard(ENDPOINT, &mut end.track, &mut conn.lines, &conn.first[..whole]);
+        conn.first.advance(whole);
+        let rest = conn.first.split().freeze();
+        end.conn = Some(c);
+        end.writing = false;
+        end.closing = false;
+        let budget = &mut self.hosts[end.host].budget;
+        end.session.connected_by(now, budget, &hello);
+        self.touch(p, ENDPOINT);
+        if !rest.is_empty() {
+            self.feed(c, ENDPOINT, rest);
+        }
+        if !self.conns[c].open[ENDPOINT] {
+            self.conns[c].open[ENDPOINT] = true;
+            self.lost(c, ENDPOINT, false);
+        }
+        for other in 0..self.conns.len() {
+            let conn = &self.conns[other];
+            if conn.pair == p && conn.open[ENDPOINT] && !conn.first.is_empty() {
+                self.try_hello(other);
+            }
+        }
+    }
+
+    // ── Reads and ends ────────────────────────────────────────────────────────────────────────────────────────
+
+    /// Bytes that reach the shell of side `to`.
+    pub fn feed(&mut self, c: usize, to: Side, bytes: Bytes) {
+        let p = self.conns[c].pair;
+        if !self.conns[c].open[to] || !self.pairs[p].ends[to].alive {
+            return self.refuse_bytes(c, to);
+        }
+        if to == ENDPOINT && self.pairs[p].ends[ENDPOINT].conn != Some(c) {
+            self.conns[c].first.extend_from_slice(&bytes);
+            return self.try_hello(c);
+        }
+        let now = self.time();
+        let end = &mut self.pairs[p].ends[to];
+        let news = if self.conns[c].deaf && to == CLIENT {
+            Vec::new()
+        } else {
+            wire::heard(to, &mut end.track, &mut self.conns[c].lines, &bytes)
+        };
+        let budget = &mut self.hosts[end.host].budget;
+        let copy = Bytes::copy_from_slice(&bytes);
+        end.session.handle_bytes(now, budget, copy);
+        self.touch(p, to);
+        for heard in news {
+            self.on_heard(p, to, heard);
+        }
+    }
+
+    /// The kernel answers bytes for a closed socket with a reset.
+    fn refuse_bytes(&mut self, c: usize, to: Side) {
+        let pipe = &mut self.conns[c].pipes[to];
+        if pipe.ending.is_none() {
+            pipe.ending = Some(Ending::Reset);
+            pipe.pump(self.now);
+            self.arm_pipe(c, to);
+        }
+    }
+
+    /// The shell of `side` sees the end of the connection.
+    pub fn lost(&mut self, c: usize, side: Side, clean: bool) {
+        if !std::mem::replace(&mut self.conns[c].open[side], false) {
+            return;
+        }
+        self.note(|| format!("connection {c} is over for side {side}, clean {clean}"));
+        let pipe = &mut self.conns[c].pipes[side];
+        if pipe.ending.is_none() {
+            pipe.ending = Some(Ending::Fin { notify: false });
+        }
+        pipe.pump(self.now);
+        self.arm_pipe(c, side);
+        self.gone(c, side, clean);
+    }
+
+    /// Tells the session that its connection is gone and all it brought was fed.
+    fn gone(&mut self, c: usize, side: Side, clean: bool) {
+        let p = self.conns[c].pair;
+        let now = self.time();
+        let end = &mut self.pairs[p].ends[side];
+        if !end.alive || end.conn != Some(c) {
+            return;
+        }
+        end.conn = None;
+        end.writing = false;
+        end.closing = false;
+        end.lost_since.get_or_insert(self.now);
+        end.live_since = None;
+        let budget = &mut self.hosts[end.host].budget;
+        end.session.disconnected(now, budget, clean);
+        self.touch(p, side);
+    }
+
+    fn close(&mut self, p: usize, side: Side, abort: bool) {
+        let Some(c) = self.pairs[p].ends[side].conn else {
+            return;
+        };
+        self.check_close(p, c, side);
+        // Given up before its HELLO came: what it still brings is not part of any session.
+        self.conns[c].deaf |= side == CLIENT && !self.conns[c].lines[ENDPOINT].hello_read;
+        if abort {
+            self.shut(c, side, false);
+        } else {
+            self.pairs[p].ends[side].closing = true;
+            self.push(self.now + 2 * SECOND, Wake::Flush(c, side));
+            self.touch(p, side);
+        }
+    }
+
+    pub fn flushed(&mut self, c: usize, side: Side) {
+        let end = &self.pairs[self.conns[c].pair].ends[side];
+        if end.conn == Some(c) && end.closing {
+            self.shut(c, side, false);
+        }
+    }
+
+    /// Shuts the socket down, waits for the read in flight, feeds what it brought.
+    pub fn shut(&mut self, c: usize, side: Side, notify: bool) {
+        if !self.conns[c].open[side] {
+            return;
+        }
+        self.note(|| format!("side {side} shuts connection {c}"));
+        let until = self.now + self.rng.pick(&[0, 0, 500, 5 * MS, 100 * MS]);
+        while let Some(bytes) = self.conns[c].pipes[1 - side].arrived(until) {
+            if bytes.is_empty() {
+                break;
+            }
+            self.coverage.hit("bytes at the shutdown");
+            self.feed(c, side, bytes);
+        }
+        self.conns[c].open[side] = false;
+        let late = self.rng.chance(60);
+        let pipe = &mut self.conns[c].pipes[side];
+        if pipe.ending.is_none() {
+            let ending = Ending::Fin { notify };
+            pipe.ending = Some(if late || notify { ending } else { Ending::Reset });
+        }
+        if !late && !notify {
+            pipe.drop_unsent();
+        }
+        pipe.pump(self.now);
+        self.arm_pipe(c, side);
+        self.gone(c, side, false);
+    }
+}
