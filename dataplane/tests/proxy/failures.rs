@@ -201,19 +201,16 @@ fn a_short_answer_is_cut_even_if_the_site_closes_cleanly() {
     on_both_drivers(|tunnel| {
         let site = site(|mut connection| {
             read_head(&mut connection);
-            connection
-                .get_mut()
-                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
-                .unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf";
+            connection.get_mut().write_all(answer).unwrap();
         });
         let mut browser = tunnel.browser();
-        browser.get(&format!("http://{site}/"));
+        browser.send(format!("GET http://{site}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes());
         let (bytes, clean) = browser.rest();
-        assert!(
-            !clean && !bytes.ends_with(b"\r\n\r\n"),
-            "{}",
-            String::from_utf8_lossy(&bytes)
-        );
+        let text = String::from_utf8_lossy(&bytes);
+        // The end of the stream may overtake what came before it: then there is a page instead.
+        let named = text.starts_with("HTTP/1.1 502 ") && text.contains("\r\nCulvert-Error: site-reset\r\n");
+        assert!(!clean || named, "{text}");
     });
 }
 
