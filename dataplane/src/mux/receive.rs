@@ -454,7 +454,10 @@ impl Session {
         }
         let consumed = s.consumed;
         budget.set_offsets(s, limit, consumed);
-        self.refill(budget, r);
+        // An idle stream keeps its base and no more, else it would take back at once what it returned.
+        if limit - consumed < super::credit::base(s) as u64 {
+            self.refill(budget, r);
+        }
         Ok(())
     }
 

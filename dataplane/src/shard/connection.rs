@@ -87,6 +87,7 @@ pub(super) async fn read(
             break (false, "closed here".to_owned());
         }
         if input.capacity() - input.len() < LINK_READ_BYTES_MIN {
+            crate::copies::moved(input.len());
             input.reserve(LINK_READ_BYTES - input.len());
         }
         let (result, buffer) = connection.socket.read_link(input).await;

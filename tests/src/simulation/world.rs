@@ -40,6 +40,7 @@ pub enum Wake {
     Place,
     Fault(usize),
     Heal(usize),
+    Break(usize),
     Parsed(usize, u32),
     Check,
 }
@@ -59,10 +60,12 @@ pub struct Conn {
     /// A fault touched it: its death is no surprise.
     pub faulted: bool,
     pub broken: bool,
-    /// `sc` gave it up before it read a HELLO.
-    pub deaf: bool,
+    /// That side belongs to no session any more.
+    pub deaf: [bool; 2],
     pub cut_ending: Ending,
     pub since: u64,
+    /// Since when nothing can reach that side.
+    pub silent_since: [Option<u64>; 2],
 }
 
 pub struct World {
@@ -249,6 +252,10 @@ impl World {
                 self.apply(fault);
             }
             Wake::Heal(p) => self.heal(p),
+            Wake::Break(c) => {
+                let side = self.rng.pick(&[CLIENT, ENDPOINT]);
+                self.break_conn(c, side, Ending::Reset);
+            }
             Wake::Parsed(p, version) => self.settings_parsed(p, version),
             Wake::Check => {
                 self.push(self.now + CHECK_US, Wake::Check);
