@@ -24,7 +24,7 @@ use super::limits::{
     DISCARDED_BYTES_MAX, DRAIN_MAX, DRAIN_WAITING_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX, REST_HEAD_MAX,
     REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
 };
-use super::registry::{Command, Order};
+use super::registry::{Command, Counts, Order};
 use super::{Cloud, accounts, history, messages, unix_now};
 use crate::api::{self, DeleteArguments, Messages, Outcome, Tunnel, TunnelRequest};
 use crate::secret::{self, Secret};
@@ -318,7 +318,11 @@ async fn show(
     Account(user): Account,
     Path(Id { id }): Path<Id>,
 ) -> Result<Json<Tunnel>, Failure> {
-    find(&cloud, &user, &id).await.map(Json)
+    let mut tunnel = find(&cloud, &user, &id).await?;
+    if let Some(endpoint) = &mut tunnel.culvert {
+        endpoint.requests = Some(counts(&cloud, &id).await.requests);
+    }
+    Ok(Json(tunnel))
 }
 
 /// A tunnel of `user`, live or ended.
@@ -342,23 +346,23 @@ async fn num_jobs(
 ) -> Result<Json<Outcome>, Failure> {
     find(&cloud, &user, &id).await?;
     Ok(Json(Outcome {
-        jobs_running: Some(streams(&cloud, &id).await),
+        jobs_running: Some(counts(&cloud, &id).await.streams),
         id: Some(id),
         result: None,
     }))
 }
 
-/// Streams that are open: as long as there is no gateway they are what a job leaves to be seen.
-async fn streams(cloud: &Cloud, id: &str) -> u64 {
+/// Asks the endpoint. As long as there is no gateway, its open streams are what a job leaves to be seen.
+async fn counts(cloud: &Cloud, id: &str) -> Counts {
     let Some(commands) = cloud.registry().commands(id) else {
-        return 0;
+        return Counts::default();
     };
     let (answer, answered) = oneshot::channel();
-    if commands.try_send(Command::Streams(answer)).is_err() {
-        return 0;
+    if commands.try_send(Command::Counts(answer)).is_err() {
+        return Counts::default();
     }
     let answered = tokio::time::timeout(STREAMS_ANSWER_MAX, answered).await;
-    answered.map_or(0, |streams| streams.unwrap_or(0))
+    answered.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 async fn delete(
@@ -371,7 +375,7 @@ async fn delete(
     let more: DeleteArguments = parse(&read(body, SMALL_BODY_BYTES_MAX).await?)?;
     arguments.reason = arguments.reason.or(more.reason.clone());
     find(&cloud, &user, &id).await?;
-    let jobs = streams(&cloud, &id).await;
+    let jobs = counts(&cloud, &id).await.streams;
     let limit = if arguments.waits() || more.waits() {
         DRAIN_WAITING_MAX
     } else {
