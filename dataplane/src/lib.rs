@@ -8,9 +8,16 @@
 //! `mux` and `http` are sans-IO: bytes and `now` go in, bytes, events and deadlines come out. `shard` is the
 //! io_uring shell around them; `client` and `endpoint` are the two roles that the control plane starts.
 
+pub mod client;
+pub mod copies;
+pub mod endpoint;
 pub mod error;
 pub mod http;
 pub mod limits;
 pub mod mux;
+pub mod proxy;
 pub mod settings;
+pub mod shard;
+pub mod stats;
 pub mod time;
+pub mod tls;

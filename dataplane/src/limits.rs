@@ -130,6 +130,97 @@ pub const KEY_UPDATE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 pub const RECORD_CIPHERTEXT_BYTES_MAX: usize = RECORD_BYTES_MAX + 256;
 /// Handshake messages of one side together.
 pub const HANDSHAKE_BYTES_MAX: usize = 64 * KIB;
+/// Frames up to this size share a record by copying; above it a record of its own (22 bytes) is cheaper than a copy.
+pub const PACKED_FRAME_BYTES_MAX: usize = 4 * KIB;
+/// Records without content in a row: they cost the peer 22 bytes and us a decryption (OpenSSL allows as many).
+pub const EMPTY_RECORDS_MAX: u32 = 32;
+
+// ── Shards ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// A link is read into buffers of this size: the bulk of many streams in one read.
+pub const LINK_READ_BYTES: usize = 256 * KIB;
+/// With less room than two records a link's read buffer is replaced.
+pub const LINK_READ_BYTES_MIN: usize = 2 * (RECORD_CIPHERTEXT_BYTES_MAX + 5);
+/// `TCP_NOTSENT_LOWAT` of links: the queue stands in the schedule, where it is fair, and not in the kernel.
+pub const LINK_NOTSENT_BYTES: u32 = 128 * KIB as u32;
+/// A closing connection gets this long to write what is left and to read the peer's last bytes.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
+/// An OPEN that the flood limit holds back is tried again after this long.
+pub const OPEN_PACE: Duration = Duration::from_millis(50);
+/// Commands that wait for one shard: links, reloads and forwarded browsers, each taken in one turn.
+pub const COMMANDS_MAX: usize = 1_024;
+/// Events that wait for the control thread; lines of the log are dropped above half of it.
+pub const EVENTS_MAX: usize = 4_096;
+/// Messages with browsers' descriptors read in one turn.
+pub const BROWSER_MESSAGES_PER_TURN: usize = 16;
+/// Descriptors in one of these messages.
+pub const BROWSERS_PER_MESSAGE: usize = 16;
+/// Nonce of a self-test.
+pub const PROBE_BYTES_MAX: usize = KIB;
+/// A self-test's echo must be back.
+pub const PROBE_MAX: Duration = Duration::from_secs(10);
+/// Descriptors kept for 503 answers, the control plane and what the process itself needs.
+pub const FDS_RESERVED: u64 = 64;
+/// A stopping shard waits this long for its links' last reads and writes.
+pub const STOP_MAX: Duration = Duration::from_secs(3);
+/// Members of one pool, each with its own links.
+pub const MEMBERS_MAX: usize = 256;
+/// Links of one member.
+pub const LINKS_MAX: u16 = 64;
+/// Handshakes that one shard of an endpoint has under way.
+pub const HANDSHAKES_MAX: usize = 256;
+
+// ── sc's control plane ────────────────────────────────────────────────────────────────────────────────────────
+
+/// A configuration file: it is one `name: value` an option.
+pub const CONFIG_FILE_BYTES_MAX: u64 = MIB as u64;
+/// User names and identifiers, which become parts of file names.
+pub const NAME_BYTES_MAX: usize = 200;
+/// Threads that carry traffic: beyond it rings and pools cost more than they carry.
+pub const SHARDS_MAX: usize = 64;
+/// Shards of `sc` unless told otherwise: a link fills one core only at several Gbit/s.
+pub const SHARDS_DEFAULT_MAX: usize = 4;
+/// The highest `--max-streams`.
+pub const STREAMS_OPTION_MAX: usize = 1 << 20;
+/// Log lines that wait for the disk; more are dropped and counted.
+pub const LOG_QUEUE_LINES_MAX: usize = 4_096;
+/// A log line; a longer one is cut.
+pub const LOG_LINE_BYTES_MAX: usize = 16 * KIB;
+/// Log lines that go into one write.
+pub const LOG_WRITE_BYTES_MAX: usize = 64 * KIB;
+/// The last log lines get this long to reach the disk.
+pub const LOG_FLUSH_MAX: Duration = Duration::from_secs(2);
+/// TCP and TLS of a REST call …
+pub const REST_CONNECT_MAX: Duration = Duration::from_secs(10);
+/// … and the whole call.
+pub const REST_CALL_MAX: Duration = Duration::from_secs(20);
+/// What of a REST error text is shown.
+pub const REST_ERROR_CHARS_MAX: usize = 300;
+/// From the request for a tunnel until it runs.
+pub const RUNNING_MAX: Duration = Duration::from_secs(60);
+/// From running until a request has gone through the whole path and back; the first dial is part of it.
+pub const READY_MAX: Duration = Duration::from_secs(60);
+/// The endpoint's key is not the one that REST names, at the start: a relaunched one is known to REST sooner.
+pub const WRONG_KEY_MAX: Duration = Duration::from_secs(5);
+/// The name of the endpoint's address.
+pub const LOOKUP_MAX: Duration = Duration::from_secs(10);
+/// `sc` reads its tunnel's state this often …
+pub const STATE_INTERVAL: Duration = Duration::from_secs(5);
+/// … and at most this often while no link is up, for the key of a relaunched endpoint.
+pub const STATE_INTERVAL_DOWN: Duration = Duration::from_secs(1);
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
+/// Without any link and without REST for this long the cloud has reaped the tunnel.
+pub const LOST_AFTER: Duration = Duration::from_secs(90);
+/// Jobs that still run when `sc` is to end.
+pub const JOBS_MAX: Duration = Duration::from_secs(300);
+/// Streams that are left when the jobs' time is over.
+pub const CUT_AFTER: Duration = Duration::from_secs(2);
+/// DELETE at the end …
+pub const DELETE_MAX: Duration = Duration::from_secs(10);
+/// … then the wait until the tunnel is gone …
+pub const GONE_MAX: Duration = Duration::from_secs(30);
+/// … and DELETE when the user does not wait.
+pub const DELETE_NOW_MAX: Duration = Duration::from_secs(2);
 
 // ── Front ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -172,9 +263,51 @@ pub const TRAILER_BYTES_MAX: usize = 16 * KIB;
 /// Characters that an error page shows of an address, and of a text.
 pub const PAGE_TEXT_CHARS_MAX: usize = 512;
 
+// ── Sites and browsers ────────────────────────────────────────────────────────────────────────────────────────
+
+/// Threads that may wait in the system's resolver: a few dead name servers do not stop the rest.
+pub const LOOKUP_THREADS: usize = 4;
+/// Names that wait for such a thread, over all shards.
+pub const LOOKUPS_PENDING_MAX: usize = 256;
+/// A look-up may take this long.
+pub const LOOKUP_TIME_MAX: Duration = Duration::from_secs(10);
+/// Names that a shard remembers, and how long: found ones, and ones that were not.
+pub const LOOKUP_CACHE_MAX: usize = 1_024;
+pub const LOOKUP_MAX_AGE: Duration = Duration::from_secs(10);
+pub const LOOKUP_FAILED_MAX_AGE: Duration = Duration::from_secs(2);
+/// Addresses of one name that are tried.
+pub const ADDRESSES_PER_NAME_MAX: usize = 16;
+/// The next address is tried beside the first after this long (RFC 8305 section 5).
+pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
+/// Idle connections to sites that a shard keeps, in all and of one site.
+pub const ORIGIN_POOL_MAX: usize = 256;
+pub const ORIGIN_POOL_SITE_MAX: usize = 64;
+/// How long they are kept: less than the idle time-outs that servers have.
+pub const ORIGIN_IDLE_MAX: Duration = Duration::from_secs(15);
+/// A request that cannot be repeated takes only a connection used this recently: common servers keep one for 5 s.
+pub const ORIGIN_TRUST_MAX: Duration = Duration::from_secs(2);
+/// How often connections that were kept too long are looked for.
+pub const ORIGIN_SWEEP: Duration = Duration::from_secs(1);
+/// While a site takes nothing of a request, the endpoint is looked at this often: it may have given up.
+pub const PEER_LOOK: Duration = Duration::from_secs(5);
+/// After a whole answer the peer's end of the stream is due at once; without it the stream is reset.
+pub const SETTLE_MAX: Duration = Duration::from_secs(1);
+/// Interim (1xx) answers before a final one.
+pub const INTERIM_ANSWERS_MAX: usize = 64;
+/// What a browser sends before it may (after CONNECT, after Upgrade, pipelined requests) is held this far.
+pub const EARLY_BYTES_MAX: usize = 64 * KIB;
+/// After an answer that leaves a request unread, this much of it is read and dropped, this long, so that the
+/// browser reads the answer before it sees the connection reset.
+pub const LINGER_BYTES_MAX: usize = 1024 * KIB;
+pub const LINGER_MAX: Duration = Duration::from_secs(2);
+
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX == 16_372);
 const _: () = assert!(RECORD_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(RECORD_CIPHERTEXT_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(PACKED_FRAME_BYTES_MAX < RECORD_BYTES_MAX);
 const _: () = assert!(RESUME_WINDOW.as_secs() > OUTAGE_INVISIBLE.as_secs());
+const _: () = assert!(READY_MAX.as_secs() > FIRST_DIAL_MAX.as_secs());
+const _: () = assert!(LOST_AFTER.as_secs() > OUTAGE_INVISIBLE.as_secs());
 const _: () = assert!(BASE_CREDIT_OWN_BYTES <= FIRST_GRANT_BYTES);
 const _: () = assert!(FIRST_GRANT_BYTES <= WINDOW_BYTES_MAX);
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);

@@ -399,9 +399,9 @@ pub fn connect(proxy: SocketAddr, authority: &str) -> io::Result<Result<TcpStrea
     Ok(Err(Answer { head, body }))
 }
 
-/// Host and port of an absolute-form target; an origin-form one has none.
+/// Host and port of an absolute-form target; an origin-form one says `localhost`.
 fn authority(target: &str) -> &str {
-    let after = target.split_once("://").map_or("origin", |(_, rest)| rest);
+    let after = target.split_once("://").map_or("localhost", |(_, rest)| rest);
     after.split('/').next().unwrap_or(after)
 }
 

@@ -3,7 +3,7 @@
 //!
 //! | target | answer |
 //! |---|---|
-//! | `GET /` and `/page?resources=N` | a page that loads N resources and one WebSocket echo, then sets its title |
+//! | `GET /` and `/page?resources=N` | a page that loads N resources and one WebSocket echo, then sets its title and gets `/result/N/TEXT` |
 //! | `GET /resource/I` | one of them |
 //! | `GET /bytes?seed=S&length=N` | body S; `&chunked`, `&close` choose its framing, `&held` stops half way until the gate opens, `&silent` before its head, `&cut` ends there without the rest |
 //! | `POST /upload` | length and SHA-256 of what came |
@@ -82,8 +82,10 @@ impl Shared {
             .changed
             .wait_timeout_while(self.lock(), PATIENCE, |state| !reached(state))
             .expect("as above");
-        assert!(!late.timed_out(), "waited in vain for {what}: {:?}", state.counters);
-        state.counters.clone()
+        let counters = state.counters.clone();
+        drop(state);
+        assert!(!late.timed_out(), "waited in vain for {what}: {counters:?}");
+        counters
     }
 }
 
@@ -259,6 +261,7 @@ fn answer(connection: &mut Connection, head: &Head, path: &str, shared: &Shared)
         (_, path) if path.starts_with("/resource/") => {
             whole(connection, head, "200 OK", "text/javascript", b"resources += 1;\n")?;
         }
+        (_, path) if path.starts_with("/result/") => whole(connection, head, "200 OK", "text/plain", b"")?,
         _ => whole(connection, head, "404 Not Found", "text/plain", b"no such page\n")?,
     }
     Ok(!head.has("connection", "close"))
@@ -355,7 +358,7 @@ fn upgrade(mut connection: Connection, head: &Head, shared: &Shared) -> io::Resu
     WebSocket::server(connection).serve_echo(|| shared.count(|c| c.messages += 1))
 }
 
-/// Loads its resources and one WebSocket echo, then says so in its title: `loaded N, echo TEXT`.
+/// Loads its resources and one WebSocket echo, then says so in its title: `loaded N, TEXT`.
 fn page(resources: u64) -> String {
     let mut text = String::from(
         "<!doctype html><html lang=en><meta charset=utf-8><title>loading</title><h1>Culvert's demo site</h1>\n\
@@ -367,10 +370,10 @@ fn page(resources: u64) -> String {
     text += "<script>\n\
         const socket = new WebSocket(location.origin.replace('http', 'ws') + '/ws');\n\
         const done = text => { document.title = document.getElementById('result').textContent = \
-        `loaded ${resources}, ${text}`; };\n\
+        `loaded ${resources}, ${text}`; fetch(`/result/${resources}/${text}`); };\n\
         socket.onopen = () => socket.send('hello');\n\
-        socket.onmessage = event => { done(`echo ${event.data}`); socket.close(); };\n\
-        socket.onerror = () => done('no WebSocket');\n\
+        socket.onmessage = event => { done(event.data); socket.close(); };\n\
+        socket.onerror = () => done('none');\n\
         </script></html>\n";
     text
 }

@@ -41,7 +41,7 @@ fn loads_a_page_of_the_inside(driver: Driver) {
     let browser = Browser::start(tunnel.proxy, &root);
     for base in ["http://localhost:8080", "https://localhost:8443"] {
         browser.open(&format!("{base}/page?resources=50"));
-        assert_eq!(browser.final_title(), "loaded 50, echo hello", "{base}");
+        assert_eq!(browser.final_title(), "loaded 50, hello", "{base}");
     }
     drop(browser);
     let counters = tunnel.client().get("http://localhost:8080/counters").unwrap().json();

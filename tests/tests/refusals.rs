@@ -19,10 +19,12 @@ fn refused(command: &mut Command, code: i32, words: &[&str]) {
     let mut process = Process::start(command);
     let ended = process.exit_code(PATIENCE);
     let text = format!("{}\n{}", process.stdout(), process.stderr());
-    let lines: Vec<_> = text
-        .lines()
-        .filter(|line| line.starts_with("Error: ") || line.contains("Not authorized"))
-        .collect();
+    let says = |line: &&str| {
+        ["Error: ", "Not authorized", "sc-cloud: "]
+            .iter()
+            .any(|start| line.starts_with(start))
+    };
+    let lines: Vec<_> = text.lines().filter(says).collect();
     assert_eq!((ended, lines.len()), (code, 1), "{text}");
     for word in words {
         assert!(
@@ -92,7 +94,7 @@ fn a_wrong_fingerprint() {
     // Someone else answers for the endpoint, with a key of their own.
     let impostor = Origin::start();
     place.cloud.relay.divert_links(impostor.https);
-    refused(&mut place.right(), UNREACHABLE, &["fingerprint"]);
+    refused(&mut place.right(), UNREACHABLE, &["key is not the one"]);
     assert_eq!(impostor.counters().requests, 0);
 }
 
@@ -154,7 +156,7 @@ fn no_key_and_no_url() {
     command
         .env_clear()
         .args(["-u", "ada", "-x", "https://127.0.0.1:1/rest/v1"]);
-    refused(&mut command, USAGE, &["access-key"]);
+    refused(&mut command, USAGE, &["api-key", "SAUCE_ACCESS_KEY"]);
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(binary("sc"));
     command

@@ -1,1 +1,10 @@
-fn main() {}
+//! `sc-cloud`: see `controlplane::cloud`.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    controlplane::cloud::cli::main()
+}

@@ -1,1 +1,8 @@
-fn main() {}
+//! `sc`: see `controlplane::client`.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    controlplane::client::main().into()
+}

@@ -404,7 +404,7 @@ impl Session {
         }
         self.drop_outbox(budget, r);
         self.tell_readable(r);
-        self.tell_writable(r);
+        self.tell_stopped(r);
         self.settle(budget, r);
         Ok(())
     }

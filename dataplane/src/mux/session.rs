@@ -744,7 +744,7 @@ impl Session {
         self.drop_outbox(budget, r);
         self.streams.orphan(r);
         self.tell_readable(r);
-        self.tell_writable(r);
+        self.tell_stopped(r);
         self.settle(budget, r);
     }
 
@@ -1120,6 +1120,11 @@ impl Session {
         });
     }
 
+    /// Drained, or told to drain before there was a session: nothing is left of it.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
     /// GOAWAY was sent or read, no stream is left, all own bytes are acknowledged: nothing is left to do.
     pub(super) fn check_finished(&mut self, budget: &mut Budget) {
         let draining = self.goaway_last.is_some() || self.goaway_read;
@@ -1144,6 +1149,14 @@ impl Session {
         if let Some(s) = self.streams.get_mut(r).filter(|s| !s.readable_told && !s.released) {
             s.readable_told = true;
             self.events.push_back(Event::Readable(r));
+        }
+    }
+
+    /// Writing was stopped: told also to a holder that has room and waits for something else.
+    pub(super) fn tell_stopped(&mut self, r: StreamRef) {
+        if let Some(s) = self.streams.get_mut(r).filter(|s| !s.released) {
+            s.wants_room = false;
+            self.events.push_back(Event::Writable(r));
         }
     }
 

@@ -1,0 +1,362 @@
+//! JSON of the REST API, the same types on both sides.
+//!
+//! Lenient where it reads: any field may be absent or null, unknown ones are ignored. Strict about sizes, so that
+//! what is kept stays bounded.
+
+use dataplane::limits;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Identifiers, names and other short texts of a request.
+pub const TEXT_BYTES_MAX: usize = 1_024;
+/// Entries of one list of a request (domains, expressions).
+pub const LIST_ENTRIES_MAX: usize = 20_000;
+/// `metadata` and `extra_info` together, as JSON.
+pub const METADATA_BYTES_MAX: usize = 64 * 1024;
+/// A whole request body: the rules of SETTINGS and what stands beside them.
+pub const BODY_BYTES_MAX: usize = limits::SETTINGS_BYTES_MAX + 256 * 1024;
+
+/// Body of `POST /rest/v1/{user}/tunnels`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TunnelRequest {
+    /// Null and empty both mean: unidentified.
+    pub tunnel_identifier: Option<String>,
+    pub domain_names: Option<Vec<String>>,
+    pub direct_domains: Option<Vec<String>>,
+    pub fast_fail_regexps: Option<Vec<String>>,
+    pub no_ssl_bump_domains: Option<Vec<String>>,
+    pub shared_tunnel: Option<bool>,
+    pub shared: Option<String>,
+    /// Equal identifiers live side by side.
+    pub tunnel_pool: Option<bool>,
+    pub no_proxy_caching: Option<bool>,
+    pub use_caching_proxy: Option<bool>,
+    pub use_kgp: Option<bool>,
+    pub protocol: Option<String>,
+    pub ssh_port: Option<u64>,
+    pub vm_version: Option<String>,
+    pub extra_info: Option<Value>,
+    pub metadata: Option<Value>,
+    /// What Culvert adds; without it no link can be accepted.
+    pub culvert: Option<MemberRequest>,
+}
+
+/// The `culvert` part of a tunnel request: what `sc` says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemberRequest {
+    /// SHA-256 of the member's public key, 64 lower-case hex digits.
+    pub fingerprint: Option<String>,
+    /// Shards of `sc`.
+    pub shards: Option<u64>,
+    /// Hosts with `-a` credentials, `host:port`, never the credentials.
+    pub auth_hosts: Option<Vec<String>>,
+}
+
+impl TunnelRequest {
+    /// The identifier, or none if absent, null or empty.
+    pub fn identifier(&self) -> Option<&str> {
+        self.tunnel_identifier.as_deref().filter(|s| !s.is_empty())
+    }
+
+    /// The rules as SETTINGS carries them: canonical JSON, keys sorted, no white space.
+    pub fn settings_json(&self) -> Vec<u8> {
+        let rules = Rules {
+            auth_hosts: self
+                .culvert
+                .as_ref()
+                .and_then(|c| c.auth_hosts.as_deref())
+                .unwrap_or_default(),
+            direct_domains: self.direct_domains.as_deref().unwrap_or_default(),
+            domain_names: self.domain_names.as_deref().unwrap_or_default(),
+            fast_fail_regexps: self.fast_fail_regexps.as_deref().unwrap_or_default(),
+            no_proxy_caching: self.no_proxy_caching.unwrap_or(false),
+            no_ssl_bump_domains: self.no_ssl_bump_domains.as_deref().unwrap_or_default(),
+        };
+        serde_json::to_vec(&rules).unwrap_or_default()
+    }
+
+    /// Checks every size.
+    ///
+    /// # Errors
+    /// A sentence for the caller that names the field.
+    pub fn check(&self) -> Result<(), String> {
+        let texts = [
+            ("tunnel_identifier", &self.tunnel_identifier),
+            ("shared", &self.shared),
+            ("protocol", &self.protocol),
+            ("vm_version", &self.vm_version),
+        ];
+        for (name, text) in texts {
+            check_text(name, text.as_deref().unwrap_or_default())?;
+        }
+        let culvert = self.culvert.as_ref();
+        let lists = [
+            ("domain_names", &self.domain_names),
+            ("direct_domains", &self.direct_domains),
+            ("fast_fail_regexps", &self.fast_fail_regexps),
+            ("no_ssl_bump_domains", &self.no_ssl_bump_domains),
+            ("auth_hosts", culvert.map_or(&None, |c| &c.auth_hosts)),
+        ];
+        for (name, list) in lists {
+            check_list(name, list.as_deref().unwrap_or_default())?;
+        }
+        let extra = json_bytes(&self.metadata) + json_bytes(&self.extra_info);
+        if extra > METADATA_BYTES_MAX {
+            return Err(format!(
+                "metadata and extra_info: {extra} bytes, at most {METADATA_BYTES_MAX}"
+            ));
+        }
+        let rules = self.settings_json().len();
+        if rules > limits::SETTINGS_BYTES_MAX {
+            return Err(format!(
+                "all rules together: {rules} bytes, at most {}",
+                limits::SETTINGS_BYTES_MAX
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Fields in the order of their names: that makes the JSON canonical.
+#[derive(Serialize)]
+struct Rules<'a> {
+    auth_hosts: &'a [String],
+    direct_domains: &'a [String],
+    domain_names: &'a [String],
+    fast_fail_regexps: &'a [String],
+    no_proxy_caching: bool,
+    no_ssl_bump_domains: &'a [String],
+}
+
+fn check_text(name: &str, text: &str) -> Result<(), String> {
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(format!("{name}: {} bytes, at most {TEXT_BYTES_MAX}", text.len()));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(format!("{name}: control characters are not allowed"));
+    }
+    Ok(())
+}
+
+fn check_list(name: &str, list: &[String]) -> Result<(), String> {
+    if list.len() > LIST_ENTRIES_MAX {
+        return Err(format!("{name}: {} entries, at most {LIST_ENTRIES_MAX}", list.len()));
+    }
+    list.iter().try_for_each(|entry| check_text(name, entry))
+}
+
+fn json_bytes(value: &Option<Value>) -> usize {
+    value.as_ref().map_or(0, |v| v.to_string().len())
+}
+
+/// A tunnel as REST shows it. Times are unix seconds, null when not yet.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tunnel {
+    /// 32 hex digits.
+    pub id: Option<String>,
+    pub owner: Option<String>,
+    pub host: Option<String>,
+    pub ip_address: Option<String>,
+    /// `new`, `booting`, `running`, `halting` or `terminated`.
+    pub status: Option<String>,
+    pub tunnel_identifier: Option<String>,
+    pub creation_time: Option<u64>,
+    pub launch_time: Option<u64>,
+    pub last_connected: Option<u64>,
+    pub shutdown_time: Option<u64>,
+    /// `replaced`, `lost`, `endpoint`, or what DELETE named.
+    pub shutdown_reason: Option<String>,
+    pub user_shutdown: Option<bool>,
+    /// Running, and a request has gone through the whole path and back.
+    pub is_ready: Option<bool>,
+    pub shared_tunnel: Option<bool>,
+    pub shared: Option<String>,
+    pub tunnel_pool: Option<bool>,
+    pub domain_names: Option<Vec<String>>,
+    pub direct_domains: Option<Vec<String>>,
+    pub fast_fail_regexps: Option<Vec<String>>,
+    pub no_ssl_bump_domains: Option<Vec<String>>,
+    pub no_proxy_caching: Option<bool>,
+    pub use_caching_proxy: Option<bool>,
+    pub use_kgp: Option<bool>,
+    pub ssh_port: Option<u64>,
+    pub vm_version: Option<String>,
+    pub extra_info: Option<Value>,
+    pub metadata: Option<Value>,
+    /// In the answer to POST only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Messages>,
+    /// Null until `running`.
+    pub culvert: Option<EndpointInfo>,
+}
+
+/// The `culvert` part of a tunnel: how to reach its endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndpointInfo {
+    /// `host:port` to dial.
+    pub address: Option<String>,
+    /// `<tunnel id>.tunnel.culvert`; link `n` sends the SNI `n.<server_name>`.
+    pub server_name: Option<String>,
+    /// SHA-256 of the endpoint's public key, 64 lower-case hex digits. A new one after each relaunch.
+    pub fingerprint: Option<String>,
+    /// Shards of the endpoint.
+    pub shards: Option<u64>,
+    pub links_max: Option<u64>,
+    /// `address:port` where browsers find this tunnel's HTTP proxy.
+    pub proxy: Option<String>,
+    /// Exchanges that this endpoint has carried; only where one tunnel is asked for.
+    pub requests: Option<u64>,
+}
+
+/// Texts for the user of a client.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Messages {
+    pub fatal: Option<Vec<String>>,
+    pub warning: Option<Vec<String>>,
+    pub info: Option<Vec<String>>,
+}
+
+impl Messages {
+    /// Three empty lists.
+    pub fn none() -> Self {
+        Self {
+            fatal: Some(Vec::new()),
+            warning: Some(Vec::new()),
+            info: Some(Vec::new()),
+        }
+    }
+}
+
+/// Body of `POST /rest/v1/{user}/tunnels/{id}/connected`, sent every 30 s.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Heartbeat {
+    pub kgp_is_connected: Option<bool>,
+    pub kgp_seconds_since_last_status_change: Option<f64>,
+    pub memory: Option<Value>,
+}
+
+/// Answer to DELETE, `connected` and `num_jobs`; each uses a part.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Outcome {
+    pub id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jobs_running: Option<u64>,
+}
+
+/// Any answer but 200.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Failure {
+    pub error: Option<String>,
+}
+
+/// Arguments of DELETE, as query or as JSON body.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeleteArguments {
+    pub reason: Option<String>,
+    /// 0 or 1, or a boolean: wait for running jobs.
+    pub wait: Option<Value>,
+    /// The older name of `wait`.
+    pub wait_for_jobs: Option<Value>,
+}
+
+impl DeleteArguments {
+    /// Whether the tunnel's jobs may end first.
+    pub fn waits(&self) -> bool {
+        [&self.wait, &self.wait_for_jobs]
+            .into_iter()
+            .flatten()
+            .any(|v| match v {
+                Value::Bool(b) => *b,
+                Value::Number(n) => n.as_u64() == Some(1),
+                Value::String(s) => s == "1" || s == "true",
+                _ => false,
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nulls_absence_and_unknown_fields_are_all_the_same() {
+        let empty: TunnelRequest = serde_json::from_str("{}").unwrap();
+        let nulls: TunnelRequest = serde_json::from_str(
+            r#"{"tunnel_identifier":null,"domain_names":null,"ssh_port":null,"culvert":null,"later":{"a":[1]}}"#,
+        )
+        .unwrap();
+        assert_eq!(empty, nulls);
+        assert_eq!(empty, TunnelRequest::default());
+        let limit: TunnelRequest =
+            serde_json::from_str(r#"{"metadata":{"nofile_limit":18446744073709551615}}"#).unwrap();
+        assert_eq!(limit.metadata.unwrap()["nofile_limit"].as_u64(), Some(u64::MAX));
+    }
+
+    #[test]
+    fn settings_are_canonical() {
+        let request: TunnelRequest = serde_json::from_str(
+            r#"{"no_ssl_bump_domains":["c"],"direct_domains":["a","b"],"no_proxy_caching":true,
+                "culvert":{"auth_hosts":["h:80"]}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            String::from_utf8(request.settings_json()).unwrap(),
+            r#"{"auth_hosts":["h:80"],"direct_domains":["a","b"],"domain_names":[],"fast_fail_regexps":[],"no_proxy_caching":true,"no_ssl_bump_domains":["c"]}"#
+        );
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let long = TunnelRequest {
+            tunnel_identifier: Some("x".repeat(TEXT_BYTES_MAX + 1)),
+            ..Default::default()
+        };
+        assert!(long.check().unwrap_err().starts_with("tunnel_identifier: "));
+        let many = TunnelRequest {
+            domain_names: Some(vec![String::new(); LIST_ENTRIES_MAX + 1]),
+            ..Default::default()
+        };
+        assert!(many.check().unwrap_err().starts_with("domain_names: "));
+        let big = TunnelRequest {
+            fast_fail_regexps: Some(vec!["y".repeat(TEXT_BYTES_MAX); 4_200]),
+            ..Default::default()
+        };
+        assert!(big.check().unwrap_err().starts_with("all rules together: "));
+        let chatty = TunnelRequest {
+            metadata: Some(Value::String("z".repeat(METADATA_BYTES_MAX))),
+            ..Default::default()
+        };
+        assert!(chatty.check().is_err());
+        let line = TunnelRequest {
+            tunnel_identifier: Some("a\nb".into()),
+            ..Default::default()
+        };
+        assert!(line.check().is_err());
+    }
+
+    #[test]
+    fn delete_arguments_come_as_text_and_as_json() {
+        for (json, waits) in [
+            (r#"{"wait":"1"}"#, true),
+            (r#"{"wait":1,"reason":"sigterm"}"#, true),
+            (r#"{"wait_for_jobs":true}"#, true),
+            (r#"{"wait":"0"}"#, false),
+            (r#"{"wait":null}"#, false),
+            (r#"{}"#, false),
+        ] {
+            let arguments: DeleteArguments = serde_json::from_str(json).unwrap();
+            assert_eq!(arguments.waits(), waits, "{json}");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Takes the access key out of this process's command line, which `ps` shows to everyone on the host.
+
+use std::fs;
+
+/// Overwrites `key` in every argument that is or ends with it (`-k KEY`, `-kKEY`, `--api-key=KEY`) with stars. Until
+/// then, a few milliseconds after the start, it was readable: a key in the environment or in a file never is.
+/// Does nothing where the kernel does not tell the place.
+pub fn hide(key: &str) {
+    let Some((start, end)) = range() else {
+        return;
+    };
+    // SAFETY: the kernel placed the argument strings there before main and they stay mapped and writable for the
+    // life of the process (a program may set its title so); `std::env::args_os` hands out copies, and no other
+    // thread runs yet.
+    let area = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, end - start) };
+    overwrite(area, key.as_bytes());
+}
+
+/// Fields 48 and 49 of proc_pid_stat(5). The second field may hold spaces and ends with the last parenthesis.
+fn range() -> Option<(usize, usize)> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split_ascii_whitespace().skip(45);
+    let start: usize = fields.next()?.parse().ok()?;
+    let end: usize = fields.next()?.parse().ok()?;
+    (start != 0 && start < end).then_some((start, end))
+}
+
+fn overwrite(area: &mut [u8], key: &[u8]) {
+    for argument in area.split_mut(|b| *b == 0).skip(1) {
+        let prefix = argument.len().saturating_sub(key.len());
+        let option = [&b""[..], b"-k", b"--api-key=", b"--access-key="];
+        if !key.is_empty()
+            && argument.len() >= key.len()
+            && option.contains(&&argument[..prefix])
+            && argument[prefix..] == *key
+        {
+            argument[prefix..].fill(b'*');
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_key_is_overwritten() {
+        let mut area = *b"key\0-k\0key\0-kkey\0--api-key=key\0--access-key=key\0-u\0monkey\0";
+        overwrite(&mut area, b"key");
+        assert_eq!(
+            &area,
+            b"key\0-k\0***\0-k***\0--api-key=***\0--access-key=***\0-u\0monkey\0"
+        );
+        let before = area;
+        overwrite(&mut area, b"");
+        assert_eq!(area, before);
+    }
+
+    #[test]
+    fn the_kernel_tells_the_place() {
+        let (start, end) = range().unwrap();
+        let cmdline = fs::read("/proc/self/cmdline").unwrap();
+        assert_eq!(end - start, cmdline.len());
+    }
+}

@@ -1,0 +1,327 @@
+//! Accepts browsers for an endpoint and passes their sockets to it: the endpoint itself never has a listener.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::limits::{ACCEPTS_PER_TURN, BROKER_PAUSE, FDS_WAITING_MAX};
+use super::seqpacket::{self, Seqpacket};
+use crate::runtime::watch;
+
+/// What one waiting message costs of the sender's buffer, at least: the kernel charges a socket buffer's whole size
+/// (640 bytes and more on 64 bit), however short the message.
+const MESSAGE_COST_BYTES: usize = 640;
+/// The kernel's smallest send buffer holds so many messages.
+const MESSAGES_MIN: usize = 8;
+
+/// Kind of a socket that is passed: the first byte of its message.
+const KIND_BROWSER: u8 = 0;
+const KIND_PROBE: u8 = 1;
+
+/// The broker's listeners take their ports from here.
+pub struct Ports {
+    address: Ipv4Addr,
+    range: RangeInclusive<u16>,
+    next: u16,
+}
+
+/// A tunnel's proxy port. It outlives the endpoint processes that serve it.
+pub struct Listener {
+    socket: AsyncFd<OwnedFd>,
+    pub address: SocketAddr,
+    /// Local addresses of own connections under way: the self-test.
+    probes: Mutex<HashSet<SocketAddr>>,
+}
+
+impl Ports {
+    /// Ports of `range` on `address`.
+    pub fn new(address: Ipv4Addr, range: RangeInclusive<u16>) -> Self {
+        Self {
+            address,
+            next: *range.start(),
+            range,
+        }
+    }
+
+    /// Listens on the next port that is free.
+    ///
+    /// # Errors
+    /// No port of the range is free, or the system refuses for another reason.
+    pub fn listen(&mut self) -> io::Result<Listener> {
+        for _ in self.range.clone() {
+            let port = self.next;
+            self.next = if port == *self.range.end() {
+                *self.range.start()
+            } else {
+                port + 1
+            };
+            match TcpListener::bind(SocketAddrV4::new(self.address, port)) {
+                Ok(socket) => return Listener::new(socket),
+                Err(e) if matches!(e.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::AddrInUse, "no proxy port is free"))
+    }
+}
+
+impl Listener {
+    fn new(socket: TcpListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        Ok(Self {
+            socket: watch(socket.into(), Interest::READABLE)?,
+            address,
+            probes: Mutex::default(),
+        })
+    }
+
+    /// Connects to this port like a browser. The socket is known before its connection can be accepted, and only by
+    /// an address that nobody else can have: no browser passes for it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn probe(self: &Arc<Self>) -> io::Result<Probe> {
+        let mut target = self.address;
+        if target.ip().is_unspecified() {
+            target.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(target.ip(), 0))?;
+        let own = socket.local_addr()?;
+        self.probes().insert(own);
+        let registered = Registered {
+            listener: Arc::clone(self),
+            own,
+        };
+        Ok(Probe {
+            stream: socket.connect(target).await?,
+            _registered: registered,
+        })
+    }
+
+    /// Accepts what waits, at most `most`; waits for the first.
+    async fn turn(&self, most: usize) -> Vec<(OwnedFd, u8)> {
+        let mut batch = Vec::new();
+        loop {
+            let Ok(mut guard) = self.socket.readable().await else {
+                return batch;
+            };
+            match guard.try_io(|listener| self.accept(listener.get_ref())) {
+                Ok(Ok(accepted)) => batch.push(accepted),
+                // The client has given up already.
+                Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Ok(Err(e)) => {
+                    tracing::warn!(port = self.address.port(), "accepting pauses: {e}");
+                    drop(guard);
+                    tokio::time::sleep(BROKER_PAUSE).await;
+                    return batch;
+                }
+                Err(_would_block) if batch.is_empty() => {}
+                Err(_would_block) => return batch,
+            }
+            if batch.len() == most {
+                return batch;
+            }
+        }
+    }
+
+    fn accept(&self, listener: &OwnedFd) -> io::Result<(OwnedFd, u8)> {
+        let (socket, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+        // A connection that is gone already needs no option.
+        let _ = sockopt::set_tcp_nodelay(&socket, true);
+        let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
+        let probe = peer.is_some_and(|peer| self.probes().remove(&peer));
+        Ok((socket, if probe { KIND_PROBE } else { KIND_BROWSER }))
+    }
+
+    fn probes(&self) -> std::sync::MutexGuard<'_, HashSet<SocketAddr>> {
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An own connection to a proxy port.
+pub struct Probe {
+    pub stream: tokio::net::TcpStream,
+    _registered: Registered,
+}
+
+struct Registered {
+    listener: Arc<Listener>,
+    own: SocketAddr,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.listener.probes().remove(&self.own);
+    }
+}
+
+/// Sockets in one message: fewer to many shards, so that together no more than [`FDS_WAITING_MAX`] wait.
+fn batch_max(shards: usize) -> usize {
+    (FDS_WAITING_MAX / MESSAGES_MIN / shards).clamp(1, ACCEPTS_PER_TURN)
+}
+
+/// The way to one shard of an endpoint.
+pub struct ShardSender {
+    socket: Seqpacket,
+    passed: u64,
+}
+
+impl ShardSender {
+    /// A sender for one of `shards`, and the end that the endpoint gets.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn pair(shards: usize) -> io::Result<(Self, OwnedFd)> {
+        let (own, endpoint) = seqpacket::pair()?;
+        // The kernel doubles the figure; it refuses a message once that much is waiting.
+        let messages = FDS_WAITING_MAX / shards / batch_max(shards);
+        sockopt::set_socket_send_buffer_size(&own, messages * MESSAGE_COST_BYTES / 2)?;
+        let sender = Self {
+            socket: Seqpacket::new(own)?,
+            passed: 0,
+        };
+        Ok((sender, endpoint))
+    }
+}
+
+/// Accepts on `listener` and passes on, until the endpoint is gone.
+pub async fn run(listener: Arc<Listener>, mut shards: Vec<ShardSender>) {
+    let most = batch_max(shards.len().max(1));
+    loop {
+        let batch = listener.turn(most).await;
+        for kind in [KIND_PROBE, KIND_BROWSER] {
+            let sockets: Vec<_> = batch
+                .iter()
+                .filter(|(_, k)| *k == kind)
+                .map(|(s, _)| s.as_fd())
+                .collect();
+            if !sockets.is_empty() && pass(&mut shards, kind, &sockets).await.is_err() {
+                return;
+            }
+        }
+        drop(batch);
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Passes to the least loaded shard that has room, and waits while none has: meanwhile the listener's own queue holds
+/// the browsers.
+async fn pass(shards: &mut [ShardSender], kind: u8, sockets: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
+    loop {
+        shards.sort_by_key(|s| s.passed);
+        for shard in shards.iter_mut() {
+            match shard.socket.try_send(&[kind], sockets) {
+                Ok(()) => {
+                    shard.passed += sockets.len() as u64;
+                    return Ok(());
+                }
+                Err(e) if is_full(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        // The first shard to have room may be any of them.
+        let Some(least) = shards.first() else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let _ = tokio::time::timeout(BROKER_PAUSE, least.socket.writable()).await;
+    }
+}
+
+/// `ETOOMANYREFS`: this user has too many descriptors under way between processes.
+fn is_full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        || e.raw_os_error() == Some(rustix::io::Errno::TOOMANYREFS.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    fn run_test<T>(test: impl Future<Output = T>) -> T {
+        crate::runtime::Runtime::epoll().unwrap().block_on(test)
+    }
+
+    fn listener() -> Arc<Listener> {
+        Arc::new(Listener::new(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap())
+    }
+
+    #[test]
+    fn only_the_own_connection_is_a_probe() {
+        run_test(async {
+            let listener = listener();
+            let (sender, endpoint) = ShardSender::pair(1).unwrap();
+            let endpoint = Seqpacket::new(endpoint).unwrap();
+            let broker = tokio::spawn(run(Arc::clone(&listener), vec![sender]));
+            let browser = TcpStream::connect(listener.address).unwrap();
+            let probe = listener.probe().await.unwrap();
+            let expected = [
+                (browser.local_addr().unwrap(), KIND_BROWSER),
+                (probe.stream.local_addr().unwrap(), KIND_PROBE),
+            ];
+            let (mut seen, mut buffer) = (Vec::new(), Vec::new());
+            while seen.len() < expected.len() {
+                let sockets = endpoint.receive(&mut buffer).await.unwrap().unwrap();
+                for socket in sockets {
+                    let flags = rustix::fs::fcntl_getfl(&socket).unwrap();
+                    assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
+                    assert!(sockopt::tcp_nodelay(&socket).unwrap());
+                    seen.push((TcpStream::from(socket).peer_addr().unwrap(), buffer[0]));
+                }
+            }
+            seen.sort();
+            let mut expected = expected.to_vec();
+            expected.sort();
+            assert_eq!(seen, expected);
+            drop((probe, endpoint));
+            assert!(listener.probes().is_empty());
+            // Without an endpoint the broker stops at the next browser.
+            let _last = TcpStream::connect(listener.address).unwrap();
+            broker.await.unwrap();
+        });
+    }
+
+    #[test]
+    fn few_sockets_wait_for_a_stalled_endpoint() {
+        run_test(async {
+            for shards in [1, 2, 3, 4, 8, 16, 32] {
+                let (sender, _stalled) = ShardSender::pair(shards).unwrap();
+                let sockets: Vec<_> = (0..batch_max(shards))
+                    .map(|_| rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap())
+                    .collect();
+                let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+                let mut waiting = 0;
+                while sender.socket.try_send(&[KIND_BROWSER], &fds).is_ok() {
+                    waiting += fds.len();
+                    assert!(waiting <= 4 * FDS_WAITING_MAX, "no bound");
+                }
+                assert!(
+                    waiting > 0 && waiting * shards <= FDS_WAITING_MAX,
+                    "{shards}: {waiting}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn ports_are_taken_in_turn_and_run_out() {
+        run_test(async {
+            let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut ports = Ports::new(Ipv4Addr::LOCALHOST, free..=free);
+            let first = ports.listen().unwrap();
+            assert_eq!(first.address.port(), free);
+            assert_eq!(ports.listen().err().unwrap().kind(), io::ErrorKind::AddrInUse);
+            drop(first);
+            assert!(ports.listen().is_ok());
+        });
+    }
+}

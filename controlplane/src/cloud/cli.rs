@@ -1,0 +1,312 @@
+//! The command line of `sc-cloud`.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use dataplane::limits;
+
+use super::accounts::{self, AddError};
+use super::limits::{LINKS_MAX, SHARDS_MAX};
+use super::{Driver, EXIT_INTERNAL, Failure, Options, guest, open_store, serve, unix_now};
+
+const MIB: usize = 1024 * 1024;
+/// What an endpoint needs beside its streams: a shard's buffers, a link's, the cache, and the process itself.
+const SHARD_BYTES: usize = 8 * MIB;
+const LINK_BYTES: usize = 256 * 1024;
+const CACHE_BYTES: usize = 64 * MIB;
+const WAITING_HEADS_BYTES: usize = 16 * MIB;
+const BASE_BYTES: usize = 32 * MIB;
+
+const EXIT_CODES: &str = "Exit codes: 0 clean, 1 internal error, 2 usage, 7 a port, file or folder cannot be had.";
+
+#[derive(Parser)]
+#[command(
+    name = "sc-cloud",
+    version,
+    about = "The cloud side of Culvert: REST API and tunnel endpoints."
+)]
+#[command(after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Subcommands,
+}
+
+#[derive(Subcommand)]
+enum Subcommands {
+    /// Serves the REST API and the tunnels
+    Serve(ServeArguments),
+    /// Accounts
+    #[command(subcommand)]
+    User(UserCommands),
+    /// One tunnel's process; started by `serve`
+    #[command(hide = true)]
+    Endpoint,
+}
+
+#[derive(Subcommand)]
+enum UserCommands {
+    /// Makes an account and prints its access key, which is kept nowhere
+    Add {
+        /// 1 to 64 of: letters, digits, `.`, `_`, `-`
+        name: String,
+        #[command(flatten)]
+        state: StateArgument,
+    },
+}
+
+#[derive(clap::Args)]
+struct StateArgument {
+    /// Folder of the store, the CA and the endpoints' files [default: /var/lib/culvert, or the user's XDG state folder]
+    #[arg(long, value_name = "FOLDER")]
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct ServeArguments {
+    #[command(flatten)]
+    state: StateArgument,
+    /// The public port, for REST and links [default: 443, or 8443 without the right to]
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = listen_address)]
+    listen: Option<SocketAddr>,
+    /// A further name of this host in the certificate of REST
+    #[arg(long, value_name = "NAME")]
+    hostname: Vec<String>,
+    /// What `sc` dials, if not the address by which it reached REST
+    #[arg(long, value_name = "HOST:PORT", value_parser = public_address)]
+    public_address: Option<String>,
+    /// Address of the proxy ports
+    #[arg(long, value_name = "ADDRESS", default_value_t = Ipv4Addr::LOCALHOST)]
+    proxy_address: Ipv4Addr,
+    /// One for each tunnel: where its browsers connect
+    #[arg(long, value_name = "FIRST-LAST", default_value = "20000-29999", value_parser = port_range)]
+    proxy_ports: RangeInclusive<u16>,
+    /// Threads that move bytes, of each endpoint
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    endpoint_shards: usize,
+    /// Streams that one endpoint may have open
+    #[arg(long, value_name = "N", default_value_t = limits::ENDPOINT_STREAMS_MAX)]
+    max_streams: usize,
+    /// Memory of one endpoint, in MiB: refused if the other options need more [default: what they need]
+    #[arg(long, value_name = "MIB")]
+    memory_max: Option<usize>,
+    /// How endpoints wait for the kernel
+    #[arg(long, value_enum, default_value_t)]
+    driver: Driver,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.command {
+        Subcommands::Serve(arguments) => options(arguments).and_then(|options| {
+            log();
+            serve(options)
+        }),
+        Subcommands::User(UserCommands::Add { name, state }) => add_user(&name, state),
+        Subcommands::Endpoint => guest::run().map_err(|text| Failure {
+            code: EXIT_INTERNAL,
+            text,
+        }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nobody reads it: the code still says what it was.
+            let _ = writeln!(io::stderr(), "sc-cloud: {}", failure.text);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Lines at `info` and above, or what `RUST_LOG` says, to standard error.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
+}
+
+fn add_user(name: &str, state: StateArgument) -> Result<(), Failure> {
+    let connection = open_store(&state_dir(state)?)?;
+    let key = accounts::add(&connection, name, unix_now()).map_err(|e| match e {
+        AddError::Name => Failure::usage(format!(
+            "{name:?} is no user name: 1 to 64 letters, digits, '.', '_', '-'"
+        )),
+        AddError::Exists => Failure::usage(format!("user {name} exists already")),
+        AddError::Randomness => Failure::internal("the system gives no random numbers"),
+        AddError::Store(e) => Failure::local(format!("the store: {e}")),
+    })?;
+    writeln!(io::stdout(), "{}", key.expose()).map_err(Failure::internal)?;
+    let _ = writeln!(
+        io::stderr(),
+        "User {name} added; the access key is shown only this once."
+    );
+    Ok(())
+}
+
+fn state_dir(argument: StateArgument) -> Result<PathBuf, Failure> {
+    if let Some(folder) = argument.state_dir {
+        return std::path::absolute(&folder).map_err(|e| Failure::usage(format!("--state-dir: {e}")));
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok("/var/lib/culvert".into());
+    }
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+        .map(|folder| folder.join("culvert"))
+        .ok_or_else(|| Failure::usage("neither HOME nor XDG_STATE_HOME is set: --state-dir is needed"))
+}
+
+fn options(arguments: ServeArguments) -> Result<Options, Failure> {
+    let shards = arguments.endpoint_shards;
+    if !(1..=SHARDS_MAX).contains(&shards) {
+        return Err(Failure::usage(format!("--endpoint-shards: 1 to {SHARDS_MAX}")));
+    }
+    if !(shards..=limits::ENDPOINT_STREAMS_MAX).contains(&arguments.max_streams) {
+        let most = limits::ENDPOINT_STREAMS_MAX;
+        return Err(Failure::usage(format!(
+            "--max-streams: {shards} (the shards) to {most}"
+        )));
+    }
+    let needed = endpoint_bytes(shards, arguments.max_streams).div_ceil(MIB);
+    if arguments.memory_max.is_some_and(|given| given < needed) {
+        return Err(Failure::usage(format!(
+            "--memory-max: endpoints of {shards} shards and {} streams need {needed} MiB",
+            arguments.max_streams
+        )));
+    }
+    Ok(Options {
+        state: state_dir(arguments.state)?,
+        listen: arguments.listen,
+        hostnames: arguments.hostname,
+        public_address: arguments.public_address,
+        proxy_address: arguments.proxy_address,
+        proxy_ports: arguments.proxy_ports,
+        endpoint_shards: shards,
+        max_streams: arguments.max_streams,
+        driver: arguments.driver,
+    })
+}
+
+/// The most that an endpoint holds: half as much again as its budgets, because a buffer is charged whole, and the rest.
+fn endpoint_bytes(shards: usize, max_streams: usize) -> usize {
+    let peer_opened = limits::CLIENT_STREAMS_MAX * limits::BASE_CREDIT_PEER_BYTES;
+    let own = max_streams * limits::BASE_CREDIT_OWN_BYTES;
+    let budgets = peer_opened + own + shards * (limits::ENDPOINT_POOL_BYTES + limits::TX_BUDGET_BYTES);
+    budgets * 3 / 2
+        + shards * SHARD_BYTES
+        + usize::from(LINKS_MAX) * LINK_BYTES
+        + WAITING_HEADS_BYTES
+        + CACHE_BYTES
+        + BASE_BYTES
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok((Ipv4Addr::UNSPECIFIED, port).into());
+    }
+    text.parse().map_err(|_| "PORT or ADDRESS:PORT is needed".into())
+}
+
+fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let bad = || "FIRST-LAST is needed, both from 1 to 65535".to_owned();
+    let (first, last) = text.split_once('-').ok_or_else(bad)?;
+    let (first, last) = (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
+    if first == 0 || first > last {
+        return Err(bad());
+    }
+    Ok(first..=last)
+}
+
+fn public_address(text: &str) -> Result<String, String> {
+    let bad = || "HOST:PORT is needed".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
+    port.parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(bad)?;
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let is_address = bare.is_some_and(|h| h.parse::<IpAddr>().is_ok());
+    let is_name = !host.is_empty()
+        && host
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
+    if is_address || is_name {
+        Ok(text.to_owned())
+    } else {
+        Err(bad())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Options, Failure> {
+        let all = ["sc-cloud", "serve", "--state-dir", "/tmp/x"].iter().chain(arguments);
+        match Arguments::try_parse_from(all)
+            .map_err(|e| Failure::usage(e.to_string()))?
+            .command
+        {
+            Subcommands::Serve(arguments) => options(arguments),
+            _ => Err(Failure::internal("another command")),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_and_values() {
+        let plain = parse(&[]).unwrap();
+        assert_eq!(
+            (plain.listen, plain.endpoint_shards, plain.max_streams),
+            (None, 1, 8_192)
+        );
+        assert_eq!(
+            (plain.proxy_ports, plain.proxy_address),
+            (20_000..=29_999, Ipv4Addr::LOCALHOST)
+        );
+        let given = parse(&["--listen", "9000", "--driver", "io_uring", "--proxy-ports", "5-5"]).unwrap();
+        assert_eq!(given.listen.unwrap().to_string(), "0.0.0.0:9000");
+        assert_eq!((given.driver, given.proxy_ports), (Driver::IoUring, 5..=5));
+        assert_eq!(
+            parse(&["--public-address", "[::1]:9"])
+                .unwrap()
+                .public_address
+                .as_deref(),
+            Some("[::1]:9")
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        for (arguments, named) in [
+            (["--listen", "x"], "--listen"),
+            (["--proxy-ports", "9-8"], "--proxy-ports"),
+            (["--proxy-ports", "0-8"], "--proxy-ports"),
+            (["--public-address", "host"], "--public-address"),
+            (["--endpoint-shards", "0"], "--endpoint-shards"),
+            (["--max-streams", "8193"], "--max-streams"),
+            (["--memory-max", "100"], "--memory-max"),
+            (["--driver", "kqueue"], "--driver"),
+        ] {
+            let failure = parse(&arguments).unwrap_err();
+            assert!(failure.text.contains(named), "{}", failure.text);
+        }
+    }
+
+    #[test]
+    fn one_shard_fits_the_promised_memory() {
+        assert!(endpoint_bytes(1, limits::ENDPOINT_STREAMS_MAX) <= 512 * MIB);
+    }
+}

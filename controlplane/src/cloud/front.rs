@@ -1,0 +1,291 @@
+//! The one public port: reads each ClientHello and sends the connection where its server name belongs.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use dataplane::limits::{CLIENT_HELLO_BYTES_MAX, CLIENT_HELLO_MAX, CLIENT_HELLOS_PENDING_MAX};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Cloud;
+use super::bucket::Bucket;
+use super::hello::{HelloReader, Malformed, Place, place};
+use super::limits::{
+    ACCEPT_PAUSE, ACCEPTS_BURST, ACCEPTS_OF_ONE_BURST, ACCEPTS_OF_ONE_PER_SECOND, ACCEPTS_PER_SECOND, ACCEPTS_PER_TURN,
+    ADDRESSES_MAX, ALERT_MAX, LINKS_MAX, PENDING_OF_ONE_MAX, REST_CONNECTIONS_MAX, REST_WAIT_MAX,
+};
+use super::registry::Command;
+
+/// Fatal alerts (RFC 8446 section 6) in a plaintext record.
+const ALERT_UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+const ALERT_DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
+const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 29\r\nConnection: close\r\n\r\nThis port speaks HTTPS only.\n";
+
+/// Accepts for ever.
+pub async fn run(cloud: Arc<Cloud>, listener: TcpListener) {
+    let pending = Arc::new(Semaphore::new(CLIENT_HELLOS_PENDING_MAX));
+    let rest = Arc::new(Semaphore::new(REST_CONNECTIONS_MAX));
+    let mut limiter = Limiter::new(Instant::now());
+    let mut turn = 0;
+    loop {
+        // At the bound the kernel's queue holds the rest; each pending hello ends within its time.
+        let Ok(place) = Arc::clone(&pending).acquire_owned().await else {
+            return;
+        };
+        if let Err(wait) = limiter.all.take(Instant::now()) {
+            tokio::time::sleep(wait).await;
+            continue;
+        }
+        match listener.accept().await {
+            Ok((stream, peer)) => match limiter.admit(peer.ip(), Instant::now()) {
+                Some(share) => {
+                    let (cloud, rest) = (Arc::clone(&cloud), Arc::clone(&rest));
+                    tokio::spawn(connection(cloud, rest, stream, peer, (place, share)));
+                }
+                None => tracing::debug!(%peer, "refused: too many connections"),
+            },
+            Err(e) => {
+                tracing::warn!("the public port pauses: {e}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        turn += 1;
+        if turn % ACCEPTS_PER_TURN == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// One connection; `pending` is given back once it is known what it is.
+async fn connection(
+    cloud: Arc<Cloud>,
+    rest: Arc<Semaphore>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    pending: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+) {
+    let Some((stream, first)) = greet(&cloud, stream, peer).await else {
+        return;
+    };
+    let Ok(Ok(_one)) = tokio::time::timeout(REST_WAIT_MAX, rest.acquire()).await else {
+        tracing::warn!(%peer, "refused: {REST_CONNECTIONS_MAX} connections to REST are open");
+        return;
+    };
+    drop(pending);
+    serve_rest(&cloud, Replayed { first, at: 0, stream }).await;
+}
+
+/// Reads the hello. Connections of tunnels and bad ones are dealt with here; what is REST's comes back.
+async fn greet(cloud: &Cloud, mut stream: TcpStream, peer: SocketAddr) -> Option<(TcpStream, Vec<u8>)> {
+    let mut reader = HelloReader::default();
+    let Ok(name) = tokio::time::timeout(CLIENT_HELLO_MAX, read_hello(&mut stream, &mut reader)).await else {
+        tracing::debug!(%peer, "no ClientHello in time");
+        return None;
+    };
+    let name = match name {
+        Ok(name) => name,
+        Err(Malformed::NotTls) => {
+            let http = reader.into_raw().first().is_some_and(u8::is_ascii_uppercase);
+            refuse(stream, if http { PLAIN_HTTP } else { &ALERT_DECODE_ERROR }).await;
+            return None;
+        }
+        Err(_) => {
+            refuse(stream, &ALERT_DECODE_ERROR).await;
+            return None;
+        }
+    };
+    match place(name.as_deref()) {
+        Place::Rest => Some((stream, reader.into_raw())),
+        Place::Nowhere => {
+            refuse(stream, &ALERT_UNRECOGNIZED_NAME).await;
+            None
+        }
+        Place::Link { link, tunnel } => {
+            let commands = cloud.registry().commands(&tunnel).filter(|_| link < LINKS_MAX);
+            let Some(commands) = commands else {
+                refuse(stream, &ALERT_UNRECOGNIZED_NAME).await;
+                return None;
+            };
+            // A connection that is gone already needs no option.
+            let _ = stream.set_nodelay(true);
+            let socket = stream.into_std().ok()?.into();
+            let first = reader.into_raw();
+            // A tunnel that does not keep up loses this dial; its `sc` dials again.
+            if commands.try_send(Command::Link { link, socket, first }).is_err() {
+                tracing::warn!(tunnel, link, "a link was dropped: its endpoint does not keep up");
+            }
+            None
+        }
+    }
+}
+
+async fn read_hello(stream: &mut TcpStream, reader: &mut HelloReader) -> Result<Option<String>, Malformed> {
+    let mut buffer = [0u8; 2_048];
+    loop {
+        let length = stream.read(&mut buffer).await.map_err(|_| Malformed::Syntax)?;
+        if length == 0 {
+            return Err(Malformed::Syntax);
+        }
+        if let Some(name) = reader.push(&buffer[..length])? {
+            return Ok(name);
+        }
+    }
+}
+
+/// Says why and closes. What the client still sends is read for a moment: closing over unread bytes would reset the
+/// connection, and the client would never see the reason.
+async fn refuse(mut stream: TcpStream, reason: &[u8]) {
+    let farewell = async {
+        stream.write_all(reason).await?;
+        stream.shutdown().await?;
+        let mut rest = stream.take(CLIENT_HELLO_BYTES_MAX as u64);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(ALERT_MAX, farewell).await;
+}
+
+async fn serve_rest(cloud: &Arc<Cloud>, stream: Replayed) {
+    let handshake = cloud.tls.accept(stream);
+    match tokio::time::timeout(CLIENT_HELLO_MAX, handshake).await {
+        Ok(Ok(stream)) => super::rest::serve(cloud, stream).await,
+        Ok(Err(e)) => tracing::debug!("TLS of REST: {e}"),
+        Err(_) => tracing::debug!("TLS of REST: not done in time"),
+    }
+}
+
+/// A connection whose first bytes have been read already: they are read once more.
+pub struct Replayed {
+    first: Vec<u8>,
+    at: usize,
+    stream: TcpStream,
+}
+
+impl AsyncRead for Replayed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let waiting = &self.first[self.at..];
+        if waiting.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let length = waiting.len().min(buf.remaining());
+        buf.put_slice(&waiting[..length]);
+        self.at += length;
+        if self.at == self.first.len() {
+            self.first = Vec::new();
+            self.at = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Replayed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// How many connections are let in, before anything is read of them.
+struct Limiter {
+    all: Bucket,
+    each: HashMap<IpAddr, Share>,
+    others: Share,
+}
+
+/// What one address may have.
+struct Share {
+    rate: Bucket,
+    pending: Arc<Semaphore>,
+}
+
+impl Share {
+    fn new(now: Instant) -> Self {
+        Self {
+            rate: Bucket::new(ACCEPTS_OF_ONE_BURST, ACCEPTS_OF_ONE_PER_SECOND, now),
+            pending: Arc::new(Semaphore::new(PENDING_OF_ONE_MAX)),
+        }
+    }
+
+    fn take(&mut self, now: Instant) -> Option<OwnedSemaphorePermit> {
+        self.rate.take(now).ok()?;
+        Arc::clone(&self.pending).try_acquire_owned().ok()
+    }
+
+    fn is_unused(&mut self, now: Instant) -> bool {
+        self.rate.is_full(now) && self.pending.available_permits() == PENDING_OF_ONE_MAX
+    }
+}
+
+impl Limiter {
+    fn new(now: Instant) -> Self {
+        Self {
+            all: Bucket::new(ACCEPTS_BURST, ACCEPTS_PER_SECOND, now),
+            each: HashMap::new(),
+            others: Share::new(now),
+        }
+    }
+
+    /// A place for a connection whose hello is pending, if its address may have one more.
+    fn admit(&mut self, peer: IpAddr, now: Instant) -> Option<OwnedSemaphorePermit> {
+        let peer = network(peer);
+        if !self.each.contains_key(&peer) && self.each.len() >= ADDRESSES_MAX {
+            self.each.retain(|_, share| !share.is_unused(now));
+            if self.each.len() >= ADDRESSES_MAX {
+                return self.others.take(now);
+            }
+        }
+        self.each.entry(peer).or_insert_with(|| Share::new(now)).take(now)
+    }
+}
+
+/// Who may have an IPv6 address has the whole /64.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) >> 64 << 64).into(),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn one_address_does_not_use_up_the_place_of_others() {
+        let now = Instant::now();
+        let mut limiter = Limiter::new(now);
+        let admit = |l: &mut Limiter| l.admit("10.0.0.1".parse().unwrap(), now);
+        let slow: Vec<_> = (0..3_000).filter_map(|_| admit(&mut limiter)).collect();
+        assert_eq!(slow.len(), PENDING_OF_ONE_MAX);
+        drop(slow);
+        assert!(admit(&mut limiter).is_none(), "the rate");
+        assert!(limiter.admit("10.0.0.2".parse().unwrap(), now).is_some());
+        for host in 0..ADDRESSES_MAX as u32 * 2 {
+            limiter.admit(std::net::Ipv4Addr::from(0x0b00_0000 + host).into(), now);
+        }
+        assert!(limiter.each.len() <= ADDRESSES_MAX);
+        limiter.admit("12.0.0.1".parse().unwrap(), now + Duration::from_secs(60));
+        assert_eq!(limiter.each.len(), 1);
+    }
+
+    #[test]
+    fn neighbours_in_one_ipv6_network_are_one() {
+        let of = |text: &str| network(text.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+    }
+}

@@ -1,0 +1,142 @@
+//! Tunnels in the store: they survive there as history.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::limits::TUNNELS_KEPT_MAX;
+use super::store::Store;
+use crate::api::Tunnel;
+
+/// Writes the tunnel's present state.
+///
+/// # Errors
+/// The store fails.
+pub async fn save(store: &Store, tunnel: &Tunnel) -> rusqlite::Result<()> {
+    let object = serde_json::to_string(tunnel).unwrap_or_default();
+    let (id, owner, status) = (tunnel.id.clone(), tunnel.owner.clone(), tunnel.status.clone());
+    let created = seconds(tunnel.creation_time.unwrap_or_default());
+    store
+        .run(move |c| {
+            let values = params![id, owner, created, status, object];
+            c.execute(
+                "INSERT OR REPLACE INTO tunnels (id, owner, created, status, object) VALUES (?1, ?2, ?3, ?4, ?5)",
+                values,
+            )?;
+            c.execute(
+                "DELETE FROM tunnels WHERE status = 'terminated' AND id NOT IN
+                    (SELECT id FROM tunnels ORDER BY created DESC LIMIT ?1)",
+                [TUNNELS_KEPT_MAX],
+            )?;
+            Ok(())
+        })
+        .await
+}
+
+/// A tunnel of `owner`, as it was last saved.
+///
+/// # Errors
+/// The store fails.
+pub async fn load(store: &Store, owner: &str, id: &str) -> rusqlite::Result<Option<Tunnel>> {
+    let (owner, id) = (owner.to_owned(), id.to_owned());
+    let object: Option<String> = store
+        .run(move |c| {
+            c.query_row(
+                "SELECT object FROM tunnels WHERE id = ?1 AND owner = ?2",
+                [id, owner],
+                |row| row.get(0),
+            )
+            .optional()
+        })
+        .await?;
+    Ok(object.and_then(|text| serde_json::from_str(&text).ok()))
+}
+
+/// The newest tunnels of `owner` that have ended, newest first, at most `limit`.
+///
+/// # Errors
+/// The store fails.
+pub async fn ended(store: &Store, owner: &str, limit: u32) -> rusqlite::Result<Vec<Tunnel>> {
+    let owner = owner.to_owned();
+    let objects: Vec<String> = store
+        .run(move |c| {
+            let mut rows = c.prepare_cached(
+                "SELECT object FROM tunnels WHERE owner = ?1 AND status = 'terminated'
+                 ORDER BY created DESC, rowid DESC LIMIT ?2",
+            )?;
+            let objects = rows.query_map(params![owner, limit], |row| row.get(0))?;
+            objects.collect()
+        })
+        .await?;
+    Ok(objects
+        .iter()
+        .filter_map(|text| serde_json::from_str(text).ok())
+        .collect())
+}
+
+/// Marks what an earlier process left unfinished as lost, and says how many tunnels that were.
+///
+/// # Errors
+/// The store fails.
+pub async fn close_unfinished(store: &Store, now: u64) -> rusqlite::Result<usize> {
+    store
+        .run(move |c| {
+            c.execute(
+                "UPDATE tunnels SET status = 'terminated', object = json_set(object, '$.status', 'terminated',
+                    '$.shutdown_reason', 'lost', '$.shutdown_time', ?1, '$.is_ready', json('false'),
+                    '$.culvert', NULL)
+                 WHERE status != 'terminated'",
+                [seconds(now)],
+            )
+        })
+        .await
+}
+
+/// SQLite's integers have a sign.
+fn seconds(unix: u64) -> i64 {
+    i64::try_from(unix).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::store;
+
+    fn tunnel(id: &str, status: &str, created: u64) -> Tunnel {
+        Tunnel {
+            id: Some(id.into()),
+            owner: Some("ada".into()),
+            status: Some(status.into()),
+            creation_time: Some(created),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn tunnels_survive_as_history() {
+        let connection = store::open(std::path::Path::new(":memory:")).unwrap();
+        let store = Store::start(connection).unwrap();
+        crate::runtime::Runtime::epoll().unwrap().block_on(async {
+            for (id, status, created) in [("a", "running", 1), ("b", "terminated", 2), ("a", "halting", 1)] {
+                save(&store, &tunnel(id, status, created)).await.unwrap();
+            }
+            assert_eq!(
+                load(&store, "ada", "a").await.unwrap().unwrap().status.unwrap(),
+                "halting"
+            );
+            assert!(load(&store, "bob", "a").await.unwrap().is_none());
+            assert_eq!(ended(&store, "ada", 9).await.unwrap().len(), 1);
+            assert_eq!(close_unfinished(&store, 7).await.unwrap(), 1);
+            let lost = load(&store, "ada", "a").await.unwrap().unwrap();
+            assert_eq!(lost.status.as_deref(), Some("terminated"));
+            assert_eq!(lost.shutdown_reason.as_deref(), Some("lost"));
+            assert_eq!((lost.shutdown_time, lost.is_ready), (Some(7), Some(false)));
+            let ids: Vec<_> = ended(&store, "ada", 9)
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|t| t.id.unwrap())
+                .collect();
+            assert_eq!(ids, ["b", "a"]);
+            assert_eq!(ended(&store, "ada", 1).await.unwrap().len(), 1);
+        });
+    }
+}

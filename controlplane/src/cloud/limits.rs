@@ -1,0 +1,129 @@
+//! Every bound and time limit of `sc-cloud`, each with its reason; those of the bytes are in `dataplane::limits`.
+
+use std::time::Duration;
+
+use dataplane::limits;
+
+// ── Tunnels ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// Live tunnels of one account.
+pub const TUNNELS_PER_ACCOUNT_MAX: usize = 100;
+/// Links of one member: the original's successor opens 16 connections at most, too.
+pub const LINKS_MAX: u16 = 16;
+/// A tunnel without link and heartbeat is kept this long.
+pub const LOST_AFTER: Duration = Duration::from_secs(90);
+/// What one tunnel's task has not read yet.
+pub const COMMANDS_WAITING_MAX: usize = 64;
+/// Tunnels without a sign of life are looked for this often.
+pub const LOST_CHECK: Duration = Duration::from_secs(1);
+/// Streams of a tunnel that ends while nobody waits for them.
+pub const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// All endpoints have ended after SIGTERM, or are killed.
+pub const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
+
+// ── REST ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// A request head must be there; an idle connection is closed.
+pub const REST_HEAD_MAX: Duration = Duration::from_secs(60);
+/// A request, from its head to its answer.
+pub const REST_REQUEST_MAX: Duration = Duration::from_secs(60);
+/// Bodies of all requests but the one that makes a tunnel.
+pub const SMALL_BODY_BYTES_MAX: usize = 256 * 1024;
+/// A body that is too long is read this far, so that its sender gets the answer.
+pub const DISCARDED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Streams of a deleted tunnel whose client waits for its jobs.
+pub const DRAIN_WAITING_MAX: Duration = limits::DRAIN_MAX;
+/// An endpoint that does not say how many streams it has.
+pub const STREAMS_ANSWER_MAX: Duration = Duration::from_secs(1);
+/// `all_tunnels` without `limit`, and at most.
+pub const HISTORY_DEFAULT: u32 = 100;
+pub const HISTORY_MAX: u32 = 1_000;
+/// A DELETE's `reason`.
+pub const REASON_BYTES_MAX: usize = 64;
+
+// ── Store ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// Name of an account.
+pub const USER_BYTES_MAX: usize = 64;
+/// Calls that wait for the store's thread; more wait in their callers.
+pub const STORE_CALLS_MAX: usize = 256;
+/// Another process (`sc-cloud user add`) may hold the file this long.
+pub const STORE_BUSY_MS_MAX: u64 = 5_000;
+/// Tunnels kept for all accounts together; the oldest make room.
+pub const TUNNELS_KEPT_MAX: u32 = 10_000;
+
+// ── Front ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// Accepted in one turn of the listener.
+pub const ACCEPTS_PER_TURN: usize = 16;
+/// Connections a second from all addresses: a suite that redials at once passes, a flood costs no TLS.
+pub const ACCEPTS_BURST: u32 = 4_096;
+pub const ACCEPTS_PER_SECOND: u32 = 2_000;
+/// From one address (IPv6: one /64): a company behind one address, with many `sc`.
+pub const ACCEPTS_OF_ONE_BURST: u32 = 1_024;
+pub const ACCEPTS_OF_ONE_PER_SECOND: u32 = 200;
+/// Addresses with a count of their own; more share one.
+pub const ADDRESSES_MAX: usize = 4_096;
+/// Of one address, hellos that are not complete: four slow addresses must not use up the place of all.
+pub const PENDING_OF_ONE_MAX: usize = limits::CLIENT_HELLOS_PENDING_MAX / 4;
+/// Connections to REST; more wait for their place, before TLS is done for them …
+pub const REST_CONNECTIONS_MAX: usize = 512;
+/// … this long.
+pub const REST_WAIT_MAX: Duration = Duration::from_secs(5);
+/// A client that goes on sending gets this long to take its alert.
+pub const ALERT_MAX: Duration = Duration::from_secs(1);
+/// Descriptors have run out: look again after this.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+// ── Broker ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// Sockets that wait for one endpoint before its listener pauses.
+pub const FDS_WAITING_MAX: usize = 256;
+/// Descriptors have run out, or every shard's queue is full: look again after this.
+pub const BROKER_PAUSE: Duration = Duration::from_millis(50);
+/// One attempt of the self-test, from connect to answer.
+pub const PROBE_ATTEMPT_MAX: Duration = Duration::from_secs(10);
+/// Between attempts, doubling.
+pub const PROBE_BACKOFF_MIN: Duration = Duration::from_millis(50);
+pub const PROBE_BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A good answer is some hundred bytes long.
+pub const PROBE_ANSWER_BYTES_MAX: u64 = 16 * 1024;
+
+// ── Endpoint processes ────────────────────────────────────────────────────────────────────────────────────────────
+
+/// From the start of the process to its key.
+pub const BOOT_MAX: Duration = Duration::from_secs(10);
+/// An endpoint that takes no message for this long is as good as dead.
+pub const SEND_MAX: Duration = Duration::from_secs(5);
+/// Between the end of its control socket and the end of the process.
+pub const EXIT_MAX: Duration = Duration::from_millis(500);
+/// Deaths of one tunnel's endpoints within [`DEATHS_SPAN`]; a tunnel with more is given up.
+pub const DEATHS_MAX: usize = 10;
+pub const DEATHS_SPAN: Duration = Duration::from_secs(60);
+/// Between a death and the next process.
+pub const RELAUNCH_PAUSE: Duration = Duration::from_millis(100);
+/// Lines of one endpoint that reach the log: at once, and a second.
+pub const LINES_BURST: u32 = 200;
+pub const LINES_PER_SECOND: u32 = 20;
+/// Files of what endpoints wrote to stderr (panics) that are kept; each is one tunnel's.
+pub const STDERR_FILES_MAX: usize = 100;
+/// The broker is gone: streams may go on for this long.
+pub const ORPHANED_MAX: Duration = Duration::from_secs(90);
+/// Events passed on in one turn.
+pub const EVENTS_PER_TURN: usize = 64;
+/// Bytes of one message.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// Descriptors beside one message: one browser socket for each shard of an endpoint is the most that goes at once.
+pub const MESSAGE_FDS_MAX: usize = 64;
+/// Bytes of settings in one `ToEndpoint::Rules`: with Base64 around them they fit one message.
+pub const RULES_PART_BYTES_MAX: usize = 32 * 1024;
+/// Texts from an endpoint: it may have been taken over.
+pub const ENDPOINT_TEXT_BYTES_MAX: usize = 1_024;
+/// One tunnel needs no more cores; the broker's bound on waiting sockets is a sum over the shards.
+pub const SHARDS_MAX: usize = 32;
+
+const _: () = assert!(crate::api::BODY_BYTES_MAX < DISCARDED_BYTES_MAX);
+const _: () = assert!(LINKS_MAX <= limits::LINKS_MAX);
+const _: () = assert!(SHARDS_MAX <= MESSAGE_FDS_MAX);
+const _: () = assert!(ACCEPTS_PER_TURN <= limits::BROWSERS_PER_MESSAGE);
+const _: () = assert!(DRAIN_MAX.as_secs() < SHUTDOWN_MAX.as_secs());

@@ -1,0 +1,149 @@
+//! What the broker and an endpoint process say to each other: one JSON text a message, descriptors beside it.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::limits::ENDPOINT_TEXT_BYTES_MAX;
+use super::seqpacket::Seqpacket;
+
+/// From the broker to an endpoint.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToEndpoint {
+    /// A piece of the settings' JSON, Base64; `Start` takes all pieces so far.
+    Rules {
+        part: String,
+    },
+    /// First but for `Rules`; beside it one browser socket for each shard.
+    Start {
+        tunnel: String,
+        shards: usize,
+        driver: String,
+        max_streams: usize,
+        version: u32,
+    },
+    /// A member, by the SHA-256 of its public key.
+    Attach {
+        fingerprint: String,
+        index: usize,
+    },
+    /// Beside it the link's socket; `first` is Base64 of what was read from it.
+    Link {
+        fingerprint: String,
+        link: u16,
+        first: String,
+    },
+    Drain,
+    Report,
+}
+
+/// From an endpoint to the broker.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromEndpoint {
+    /// Everything runs; the key was made in the process and never leaves it.
+    Ready {
+        fingerprint: String,
+        driver: String,
+    },
+    LinkUp {
+        link: u16,
+    },
+    LinkDown {
+        link: u16,
+        reason: String,
+    },
+    Log {
+        level: String,
+        text: String,
+    },
+    Report {
+        requests: u64,
+        streams: u64,
+    },
+    Drained,
+    Failed {
+        text: String,
+    },
+}
+
+/// Sends `message` with `fds` beside it.
+///
+/// # Errors
+/// The other end is gone.
+pub async fn send<M: Serialize>(socket: &Seqpacket, message: &M, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    socket.send(&serde_json::to_vec(message)?, fds).await
+}
+
+/// Receives one message; `None` when the other end is closed.
+///
+/// # Errors
+/// What arrived is no message of this kind.
+pub async fn receive<M: DeserializeOwned>(socket: &Seqpacket) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+    let mut buffer = Vec::new();
+    let Some(fds) = socket.receive(&mut buffer).await? else {
+        return Ok(None);
+    };
+    Ok(Some((serde_json::from_slice(&buffer)?, fds)))
+}
+
+/// `bytes` as Base64.
+pub fn encode(bytes: &[u8]) -> String {
+    BASE64.encode(bytes)
+}
+
+/// The inverse of [`encode`].
+///
+/// # Errors
+/// `text` is not Base64.
+pub fn decode(text: &str) -> io::Result<Vec<u8>> {
+    BASE64
+        .decode(text)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// `text` cut to [`ENDPOINT_TEXT_BYTES_MAX`] bytes, without control characters.
+pub fn clean(text: &str) -> String {
+    let mut end = text.len().min(ENDPOINT_TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end]
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::limits::{MESSAGE_BYTES_MAX, RULES_PART_BYTES_MAX};
+
+    #[test]
+    fn the_biggest_messages_fit() {
+        let rules = ToEndpoint::Rules {
+            part: encode(&vec![0; RULES_PART_BYTES_MAX]),
+        };
+        let link = ToEndpoint::Link {
+            fingerprint: "f".repeat(64),
+            link: u16::MAX,
+            first: encode(&vec![0; dataplane::limits::CLIENT_HELLO_BYTES_MAX]),
+        };
+        for message in [rules, link] {
+            assert!(serde_json::to_vec(&message).unwrap().len() <= MESSAGE_BYTES_MAX);
+        }
+    }
+
+    #[test]
+    fn texts_are_cut_at_a_character() {
+        assert_eq!(clean("a\nb\u{1b}[1m"), "a b [1m");
+        let long = "é".repeat(ENDPOINT_TEXT_BYTES_MAX);
+        assert_eq!(clean(&long).len(), ENDPOINT_TEXT_BYTES_MAX);
+        assert!(clean(&format!("x{long}")).len() < ENDPOINT_TEXT_BYTES_MAX);
+    }
+}

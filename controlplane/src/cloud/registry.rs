@@ -1,0 +1,483 @@
+//! Live tunnels: their states, how identifiers collide, and when one counts as lost. No I/O; time is an argument.
+//!
+//! ```text
+//!  new ──► booting ──► running ──► halting ──► terminated (history)
+//!   │         │           │  ▲ a relaunched endpoint keeps `running`
+//!   └─────────┴───────────┴──► halting: DELETE, replaced, lost, endpoint, cloud
+//! ```
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::limits::{COMMANDS_WAITING_MAX, LINKS_MAX, LOST_AFTER, TUNNELS_PER_ACCOUNT_MAX};
+use crate::api::{EndpointInfo, Tunnel, TunnelRequest};
+
+/// Where a tunnel stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    New,
+    Booting,
+    Running,
+    Halting,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Booting => "booting",
+            Self::Running => "running",
+            Self::Halting => "halting",
+        }
+    }
+}
+
+/// What an endpoint has counted since it started.
+#[derive(Clone, Copy, Default)]
+pub struct Counts {
+    /// Exchanges that went through the tunnel: requests, and CONNECTs that stay opaque.
+    pub requests: u64,
+    /// Streams that are open now.
+    pub streams: u64,
+}
+
+/// To the task that owns a tunnel's endpoint.
+pub enum Command {
+    /// A link's connection and what was read of it.
+    Link { link: u16, socket: OwnedFd, first: Vec<u8> },
+    /// End the endpoint; its streams may go on for `limit`.
+    Drain { limit: Duration },
+    /// What the endpoint counts.
+    Counts(oneshot::Sender<Counts>),
+}
+
+/// What is new about a tunnel that is to be made.
+pub struct Order {
+    pub id: String,
+    pub owner: String,
+    pub request: TunnelRequest,
+    /// `host:port` that its links dial.
+    pub address: String,
+    /// Where browsers find it.
+    pub proxy: SocketAddr,
+    /// Unix seconds.
+    pub created: u64,
+}
+
+struct Entry {
+    order: Order,
+    state: State,
+    launched: Option<u64>,
+    last_connected: Option<u64>,
+    shutdown: Option<u64>,
+    reason: Option<String>,
+    user_shutdown: bool,
+    ready: bool,
+    /// The running endpoint's; the last one's while it is relaunched.
+    fingerprint: Option<String>,
+    links: BTreeSet<u16>,
+    /// The last sign of life from its member.
+    alive: Instant,
+    commands: mpsc::Sender<Command>,
+}
+
+/// All live tunnels of this host.
+pub struct Registry {
+    tunnels: HashMap<String, Entry>,
+    endpoint_shards: usize,
+}
+
+/// A tunnel that was made.
+#[derive(Debug)]
+pub struct Created {
+    pub commands: mpsc::Receiver<Command>,
+    /// Ids of tunnels that must make room for it.
+    pub collisions: Vec<String>,
+}
+
+impl Registry {
+    /// No tunnels yet; each will have an endpoint of so many shards.
+    pub fn new(endpoint_shards: usize) -> Self {
+        Self {
+            tunnels: HashMap::new(),
+            endpoint_shards,
+        }
+    }
+
+    /// Adds a tunnel.
+    ///
+    /// # Errors
+    /// The account has too many; the text is for the caller.
+    pub fn create(&mut self, order: Order, now: Instant) -> Result<Created, String> {
+        let collisions = self.collisions(&order);
+        let live = self.of(&order.owner).count() - collisions.len() + 1;
+        if live > TUNNELS_PER_ACCOUNT_MAX {
+            return Err(format!(
+                "Too many active org tunnels: {live} >= {TUNNELS_PER_ACCOUNT_MAX}"
+            ));
+        }
+        let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
+        let entry = Entry {
+            state: State::New,
+            launched: None,
+            last_connected: None,
+            shutdown: None,
+            reason: None,
+            user_shutdown: false,
+            ready: false,
+            fingerprint: None,
+            links: BTreeSet::new(),
+            alive: now,
+            commands,
+            order,
+        };
+        self.tunnels.insert(entry.order.id.clone(), entry);
+        Ok(Created {
+            commands: receiver,
+            collisions,
+        })
+    }
+
+    /// Same owner and same identifier, or both without; pools live side by side.
+    fn collisions(&self, order: &Order) -> Vec<String> {
+        if order.request.tunnel_pool == Some(true) {
+            return Vec::new();
+        }
+        self.of(&order.owner)
+            .filter(|e| e.state != State::Halting)
+            .filter(|e| e.order.request.identifier() == order.request.identifier())
+            .map(|e| e.order.id.clone())
+            .collect()
+    }
+
+    fn of<'a>(&'a self, owner: &'a str) -> impl Iterator<Item = &'a Entry> {
+        self.tunnels.values().filter(move |e| e.order.owner == owner)
+    }
+
+    /// Its process has been started.
+    pub fn booting(&mut self, id: &str) {
+        if let Some(e) = self.tunnels.get_mut(id).filter(|e| e.state == State::New) {
+            e.state = State::Booting;
+        }
+    }
+
+    /// Its endpoint answers, under this key. `now` begins the time in which a member must come.
+    pub fn running(&mut self, id: &str, fingerprint: &str, now: Instant, unix: u64) {
+        let Some(e) = self.tunnels.get_mut(id) else {
+            return;
+        };
+        e.fingerprint = Some(fingerprint.to_owned());
+        e.alive = now;
+        if matches!(e.state, State::New | State::Booting) {
+            e.state = State::Running;
+            e.launched = Some(unix);
+        }
+    }
+
+    /// Its endpoint has died; the tunnel stays as it is and waits for the next one.
+    pub fn endpoint_lost(&mut self, id: &str, now: Instant) {
+        if let Some(e) = self.tunnels.get_mut(id) {
+            e.ready = false;
+            if !e.links.is_empty() {
+                e.alive = now;
+            }
+            e.links.clear();
+        }
+    }
+
+    /// A link has come up. True if it is the only one.
+    pub fn link_up(&mut self, id: &str, link: u16, unix: u64) -> bool {
+        let Some(e) = self.tunnels.get_mut(id).filter(|_| link < LINKS_MAX) else {
+            return false;
+        };
+        let first = e.links.is_empty();
+        e.links.insert(link);
+        e.last_connected = Some(unix);
+        first
+    }
+
+    /// A link is down.
+    pub fn link_down(&mut self, id: &str, link: u16, now: Instant, unix: u64) {
+        if let Some(e) = self.tunnels.get_mut(id)
+            && e.links.remove(&link)
+        {
+            e.alive = now;
+            e.last_connected = Some(unix);
+        }
+    }
+
+    /// A request has gone through the whole path and back.
+    pub fn ready(&mut self, id: &str) {
+        if let Some(e) = self.tunnels.get_mut(id) {
+            e.ready = e.state == State::Running;
+        }
+    }
+
+    /// Whether the self-test has still to be made: running with a link, but not ready.
+    pub fn awaits_probe(&self, id: &str) -> bool {
+        self.tunnels
+            .get(id)
+            .is_some_and(|e| e.state == State::Running && !e.ready && !e.links.is_empty())
+    }
+
+    /// A heartbeat of the member. `None`: unknown tunnel; false: it is on its way out.
+    pub fn heartbeat(&mut self, id: &str, owner: &str, now: Instant) -> Option<bool> {
+        let e = self.tunnels.get_mut(id).filter(|e| e.order.owner == owner)?;
+        e.alive = now;
+        Some(e.state != State::Halting)
+    }
+
+    /// Takes the tunnel out of service. The first reason stays; false if there is nothing to halt.
+    pub fn halt(&mut self, id: &str, reason: &str, by_user: bool, unix: u64) -> bool {
+        let Some(e) = self.tunnels.get_mut(id).filter(|e| e.state != State::Halting) else {
+            return false;
+        };
+        e.state = State::Halting;
+        e.ready = false;
+        e.shutdown = Some(unix);
+        e.reason = Some(reason.to_owned());
+        e.user_shutdown = by_user;
+        true
+    }
+
+    /// Removes a tunnel whose end history knows.
+    pub fn remove(&mut self, id: &str) {
+        self.tunnels.remove(id);
+    }
+
+    /// The tunnel as history keeps it once its endpoint has ended.
+    pub fn ended(&self, id: &str, unix: u64) -> Option<Tunnel> {
+        let mut object = self.object(id)?;
+        object.status = Some("terminated".into());
+        object.is_ready = Some(false);
+        object.shutdown_time = Some(unix);
+        object.culvert = None;
+        Some(object)
+    }
+
+    /// Ids of tunnels without a sign of life for [`LOST_AFTER`].
+    pub fn lost(&self, now: Instant) -> Vec<String> {
+        let silent = |e: &&Entry| now.saturating_duration_since(e.alive) >= LOST_AFTER;
+        self.tunnels
+            .values()
+            .filter(|e| e.state != State::Halting && e.links.is_empty())
+            .filter(silent)
+            .map(|e| e.order.id.clone())
+            .collect()
+    }
+
+    /// Ids of all tunnels.
+    pub fn ids(&self) -> Vec<String> {
+        self.tunnels.keys().cloned().collect()
+    }
+
+    /// The way to the task of a tunnel.
+    pub fn commands(&self, id: &str) -> Option<mpsc::Sender<Command>> {
+        self.tunnels.get(id).map(|e| e.commands.clone())
+    }
+
+    /// Whether `owner` has this tunnel.
+    pub fn owns(&self, owner: &str, id: &str) -> bool {
+        self.tunnels.get(id).is_some_and(|e| e.order.owner == owner)
+    }
+
+    /// The state of a tunnel.
+    pub fn state(&self, id: &str) -> Option<State> {
+        self.tunnels.get(id).map(|e| e.state)
+    }
+
+    /// The tunnels of `owner` as REST shows them, oldest first.
+    pub fn objects(&self, owner: &str) -> Vec<Tunnel> {
+        let mut objects: Vec<_> = self.of(owner).map(|e| self.show(e)).collect();
+        objects.sort_by(|a, b| (a.creation_time, &a.id).cmp(&(b.creation_time, &b.id)));
+        objects
+    }
+
+    /// A tunnel as REST shows it.
+    pub fn object(&self, id: &str) -> Option<Tunnel> {
+        self.tunnels.get(id).map(|e| self.show(e))
+    }
+
+    fn show(&self, e: &Entry) -> Tunnel {
+        let request = e.order.request.clone();
+        let list = |list: Option<Vec<String>>| Some(list.unwrap_or_default());
+        let running = matches!(e.state, State::Running | State::Halting);
+        let host = e.order.address.rsplit_once(':').map(|(host, _)| host.to_owned());
+        Tunnel {
+            id: Some(e.order.id.clone()),
+            owner: Some(e.order.owner.clone()),
+            host: host.filter(|_| running),
+            ip_address: None,
+            status: Some(e.state.name().into()),
+            tunnel_identifier: request.identifier().map(str::to_owned),
+            creation_time: Some(e.order.created),
+            launch_time: e.launched,
+            last_connected: e.last_connected,
+            shutdown_time: e.shutdown,
+            shutdown_reason: e.reason.clone(),
+            user_shutdown: Some(e.user_shutdown),
+            is_ready: Some(e.ready && !e.links.is_empty()),
+            shared_tunnel: Some(request.shared_tunnel.unwrap_or(false)),
+            shared: request.shared,
+            tunnel_pool: Some(request.tunnel_pool.unwrap_or(false)),
+            domain_names: list(request.domain_names),
+            direct_domains: list(request.direct_domains),
+            fast_fail_regexps: list(request.fast_fail_regexps),
+            no_ssl_bump_domains: list(request.no_ssl_bump_domains),
+            no_proxy_caching: Some(request.no_proxy_caching.unwrap_or(false)),
+            use_caching_proxy: Some(request.use_caching_proxy.unwrap_or(true)),
+            use_kgp: Some(request.use_kgp.unwrap_or(true)),
+            ssh_port: Some(request.ssh_port.unwrap_or(443)),
+            vm_version: request.vm_version,
+            extra_info: request.extra_info,
+            metadata: request.metadata,
+            messages: None,
+            culvert: self.endpoint(e).filter(|_| running),
+        }
+    }
+
+    fn endpoint(&self, e: &Entry) -> Option<EndpointInfo> {
+        Some(EndpointInfo {
+            address: Some(e.order.address.clone()),
+            server_name: Some(format!("{}.tunnel.culvert", e.order.id)),
+            fingerprint: Some(e.fingerprint.clone()?),
+            shards: Some(self.endpoint_shards as u64),
+            links_max: Some(u64::from(LINKS_MAX)),
+            proxy: Some(e.order.proxy.to_string()),
+            requests: None,
+        })
+    }
+}
+
+/// The registry as all tasks of the control thread share it. Never held over an await.
+pub type Shared = Arc<std::sync::Mutex<Registry>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(id: &str, owner: &str, identifier: Option<&str>) -> Order {
+        Order {
+            id: id.into(),
+            owner: owner.into(),
+            request: TunnelRequest {
+                tunnel_identifier: identifier.map(str::to_owned),
+                ..Default::default()
+            },
+            address: "cloud.test:443".into(),
+            proxy: "127.0.0.1:20000".parse().unwrap(),
+            created: 1,
+        }
+    }
+
+    fn status(registry: &Registry, id: &str) -> Option<String> {
+        registry.object(id)?.status
+    }
+
+    #[test]
+    fn a_life_from_new_to_terminated() {
+        let (mut r, now) = (Registry::new(2), Instant::now());
+        r.create(order("a", "ada", Some("x")), now).unwrap();
+        let new = r.object("a").unwrap();
+        assert_eq!(
+            (new.status.as_deref(), &new.host, &new.culvert),
+            (Some("new"), &None, &None)
+        );
+        r.booting("a");
+        assert_eq!(status(&r, "a").as_deref(), Some("booting"));
+        r.running("a", "f1", now, 5);
+        let running = r.object("a").unwrap();
+        assert_eq!((running.is_ready, running.launch_time), (Some(false), Some(5)));
+        assert_eq!(running.host.as_deref(), Some("cloud.test"));
+        let culvert = running.culvert.unwrap();
+        assert_eq!(culvert.server_name.as_deref(), Some("a.tunnel.culvert"));
+        assert_eq!((culvert.shards, culvert.fingerprint.as_deref()), (Some(2), Some("f1")));
+        assert!(!r.awaits_probe("a"));
+        assert!(r.link_up("a", 1, 6) && !r.link_up("a", 0, 6) && !r.link_up("a", LINKS_MAX, 6));
+        assert!(r.awaits_probe("a"));
+        r.ready("a");
+        assert_eq!(r.object("a").unwrap().is_ready, Some(true));
+        r.link_down("a", 0, now, 7);
+        assert_eq!(r.object("a").unwrap().is_ready, Some(true));
+        r.link_down("a", 1, now, 7);
+        assert_eq!(r.object("a").unwrap().is_ready, Some(false));
+        r.link_up("a", 1, 8);
+        assert_eq!(r.object("a").unwrap().is_ready, Some(true));
+        r.endpoint_lost("a", now);
+        let relaunching = r.object("a").unwrap();
+        assert_eq!(
+            (relaunching.is_ready, relaunching.status.as_deref()),
+            (Some(false), Some("running"))
+        );
+        r.running("a", "f2", now, 9);
+        assert_eq!(
+            r.object("a").unwrap().culvert.unwrap().fingerprint.as_deref(),
+            Some("f2")
+        );
+        assert!(r.halt("a", "sigterm", true, 10) && !r.halt("a", "lost", false, 11));
+        r.ready("a");
+        assert_eq!(r.object("a").unwrap().is_ready, Some(false));
+        let ended = r.ended("a", 12).unwrap();
+        r.remove("a");
+        assert_eq!(ended.status.as_deref(), Some("terminated"));
+        assert_eq!(
+            (ended.shutdown_reason.as_deref(), ended.user_shutdown),
+            (Some("sigterm"), Some(true))
+        );
+        assert!(r.object("a").is_none() && r.ended("a", 13).is_none());
+    }
+
+    #[test]
+    fn identifiers_collide_within_an_account() {
+        let (mut r, now) = (Registry::new(1), Instant::now());
+        r.create(order("named", "ada", Some("x")), now).unwrap();
+        r.create(order("plain", "ada", None), now).unwrap();
+        r.create(order("other", "bob", Some("x")), now).unwrap();
+        let hits = |r: &mut Registry, o| r.create(o, now).unwrap().collisions;
+        assert_eq!(hits(&mut r, order("n2", "ada", Some("x"))), ["named"]);
+        assert_eq!(hits(&mut r, order("p2", "ada", Some(""))), ["plain"]);
+        assert!(hits(&mut r, order("y", "ada", Some("y"))).is_empty());
+        let mut pool = order("pool", "ada", Some("y"));
+        pool.request.tunnel_pool = Some(true);
+        assert!(hits(&mut r, pool).is_empty());
+    }
+
+    #[test]
+    fn silence_is_loss_after_90_seconds() {
+        let (mut r, start) = (Registry::new(1), Instant::now());
+        let at = |s| start + Duration::from_secs(s);
+        r.create(order("a", "ada", None), start).unwrap();
+        r.running("a", "f", at(1), 0);
+        assert!(r.lost(at(90)).is_empty());
+        assert_eq!(r.lost(at(91)), ["a"]);
+        assert_eq!(r.heartbeat("a", "ada", at(60)), Some(true));
+        assert_eq!(r.heartbeat("a", "bob", at(60)), None);
+        assert!(r.lost(at(149)).is_empty());
+        r.link_up("a", 0, 0);
+        assert!(r.lost(at(10_000)).is_empty());
+        r.link_down("a", 0, at(10_000), 0);
+        assert!(r.lost(at(10_089)).is_empty());
+        assert_eq!(r.lost(at(10_090)), ["a"]);
+        r.halt("a", "lost", false, 0);
+        assert!(r.lost(at(20_000)).is_empty());
+        assert_eq!(r.heartbeat("a", "ada", at(20_000)), Some(false));
+    }
+
+    #[test]
+    fn an_account_has_a_limit() {
+        let (mut r, now) = (Registry::new(1), Instant::now());
+        for n in 0..TUNNELS_PER_ACCOUNT_MAX {
+            r.create(order(&n.to_string(), "ada", Some(&n.to_string())), now)
+                .unwrap();
+        }
+        let refused = r.create(order("x", "ada", Some("x")), now).unwrap_err();
+        assert_eq!(refused, "Too many active org tunnels: 101 >= 100");
+        assert!(r.create(order("y", "ada", Some("7")), now).is_ok());
+        assert!(r.create(order("z", "bob", None), now).is_ok());
+    }
+}

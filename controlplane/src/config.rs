@@ -1,0 +1,347 @@
+//! `sc`'s configuration: command line, environment and files become one whole [`Config`], or one sentence why not.
+
+mod file;
+
+use std::path::{Path, PathBuf};
+
+use dataplane::client::Driver;
+use dataplane::limits::{
+    ENDPOINT_STREAMS_MAX, LINKS_MAX, NAME_BYTES_MAX, SHARDS_DEFAULT_MAX, SHARDS_MAX, STREAMS_OPTION_MAX,
+};
+use reqwest::Url;
+
+use self::file::Lines;
+use crate::cli::Args;
+use crate::secret::Secret;
+
+/// Everything that `sc` needs to run, resolved.
+#[derive(Debug)]
+pub struct Config {
+    /// Account whose tunnel it is.
+    pub user: String,
+    /// Its access key.
+    pub key: Secret,
+    /// Base of the REST API, without a slash at the end.
+    pub rest_url: Url,
+    /// Name of the tunnel; none makes it serve all jobs that name none.
+    pub identifier: Option<String>,
+    /// Where the log goes.
+    pub logfile: Place,
+    /// Where the pid goes.
+    pub pidfile: Place,
+    /// File that exists while the tunnel is ready.
+    pub readyfile: Option<PathBuf>,
+    /// How often `-v` was given.
+    pub verbose: u8,
+    /// Extra roots for REST, PEM.
+    pub cainfo: Option<PathBuf>,
+    /// Threads that carry traffic.
+    pub shards: usize,
+    /// Links to the endpoint; none lets the larger number of shards decide.
+    pub links: Option<u16>,
+    /// Streams that the endpoint may have open.
+    pub max_streams: usize,
+    /// Kernel interface of the shards.
+    pub driver: Driver,
+    /// Passed on to REST.
+    pub vm_version: Option<String>,
+}
+
+/// A file of our own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Named by the user, who may mean a symbolic link or a device.
+    Named(PathBuf),
+    /// Our own choice in the temporary folder, where others may have planted links: none is followed.
+    Temporary(PathBuf),
+}
+
+impl Place {
+    /// The path, whoever chose it.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Named(path) | Self::Temporary(path) => path,
+        }
+    }
+}
+
+/// Options that have a value, by long name; the first name of a row is the one that messages use. The environment
+/// and files know every name of a row.
+const OPTIONS: &[&[&str]] = &[
+    &["user", "username"],
+    &["api-key", "access-key"],
+    &["rest-url"],
+    &["tunnel-identifier", "tunnel-name"],
+    &["logfile", "log-file"],
+    &["verbose"],
+    &["readyfile"],
+    &["pidfile"],
+    &["cainfo"],
+    &["shards"],
+    &["tunnel-connections"],
+    &["max-streams"],
+    &["driver"],
+    &["se-port"],
+    &["scproxy-port"],
+    &["vm-version"],
+];
+
+/// Reads everything.
+///
+/// `env` is asked for variables by name; an empty one counts as absent.
+///
+/// # Errors
+/// One sentence for the user: what is missing or wrong, and where it was given. Never contains the access key.
+pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, String> {
+    let sources = Sources::gather(args, env)?;
+    sources.refuse_later_options()?;
+    let user = name("user", sources.need("user", "-u or SAUCE_USERNAME")?)?;
+    if user.contains(':') {
+        return Err("--user: a user name has no colon".into());
+    }
+    let key = Secret::new(sources.need("api-key", "-k or SAUCE_ACCESS_KEY")?);
+    let identifier = sources
+        .text("tunnel-identifier")
+        .map(|i| name("tunnel-identifier", i))
+        .transpose()?;
+    let rest_url = rest_url(&sources.text("rest-url").ok_or_else(no_url)?)?;
+    let tmp = PathBuf::from(sources.env("TMPDIR").unwrap_or_else(|| "/tmp".into()));
+    let place = |option: &str, stem: &str, end: &str| match sources.text(option) {
+        Some(path) => Place::Named(path.into()),
+        None => Place::Temporary(tmp.join(file_name(stem, identifier.as_deref(), end))),
+    };
+    Ok(Config {
+        logfile: place("logfile", "sc", "log"),
+        pidfile: place("pidfile", "sc_client", "pid"),
+        readyfile: sources.text("readyfile").map(PathBuf::from),
+        verbose: sources.verbose()?,
+        cainfo: sources.text("cainfo").map(PathBuf::from),
+        shards: match sources.number("shards", SHARDS_MAX)? {
+            Some(n) => n,
+            None => cores().min(SHARDS_DEFAULT_MAX),
+        },
+        links: sources
+            .number("tunnel-connections", LINKS_MAX.into())?
+            .and_then(|n| u16::try_from(n).ok()),
+        max_streams: sources
+            .number("max-streams", STREAMS_OPTION_MAX)?
+            .unwrap_or(ENDPOINT_STREAMS_MAX),
+        driver: sources.driver()?,
+        vm_version: sources.text("vm-version"),
+        user,
+        key,
+        rest_url,
+        identifier,
+    })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+fn no_url() -> String {
+    "no REST URL: give -x URL, SAUCE_REST_URL, or a line `rest-url: URL` in the file named by --config-file, in \
+     $XDG_CONFIG_HOME/culvert/sc.yaml (else ~/.config/culvert/sc.yaml), or in /etc/culvert/sc.yaml"
+        .into()
+}
+
+/// A user name or identifier that can stand in a URL, a log line and a file name.
+fn name(option: &str, text: String) -> Result<String, String> {
+    if text.len() > NAME_BYTES_MAX {
+        return Err(format!("--{option}: {} bytes, at most {NAME_BYTES_MAX}", text.len()));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(format!("--{option}: control characters are not allowed"));
+    }
+    Ok(text)
+}
+
+/// An identifier may hold anything, a file name not: what is no letter, digit, dot, dash or underscore becomes `_`.
+fn file_name(stem: &str, identifier: Option<&str>, end: &str) -> String {
+    let Some(identifier) = identifier else {
+        return format!("{stem}.{end}");
+    };
+    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let plain: String = identifier.chars().map(|c| if safe(c) { c } else { '_' }).collect();
+    format!("{stem}-{plain}.{end}")
+}
+
+/// https everywhere; http only to this host itself, since the key travels with every request.
+fn rest_url(text: &str) -> Result<Url, String> {
+    let bad = |why: &str| Err(format!("--rest-url: {why}"));
+    let Ok(mut url) = Url::parse(text) else {
+        return bad("not a URL; it looks like https://HOST:PORT/rest/v1");
+    };
+    let host = url.host_str().unwrap_or_default();
+    let loopback = host == "localhost"
+        || host
+            .trim_matches(['[', ']'])
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback());
+    match url.scheme() {
+        "https" => {}
+        "http" if loopback => {}
+        "http" => return bad("http:// would send the access key in clear; use https://"),
+        _ => return bad("only https:// is possible"),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return bad("credentials belong to -u and -k, not into the URL");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return bad("a base URL has neither ? nor #");
+    }
+    let path = url.path().trim_end_matches('/').to_owned();
+    url.set_path(if path.is_empty() { "/rest/v1" } else { &path });
+    Ok(url)
+}
+
+/// Command line, environment and files, before anything is made of them.
+struct Sources<'a> {
+    args: Args,
+    env: &'a dyn Fn(&str) -> Option<String>,
+    files: Vec<Lines>,
+}
+
+impl<'a> Sources<'a> {
+    fn gather(args: Args, env: &'a dyn Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let mut sources = Self {
+            args,
+            env,
+            files: Vec::new(),
+        };
+        let named = sources.args.config_file.clone();
+        if let Some(path) = named.or_else(|| sources.env("SAUCE_CONFIG_FILE")) {
+            let path = PathBuf::from(path);
+            let lines =
+                Lines::read(&path)?.ok_or_else(|| format!("--config-file: {} does not exist", path.display()))?;
+            sources.files.push(lines);
+        }
+        let home = sources
+            .env("XDG_CONFIG_HOME")
+            .or_else(|| sources.env("HOME").map(|home| format!("{home}/.config")));
+        let own = home.map(|folder| PathBuf::from(folder).join("culvert/sc.yaml"));
+        for path in own.into_iter().chain([PathBuf::from("/etc/culvert/sc.yaml")]) {
+            sources.files.extend(Lines::read(&path)?);
+        }
+        Ok(sources)
+    }
+
+    fn env(&self, name: &str) -> Option<String> {
+        (self.env)(name).filter(|value| !value.is_empty())
+    }
+
+    fn argument(&self, option: &str) -> Option<String> {
+        let a = &self.args;
+        match option {
+            "user" => &a.user,
+            "api-key" => &a.api_key,
+            "rest-url" => &a.rest_url,
+            "tunnel-identifier" => &a.tunnel_identifier,
+            "logfile" => &a.logfile,
+            "readyfile" => &a.readyfile,
+            "pidfile" => &a.pidfile,
+            "cainfo" => &a.cainfo,
+            "shards" => &a.shards,
+            "tunnel-connections" => &a.tunnel_connections,
+            "max-streams" => &a.max_streams,
+            "driver" => &a.driver,
+            "se-port" => &a.se_port,
+            "scproxy-port" => &a.scproxy_port,
+            "vm-version" => &a.vm_version,
+            _ => &None,
+        }
+        .clone()
+    }
+
+    /// Environment and files; the command line goes before them.
+    fn elsewhere(&self, names: &[&str]) -> Option<String> {
+        names
+            .iter()
+            .find_map(|name| self.env(&variable(name)))
+            .or_else(|| self.files.iter().find_map(|file| file.value(names)))
+    }
+
+    /// An option's value; an empty one counts as absent.
+    fn text(&self, option: &str) -> Option<String> {
+        let own = [option];
+        let names = OPTIONS
+            .iter()
+            .find(|names| names[0] == option)
+            .map_or(own.as_slice(), |names| names);
+        self.argument(option)
+            .or_else(|| self.elsewhere(names))
+            .filter(|value| !value.is_empty())
+    }
+
+    fn need(&self, option: &str, ways: &str) -> Result<String, String> {
+        self.text(option)
+            .ok_or_else(|| format!("--{option} is missing: give {ways}"))
+    }
+
+    fn number(&self, option: &str, max: usize) -> Result<Option<usize>, String> {
+        let Some(text) = self.text(option) else {
+            return Ok(None);
+        };
+        match text.parse() {
+            Ok(n) if (1..=max).contains(&n) => Ok(Some(n)),
+            _ => Err(format!("--{option}: {text:?} is no number from 1 to {max}")),
+        }
+    }
+
+    fn verbose(&self) -> Result<u8, String> {
+        if self.args.verbose > 0 {
+            return Ok(self.args.verbose);
+        }
+        let Some(text) = self.text("verbose") else {
+            return Ok(0);
+        };
+        match text.as_str() {
+            "true" | "yes" | "on" => Ok(1),
+            "false" | "no" | "off" => Ok(0),
+            _ => text
+                .parse()
+                .map_err(|_| format!("--verbose: {text:?} is neither true, false nor a number")),
+        }
+    }
+
+    fn driver(&self) -> Result<Driver, String> {
+        match self.text("driver").as_deref() {
+            None | Some("auto") => Ok(Driver::Auto),
+            Some("io_uring") => Ok(Driver::IoUring),
+            Some("epoll") => Ok(Driver::Epoll),
+            Some(other) => Err(format!("--driver: {other:?} is neither auto, io_uring nor epoll")),
+        }
+    }
+
+    /// What this version does not have must not be taken silently, wherever it was given.
+    fn refuse_later_options(&self) -> Result<(), String> {
+        let later = self
+            .args
+            .later
+            .typed()
+            .into_iter()
+            .find(|(option, typed)| *typed || self.elsewhere(&[option]).is_some())
+            .map(|(option, _)| option);
+        let relay = ["se-port", "scproxy-port"]
+            .into_iter()
+            .find(|option| self.text(option).is_some_and(|port| port != "0"));
+        match (later, relay) {
+            (Some(option), _) => Err(format!("--{option} is not built yet")),
+            (None, Some(option)) => Err(format!("--{option} with a port other than 0 is not built yet")),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// `tunnel-identifier` is `SAUCE_TUNNEL_IDENTIFIER` in the environment.
+fn variable(option: &str) -> String {
+    format!("SAUCE_{}", option.to_ascii_uppercase().replace('-', "_"))
+}
+
+fn known(name: &str) -> bool {
+    let later = crate::cli::Later::default().typed();
+    OPTIONS.iter().any(|names| names.contains(&name)) || later.iter().any(|(n, _)| *n == name)
+}
+
+#[cfg(test)]
+mod tests;

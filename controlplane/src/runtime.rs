@@ -1,0 +1,79 @@
+//! The control thread's runtime: tokio-uring where the kernel allows it, else plain tokio on epoll.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A runtime for the thread that made it. Its tasks see an ordinary tokio context on both kinds.
+pub enum Runtime {
+    /// tokio with an io_uring beside it, for file work.
+    IoUring(tokio_uring::Runtime),
+    /// The kernel, or a container's seccomp profile, refuses io_uring.
+    Epoll(tokio::runtime::Runtime),
+}
+
+impl Runtime {
+    /// Makes a runtime. `tokio_uring::start` would panic where io_uring is refused; this falls back, and
+    /// [`Runtime::fallback`] says so.
+    ///
+    /// # Errors
+    /// What the system says when even epoll cannot be had.
+    pub fn new() -> io::Result<Self> {
+        match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+            Ok(runtime) => Ok(Self::IoUring(runtime)),
+            Err(_) => Self::epoll(),
+        }
+    }
+
+    /// Plain tokio: for a process that must not have a ring of its own.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn epoll() -> io::Result<Self> {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map(Self::Epoll)
+    }
+
+    /// True if io_uring was refused or not asked for.
+    pub fn fallback(&self) -> bool {
+        matches!(self, Self::Epoll(_))
+    }
+
+    /// Runs `future` to its end on this thread, and every task that it spawned meanwhile.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        match self {
+            Self::IoUring(runtime) => runtime.block_on(future),
+            Self::Epoll(runtime) => runtime.block_on(future),
+        }
+    }
+}
+
+/// Watches a descriptor for readiness in the runtime of the calling task.
+///
+/// # Errors
+/// What the reactor says.
+pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` owns one descriptor, which stays open and the same until it is dropped, with the `AsyncFd`.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_kinds_run_tasks_and_timers() {
+        for runtime in [Runtime::new().unwrap(), Runtime::epoll().unwrap()] {
+            let answer = runtime.block_on(async {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                tokio::spawn(async { 42 }).await.unwrap()
+            });
+            assert_eq!(answer, 42);
+        }
+    }
+}

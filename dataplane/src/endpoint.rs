@@ -1,0 +1,187 @@
+//! The role of an endpoint: carries browsers' connections into the multiplex. It never makes, accepts or dials a socket.
+
+use std::cell::RefCell;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam::channel::Receiver;
+
+use crate::error::Error;
+use crate::limits::{CLIENT_STREAMS_MAX, ENDPOINT_POOL_BYTES, MEMBERS_MAX, TX_BUDGET_BYTES};
+use crate::mux::BudgetConfig;
+use crate::settings::Settings;
+use crate::shard::mailbox::{Attached, Command};
+use crate::shard::threads::{Shards, Start, raise_fd_limit, streams_max};
+use crate::shard::{Role, Services};
+use crate::stats::Report;
+use crate::tls::{Fingerprint, Identity, server_config};
+
+pub use crate::shard::mailbox::{Event, Level};
+pub use crate::shard::runtime::Driver;
+
+/// What an endpoint's data plane is started with.
+pub struct EndpointConfig {
+    pub shards: usize,
+    pub identity: Arc<Identity>,
+    pub settings: Arc<Settings>,
+    pub driver: Driver,
+    /// Streams towards `sc`, of all shards together.
+    pub max_streams: usize,
+    /// The receiving end of one SOCK_SEQPACKET pair for each shard. A message is one byte (0 browser, 1 self-test of
+    /// the broker) with SCM_RIGHTS of 1 … 16 connected sockets.
+    pub browsers: Vec<OwnedFd>,
+}
+
+/// One `sc` process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// First 16 bytes of its key's fingerprint.
+    pub id: [u8; 16],
+    pub fingerprint: Fingerprint,
+    /// Its number in the pool: link `n` lives on shard `(index + n) mod shards`.
+    pub index: usize,
+}
+
+/// The running data plane of an endpoint.
+pub struct Endpoint {
+    shards: Shards,
+    identity: Arc<Identity>,
+    members: Mutex<Vec<Member>>,
+}
+
+/// Raises the limit of descriptors and starts the shards.
+///
+/// # Errors
+/// Not one socket for browsers each shard, or what the kernel refused.
+pub fn start(config: EndpointConfig) -> Result<Endpoint, Error> {
+    start_with(config, crate::shard::SERVICES)
+}
+
+/// As [`start`], with other services: for tests.
+pub(crate) fn start_with(config: EndpointConfig, services: Services) -> Result<Endpoint, Error> {
+    if config.shards == 0 || config.browsers.len() != config.shards {
+        let text = format!(
+            "{} shards and {} sockets for browsers",
+            config.shards,
+            config.browsers.len()
+        );
+        return Err(Error::Limit(text));
+    }
+    let fds = raise_fd_limit()?;
+    let start = Start {
+        shards: config.shards,
+        driver: config.driver,
+        pinned: false,
+        settings: config.settings,
+        services,
+        budget: BudgetConfig {
+            pool_bytes: ENDPOINT_POOL_BYTES,
+            tx_bytes: TX_BUDGET_BYTES,
+            streams_peer_max: streams_max(CLIENT_STREAMS_MAX, fds, config.shards),
+            streams_own_max: streams_max(config.max_streams, fds, config.shards),
+        },
+    };
+    let role = || Role::Endpoint(RefCell::default());
+    let shards = Shards::start(&start, config.browsers, role, |_| {})?;
+    Ok(Endpoint {
+        shards,
+        identity: config.identity,
+        members: Mutex::default(),
+    })
+}
+
+impl Endpoint {
+    /// Lets a member in: its links may come from now on. A member too many is said in the log.
+    pub fn attach(&self, member: Member) {
+        let pin = member.fingerprint;
+        let tls = match server_config(&self.identity, Arc::new(move |shown: &Fingerprint| *shown == pin)) {
+            Ok(tls) => tls,
+            Err(e) => return self.shards.note(Event::Failed(e.to_string())),
+        };
+        let mut members = self.members();
+        members.retain(|m| m.id != member.id);
+        if members.len() >= MEMBERS_MAX {
+            let text = format!("a pool has at most {MEMBERS_MAX} members: one was not let in");
+            return self.shards.note(Event::Log {
+                level: Level::Error,
+                text,
+            });
+        }
+        members.push(member);
+        let attached = Attached {
+            id: member.id,
+            fingerprint: member.fingerprint,
+            tls,
+        };
+        self.shards.tell_all(|| Command::Attach(attached.clone()));
+    }
+
+    /// Shows a member out: its streams end, and its links may not come any more.
+    pub fn detach(&self, id: [u8; 16]) {
+        self.members().retain(|m| m.id != id);
+        self.shards.tell_all(|| Command::Detach(id));
+    }
+
+    /// Hands over a link's socket with the bytes that the front has read of it. Closes it if there is no such member.
+    pub fn link(&self, member: [u8; 16], link: u16, fd: OwnedFd, first: Vec<u8>) {
+        let index = self.members().iter().find(|m| m.id == member).map(|m| m.index);
+        let Some(index) = index else { return };
+        let shard = (index + usize::from(link)) % self.shards.count();
+        self.shards.tell(
+            shard,
+            Command::Link {
+                member,
+                link,
+                fd,
+                first,
+            },
+        );
+    }
+
+    fn members(&self) -> std::sync::MutexGuard<'_, Vec<Member>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Switches to new rules and answers all members.
+    pub fn reload(&self, settings: Arc<Settings>) {
+        self.shards.tell_all(|| Command::Settings(settings.clone()));
+    }
+
+    /// Does not take rules that a member sent, and says why.
+    pub fn refuse(&self, version: u32, text: &str) {
+        self.shards.tell_all(|| Command::Refuse {
+            version,
+            text: text.to_owned(),
+        });
+    }
+
+    /// What happened. Empty it each time that [`Endpoint::wake_fd`] was readable.
+    pub fn events(&self) -> &Receiver<Event> {
+        self.shards.events()
+    }
+
+    /// An eventfd, readable when events wait: read 8 bytes from it, then take all events.
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.shards.wake_fd()
+    }
+
+    /// What the shards have counted so far.
+    pub fn report(&self) -> Report {
+        self.shards.report()
+    }
+
+    /// Takes no new requests and serves those that are open; [`Event::Drained`] follows.
+    pub fn drain(&self) {
+        self.shards.tell_all(|| Command::Drain);
+    }
+
+    /// Cuts what is left and waits for the threads.
+    pub fn stop(self) {
+        self.shards.stop();
+    }
+
+    /// The driver in use: never `Auto`.
+    pub fn driver(&self) -> Driver {
+        self.shards.driver()
+    }
+}

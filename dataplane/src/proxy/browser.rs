@@ -1,0 +1,235 @@
+//! A browser's connection to the proxy port: one request after the other.
+
+use std::future::pending;
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+
+use super::flow::{Activity, Inlet, abort, linger};
+use super::relay::relay;
+use super::{connect, fetch};
+use crate::http::page::Page;
+use crate::http::{Bad, Finder, Form, Framing, Request, Scheme};
+use crate::limits::{EARLY_BYTES_MAX, HEAD_TIME_MAX, KEEP_ALIVE_IDLE_MAX};
+use crate::mux::{Code, Kind, Open};
+use crate::shard::runtime::{self, Socket};
+use crate::shard::{Shard, Stream};
+use crate::time::Time;
+
+/// One read of a head.
+const HEAD_READ_BYTES: usize = 4 * 1024;
+
+/// The name by which the broker asks whether the tunnel works; it means nothing on other connections.
+pub(super) const PROBE_HOST: &str = "probe.culvert.invalid";
+
+/// What becomes of the connection after an exchange.
+pub(super) enum Next {
+    /// Another request may follow.
+    Again,
+    /// The last answer was delivered whole.
+    Close,
+    /// Something was cut, and the browser must see that.
+    Abort,
+    /// It is opaque from here on. The request is forgotten first: a relay may live for days.
+    Relay(Stream),
+}
+
+/// The connection between two exchanges.
+pub(super) struct Browser {
+    pub shard: Shard,
+    pub socket: Socket,
+    /// Read and not used yet: the next request, or a part of it.
+    pub inbox: BytesMut,
+    /// The browser sends no more.
+    pub eof: bool,
+    pub is_probe: bool,
+}
+
+/// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
+pub async fn serve(shard: Shard, socket: Socket, is_probe: bool) {
+    let _counted = shard.count_connection();
+    let mut browser = Browser {
+        shard,
+        socket,
+        inbox: BytesMut::new(),
+        eof: false,
+        is_probe,
+    };
+    let next = if browser.shard.over_fd_mark() && !is_probe {
+        browser.refuse("limit", "as many connections are open as may be").await
+    } else {
+        browser.exchanges().await
+    };
+    match next {
+        Next::Again | Next::Close => linger(&browser.socket).await,
+        Next::Abort => abort(&browser.socket),
+        Next::Relay(stream) => {
+            let early = browser.inbox.split().freeze();
+            let mut inlet = Inlet::new(&stream);
+            let activity = Activity::new();
+            relay(&browser.socket, &stream, early, &mut inlet, Code::Cancelled, &activity).await;
+        }
+    }
+}
+
+/// What came instead of a whole head.
+enum NoHead {
+    Closed,
+    Late,
+    Bad(Bad),
+}
+
+impl Browser {
+    async fn exchanges(&mut self) -> Next {
+        loop {
+            match self.exchange().await {
+                Next::Again => {}
+                last => return last,
+            }
+        }
+    }
+
+    async fn exchange(&mut self) -> Next {
+        let head = match self.read_head().await {
+            Ok(head) => head,
+            Err(NoHead::Closed) => return Next::Close,
+            Err(NoHead::Late) => return self.refuse("request-timeout", "the head took too long").await,
+            Err(NoHead::Bad(bad)) => return self.refuse_head(bad).await,
+        };
+        let request = match Request::parse(&head) {
+            Ok(request) => request,
+            Err(bad) => return self.refuse_head(bad).await,
+        };
+        match request.form {
+            Form::Authority => connect::serve(self, &request).await,
+            Form::Absolute => fetch::serve(self, &request).await,
+            Form::Origin | Form::Asterisk => {
+                self.refuse_head(Bad {
+                    status: 400,
+                    reason: "this is a proxy: it takes CONNECT, and requests for whole URLs (http://host/path)",
+                })
+                .await
+            }
+        }
+    }
+
+    /// Reads up to the end of the next head. An idle connection holds no buffer.
+    async fn read_head(&mut self) -> Result<Bytes, NoHead> {
+        let mut finder = Finder::request();
+        if self.inbox.is_empty() {
+            self.inbox = BytesMut::new();
+            if self.eof {
+                return Err(NoHead::Closed);
+            }
+            let idle = runtime::timeout(KEEP_ALIVE_IDLE_MAX, self.socket.readable());
+            idle.await.ok_or(NoHead::Closed)?.map_err(|_| NoHead::Closed)?;
+        }
+        let deadline = Time::now() + HEAD_TIME_MAX;
+        loop {
+            if let Some(n) = finder.find(&self.inbox).map_err(NoHead::Bad)? {
+                return Ok(self.inbox.split_to(n).freeze());
+            }
+            let read = read_into(&self.socket, &mut self.inbox);
+            let left = deadline.since(Time::now());
+            match runtime::timeout(left, read).await {
+                None => return Err(NoHead::Late),
+                // A head cut in the middle was no request.
+                Some(Ok(0) | Err(_)) => return Err(NoHead::Closed),
+                Some(Ok(_)) => {}
+            }
+        }
+    }
+
+    /// OPEN's fields for a site; the shard sets the credit.
+    pub fn open(&self, kind: Kind, host: &str, port: u16) -> Open {
+        Open {
+            kind,
+            settings: self.version(),
+            credit: 0,
+            port,
+            host: Bytes::copy_from_slice(host.as_bytes()),
+            shown: None,
+        }
+    }
+
+    /// Of the rules in force.
+    pub fn version(&self) -> u32 {
+        self.shard.settings().version
+    }
+
+    /// The page for a request that was not taken; what else the browser sends is not read.
+    pub async fn refuse(&mut self, name: &'static str, detail: &str) -> Next {
+        let page = Page {
+            detail,
+            close: true,
+            ..Page::new(name, self.version())
+        };
+        self.last_page(&page).await
+    }
+
+    pub async fn refuse_head(&mut self, bad: Bad) -> Next {
+        let page = Page::refused(bad, self.version());
+        self.last_page(&page).await
+    }
+
+    async fn last_page(&mut self, page: &Page<'_>) -> Next {
+        match self.socket.write_all(&page.write()).await {
+            Ok(()) => Next::Close,
+            Err(_) => Next::Abort,
+        }
+    }
+
+    /// Answers a request itself. `whole`: all of the request was read, so that another may follow.
+    pub async fn answer(&mut self, request: &Request<'_>, name: &'static str, detail: &str, whole: bool) -> Next {
+        let close = !(whole && request.keep_alive && !request.upgrade);
+        let url = match request.form {
+            Form::Authority => request.authority.map_or("", |a| a.raw).to_owned(),
+            _ => request.url(Scheme::Http),
+        };
+        let page = Page {
+            url: url.as_bytes(),
+            detail,
+            close,
+            head: request.method == "HEAD",
+            ..Page::new(name, self.version())
+        };
+        match self.last_page(&page).await {
+            Next::Close if !close => Next::Again,
+            next => next,
+        }
+    }
+}
+
+/// A request that ends with its head.
+pub(super) fn is_bodyless(request: &Request<'_>) -> bool {
+    matches!(request.framing, Framing::None | Framing::Length(0))
+}
+
+/// Waits for bytes and appends them; 0 is the end. While it waits for the first ones it holds no buffer.
+pub(super) async fn read_into(socket: &Socket, inbox: &mut BytesMut) -> io::Result<usize> {
+    loop {
+        inbox.reserve(HEAD_READ_BYTES);
+        match socket.try_read(std::slice::from_mut(inbox), HEAD_READ_BYTES) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if inbox.is_empty() {
+                    *inbox = BytesMut::new();
+                }
+                socket.readable().await?;
+            }
+            read => return read,
+        }
+    }
+}
+
+/// Watches a browser that waits: holds what it sends already, as far as the bound goes, and returns once its
+/// connection broke. Its end alone changes nothing: a half-closed browser still reads.
+pub(super) async fn watch(socket: &Socket, inbox: &mut BytesMut, eof: &mut bool) {
+    while !*eof && inbox.len() < EARLY_BYTES_MAX {
+        match read_into(socket, inbox).await {
+            Ok(0) => *eof = true,
+            Ok(_) => {}
+            Err(_) => return,
+        }
+    }
+    pending::<()>().await;
+}

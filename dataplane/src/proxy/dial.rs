@@ -1,0 +1,294 @@
+//! From a name to a connected socket: look-up, rules of addresses, happy eyeballs (RFC 8305).
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::rc::{Rc, Weak};
+use std::sync::OnceLock;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::origin::Pool;
+use super::resolve::{Lookups, Resolver, forbidden};
+use crate::limits::{DIAL_ADDRESS_MAX, DIAL_ALL_MAX, DIAL_STAGGER, IDLE_MAX, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
+use crate::mux::{Code, Opened, Timings};
+use crate::shard::runtime::{self, Signal, Socket, select};
+use crate::shard::{Counted, Shard};
+use crate::time::Time;
+
+/// Why a site was not reached, with text for people.
+pub type Unreached = (Code, String);
+
+/// A connection to a site.
+pub struct Site {
+    pub socket: Socket,
+    _counted: Counted,
+}
+
+/// A fresh connection and what it took.
+pub struct Dialled {
+    pub site: Site,
+    pub address: SocketAddr,
+    pub dns: Duration,
+    pub connect: Duration,
+}
+
+impl Dialled {
+    pub fn opened(&self) -> Opened {
+        let (family, address) = match self.address.ip() {
+            IpAddr::V4(v4) => {
+                let mut padded = [0; 16];
+                padded[..4].copy_from_slice(&v4.octets());
+                (4, padded)
+            }
+            IpAddr::V6(v6) => (6, v6.octets()),
+        };
+        Opened {
+            family,
+            address,
+            port: self.address.port(),
+            dns_us: micros(self.dns),
+            connect_us: micros(self.connect),
+        }
+    }
+
+    pub fn timings(&self) -> Timings {
+        Timings {
+            dns_us: micros(self.dns),
+            connect_us: micros(self.connect),
+            ..Timings::default()
+        }
+    }
+}
+
+/// Microseconds as frames carry them.
+pub fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
+}
+
+/// What the streams of one shard share: the cache of names and the idle connections.
+pub struct Sites {
+    resolver: RefCell<Resolver>,
+    pub pool: RefCell<Pool<Site>>,
+    /// The pool is no longer empty.
+    pub filled: Signal,
+}
+
+thread_local! {
+    // A task of the shard owns it, so that its sockets end with the shard's runtime and not after it.
+    static SITES: RefCell<Weak<Sites>> = const { RefCell::new(Weak::new()) };
+}
+
+static LOOKUPS: OnceLock<Lookups> = OnceLock::new();
+
+impl Sites {
+    /// This shard's.
+    pub fn here() -> io::Result<Rc<Self>> {
+        if let Some(sites) = SITES.with_borrow(Weak::upgrade) {
+            return Ok(sites);
+        }
+        let lookups = match LOOKUPS.get() {
+            Some(lookups) => lookups.clone(),
+            None => {
+                let started = Lookups::start()?;
+                LOOKUPS.get_or_init(|| started).clone()
+            }
+        };
+        let resolver = Resolver::new(lookups)?;
+        let bell = Socket::new(resolver.wake_fd().try_clone_to_owned()?)?;
+        let sites = Rc::new(Self {
+            resolver: RefCell::new(resolver),
+            pool: RefCell::default(),
+            filled: Signal::new(),
+        });
+        SITES.set(Rc::downgrade(&sites));
+        runtime::spawn(keep(sites.clone(), bell));
+        Ok(sites)
+    }
+
+    /// Looks a name up, within the time limit.
+    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Unreached> {
+        let found = poll_fn(|cx| self.resolver.borrow_mut().poll(Time::now(), host, cx.waker()));
+        match runtime::timeout(LOOKUP_TIME_MAX, found).await {
+            Some(Ok(addresses)) => Ok(addresses.to_vec()),
+            Some(Err(text)) => Err((Code::Dns, format!("{host}: {text}"))),
+            None => Err((Code::Dns, format!("{host}: no answer within {LOOKUP_TIME_MAX:?}"))),
+        }
+    }
+
+    /// Connects to the site, at an address that streams may reach.
+    pub async fn dial(&self, shard: &Shard, host: &str, port: u16) -> Result<Dialled, Unreached> {
+        let begun = Time::now();
+        let found = self.addresses(host).await?;
+        let looked_up = Time::now();
+        let allowed = allowed(shard, host, port, &found)?;
+        let raced = match self.race(allowed.clone()).await {
+            Err(Code::Limit) if !self.pool.borrow().is_empty() => {
+                self.pool.borrow_mut().clear();
+                self.race(allowed).await
+            }
+            raced => raced,
+        };
+        let (socket, address) = raced.map_err(|code| (code, format!("{host}:{port}: {}", told(code))))?;
+        Ok(Dialled {
+            site: Site {
+                socket,
+                _counted: shard.count_connection(),
+            },
+            address,
+            dns: looked_up.since(begun),
+            connect: Time::now().since(looked_up),
+        })
+    }
+
+    async fn race(&self, addresses: Vec<SocketAddr>) -> Result<(Socket, SocketAddr), Code> {
+        let raced = runtime::timeout(DIAL_ALL_MAX, race(addresses)).await;
+        raced.unwrap_or(Err(Code::ConnectTimeout))
+    }
+}
+
+/// Takes the resolver's answers in and closes connections that have waited too long, as long as the shard lives.
+async fn keep(sites: Rc<Sites>, bell: Socket) {
+    loop {
+        let pause = if sites.pool.borrow().is_empty() {
+            IDLE_MAX
+        } else {
+            ORIGIN_SWEEP
+        };
+        let stirred = select(sites.filled.wait(), runtime::sleep(pause));
+        if let runtime::Either::Left(Err(_)) = select(bell.readable(), stirred).await {
+            return;
+        }
+        let now = Time::now();
+        sites.resolver.borrow_mut().collect(now);
+        sites.pool.borrow_mut().sweep(now);
+    }
+}
+
+/// The addresses that streams may reach; a name with none is denied.
+fn allowed(shard: &Shard, host: &str, port: u16, found: &[IpAddr]) -> Result<Vec<SocketAddr>, Unreached> {
+    let mut reason = "the name has no address";
+    let mut allowed = Vec::new();
+    for ip in found {
+        let address = SocketAddr::new(*ip, port);
+        if let Some(why) = forbidden(*ip) {
+            reason = why;
+        } else if shard.is_own_listener(address) {
+            reason = "the tunnel client's own port is not served through the tunnel";
+        } else {
+            allowed.push(address);
+        }
+    }
+    if allowed.is_empty() {
+        return Err((Code::Denied, format!("{host}:{port}: {reason}")));
+    }
+    Ok(allowed)
+}
+
+fn told(code: Code) -> &'static str {
+    match code {
+        Code::Refused => "the connection was refused",
+        Code::ConnectTimeout => "the site did not accept the connection in time",
+        Code::Limit => "the tunnel host has no descriptors or ports left",
+        _ => "the site cannot be reached",
+    }
+}
+
+type Attempt = Pin<Box<dyn Future<Output = Result<(Socket, SocketAddr), Code>>>>;
+
+/// Tries the addresses one after the other, each a little after the one before it or as soon as that has failed; the
+/// first that is connected wins.
+async fn race(addresses: Vec<SocketAddr>) -> Result<(Socket, SocketAddr), Code> {
+    let mut waiting = addresses.into_iter();
+    let mut running: Vec<Attempt> = waiting.next().map(attempt).into_iter().collect();
+    let mut failed: Option<Code> = None;
+    loop {
+        let mut stagger = pin!(runtime::sleep(DIAL_STAGGER));
+        let more = waiting.len() > 0;
+        let won = poll_fn(|cx| {
+            let mut at = 0;
+            let mut lost = false;
+            while let Some(one) = running.get_mut(at) {
+                match one.as_mut().poll(cx) {
+                    Poll::Pending => at += 1,
+                    Poll::Ready(Ok(won)) => return Poll::Ready(Some(won)),
+                    Poll::Ready(Err(code)) => {
+                        drop(running.remove(at));
+                        failed = Some(failed.map_or(code, |f| clearer(f, code)));
+                        lost = true;
+                    }
+                }
+            }
+            let next = lost || (more && stagger.as_mut().poll(cx).is_ready());
+            if next || running.is_empty() {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        if let Some(won) = won {
+            return Ok(won);
+        }
+        match waiting.next() {
+            Some(address) => running.push(attempt(address)),
+            None if running.is_empty() => return Err(failed.unwrap_or(Code::Unreachable)),
+            None => {}
+        }
+    }
+}
+
+fn attempt(address: SocketAddr) -> Attempt {
+    Box::pin(async move {
+        match runtime::timeout(DIAL_ADDRESS_MAX, Socket::connect(address)).await {
+            None => Err(Code::ConnectTimeout),
+            Some(Err(e)) => Err(dial_code(&e)),
+            // A port of this host on which nobody listens can connect to itself.
+            Some(Ok(socket)) if socket.local_address() == Some(address) => Err(Code::Refused),
+            Some(Ok(socket)) => Ok((socket, address)),
+        }
+    })
+}
+
+/// Of two failures the one that tells more: somebody answered, nobody did, there is no way.
+fn clearer(a: Code, b: Code) -> Code {
+    [Code::Refused, Code::ConnectTimeout]
+        .into_iter()
+        .find(|c| [a, b].contains(c))
+        .unwrap_or(a)
+}
+
+/// The name of a failed `connect`.
+fn dial_code(e: &io::Error) -> Code {
+    match e.raw_os_error() {
+        Some(libc::ECONNREFUSED | libc::ECONNRESET) => Code::Refused,
+        Some(libc::ETIMEDOUT) => Code::ConnectTimeout,
+        Some(libc::EMFILE | libc::ENFILE | libc::EADDRNOTAVAIL | libc::ENOBUFS | libc::ENOMEM) => Code::Limit,
+        _ => Code::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_connect_has_the_name_of_its_errno() {
+        let code = |errno| dial_code(&io::Error::from_raw_os_error(errno));
+        assert_eq!(code(libc::ECONNREFUSED), Code::Refused);
+        assert_eq!(code(libc::ETIMEDOUT), Code::ConnectTimeout);
+        assert_eq!(code(libc::EHOSTUNREACH), Code::Unreachable);
+        assert_eq!(code(libc::ENETUNREACH), Code::Unreachable);
+        assert_eq!(code(libc::EMFILE), Code::Limit);
+    }
+
+    #[test]
+    fn the_failure_that_tells_most_is_shown() {
+        assert_eq!(clearer(Code::Unreachable, Code::Refused), Code::Refused);
+        assert_eq!(clearer(Code::ConnectTimeout, Code::Refused), Code::Refused);
+        assert_eq!(clearer(Code::Unreachable, Code::ConnectTimeout), Code::ConnectTimeout);
+        assert_eq!(clearer(Code::Unreachable, Code::Unreachable), Code::Unreachable);
+    }
+}

@@ -1,0 +1,207 @@
+//! One request and its answer on one connection to a site.
+
+use std::cell::Cell;
+use std::future::pending;
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+
+use super::answer::Answer;
+use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES};
+use super::relay::full_read;
+use crate::http::{BadBody, Body, Request};
+use crate::limits::{FIRST_BYTE_MAX, FRAME_HEADER_BYTES, IDLE_MAX, PEER_LOOK};
+use crate::mux::Code;
+use crate::shard::Stream;
+use crate::shard::runtime::{self, Either, Socket, select};
+use crate::time::Time;
+
+/// How far an exchange has come.
+#[derive(Default)]
+pub struct Progress {
+    /// The whole request was written.
+    pub sent: Cell<bool>,
+    /// When the first byte of an answer was read.
+    pub first_byte: Cell<Option<Time>>,
+    /// The site sent more than its answer.
+    pub surplus: Cell<bool>,
+}
+
+/// Why an exchange failed.
+#[derive(Debug)]
+pub enum Fault {
+    /// The site ended the connection, or broke it, before a byte of an answer.
+    Silent,
+    /// The site ended or broke the connection inside its answer.
+    Cut,
+    /// The site's answer is not valid.
+    Broken(&'static str),
+    /// The site was silent for too long.
+    TimedOut(Code),
+    /// The endpoint gave the stream up.
+    GivenUp,
+    /// The endpoint broke the rules.
+    Peer(&'static str),
+}
+
+impl Fault {
+    /// The RESET that tells of it.
+    pub fn reset(&self) -> (Code, &'static str) {
+        match self {
+            Self::Silent => (Code::SiteReset, "the site closed the connection before it answered"),
+            Self::Cut => (Code::SiteReset, "the site broke its answer off"),
+            Self::Broken(reason) => (Code::Protocol, reason),
+            Self::TimedOut(code) => (*code, "the site was silent for too long"),
+            Self::GivenUp => (Code::Cancelled, "the request was given up"),
+            Self::Peer(reason) => (Code::Protocol, reason),
+        }
+    }
+}
+
+/// Sends the request (`head`, and its body from `inlet`) and brings the answer to the stream, up to its end or to 101.
+/// Nothing of the stream's own end is said here.
+pub async fn run(
+    site: &Socket,
+    stream: &Stream,
+    inlet: &mut Inlet<'_>,
+    request: &Request<'_>,
+    head: Bytes,
+    answer: &mut Answer<'_>,
+    progress: &Progress,
+) -> Result<(), Fault> {
+    let activity = Activity::new();
+    let up = forward(site, stream, inlet, request, head, progress, &activity);
+    let down = receive(site, stream, answer, progress, &activity);
+    let silence = activity.silence(|| match progress.first_byte.get() {
+        None => FIRST_BYTE_MAX,
+        Some(_) => IDLE_MAX,
+    });
+    match select(down, select(up, silence)).await {
+        Either::Left(received) => received,
+        Either::Right(Either::Left(fault)) => Err(fault),
+        Either::Right(Either::Right(())) if progress.first_byte.get().is_some() => {
+            Err(Fault::TimedOut(Code::IdleTimeout))
+        }
+        Either::Right(Either::Right(())) => Err(Fault::TimedOut(Code::FirstByteTimeout)),
+    }
+}
+
+/// Stream to site. Returns only what ends the exchange; once all is written it watches the endpoint.
+async fn forward(
+    site: &Socket,
+    stream: &Stream,
+    inlet: &mut Inlet<'_>,
+    request: &Request<'_>,
+    head: Bytes,
+    progress: &Progress,
+    activity: &Activity,
+) -> Fault {
+    let mut outlet = Outlet::new();
+    outlet.push_own(head);
+    let mut body = Body::new(request.framing);
+    loop {
+        while !body.is_done() && !outlet.is_full() && inlet.fill_now() {
+            match body.advance(inlet.slice()) {
+                Ok(all) => outlet.push(inlet.take(all.bytes)),
+                Err(BadBody(reason)) => return Fault::Peer(reason),
+            }
+        }
+        match runtime::timeout(PEER_LOOK, outlet.flush(site, inlet)).await {
+            None if stream.room_now().is_err() => return Fault::GivenUp,
+            None => continue,
+            // It does not read on; what it says, or its end, decides.
+            Some(Err(_)) => return pending().await,
+            Some(Ok(())) => activity.touch(),
+        }
+        if body.is_done() {
+            break;
+        }
+        match inlet.end() {
+            Some(End::Cut(..)) => return Fault::GivenUp,
+            Some(End::Fin) => return Fault::Peer("the request ended before it was complete"),
+            None => inlet.fill().await,
+        }
+    }
+    progress.sent.set(true);
+    inlet.fill().await;
+    match inlet.end() {
+        // What can still come, the stop of our own direction, shows there.
+        Some(End::Fin) => pending().await,
+        Some(End::Cut(..)) => Fault::GivenUp,
+        None => Fault::Peer("bytes after the request"),
+    }
+}
+
+/// Site to stream.
+async fn receive(
+    site: &Socket,
+    stream: &Stream,
+    answer: &mut Answer<'_>,
+    progress: &Progress,
+    activity: &Activity,
+) -> Result<(), Fault> {
+    let mut turn = 0;
+    while !answer.is_done() && !answer.is_upgraded() {
+        let room = stream.room().await.map_err(|_| Fault::GivenUp)?;
+        let limit = room.min(answer.wanted());
+        let mut broken = None;
+        let take = |frame: BytesMut| {
+            if broken.is_none() {
+                broken = pass_on(stream, answer, progress, frame).err();
+            }
+        };
+        let read = stream.shard().buffers().read(site, limit, take);
+        if let Some(reason) = broken {
+            return Err(Fault::Broken(reason));
+        }
+        match read {
+            Ok(0) if answer.clean_end() => return Ok(()),
+            Ok(0) => return Err(lost(progress)),
+            Ok(read) => {
+                activity.touch();
+                if progress.first_byte.get().is_none() {
+                    progress.first_byte.set(Some(Time::now()));
+                }
+                turn += read;
+                if turn >= TURN_BYTES && read == full_read(limit) {
+                    turn = 0;
+                    runtime::yield_now().await;
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                turn = 0;
+                match select(site.readable(), stream.stopped()).await {
+                    Either::Left(ready) => ready.map_err(|_| lost(progress))?,
+                    Either::Right(_) => return Err(Fault::GivenUp),
+                }
+            }
+            Err(_) => return Err(lost(progress)),
+        }
+    }
+    Ok(())
+}
+
+fn lost(progress: &Progress) -> Fault {
+    match progress.first_byte.get() {
+        None => Fault::Silent,
+        Some(_) => Fault::Cut,
+    }
+}
+
+/// Writes what belongs to the answer.
+fn pass_on(
+    stream: &Stream,
+    answer: &mut Answer<'_>,
+    progress: &Progress,
+    mut frame: BytesMut,
+) -> Result<(), &'static str> {
+    let end = FRAME_HEADER_BYTES + answer.feed(&frame[FRAME_HEADER_BYTES..])?;
+    if end < frame.len() {
+        progress.surplus.set(true);
+        frame.truncate(end);
+    }
+    if end > FRAME_HEADER_BYTES {
+        stream.write(frame);
+    }
+    Ok(())
+}

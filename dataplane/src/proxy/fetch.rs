@@ -1,0 +1,319 @@
+//! A request for a URL: one stream carries it and its answer.
+
+use std::cell::Cell;
+use std::future::pending;
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+
+use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
+use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES};
+use super::relay::full_read;
+use crate::http::{Bad, BadBody, Body, Finder, Request, Response, Scheme, Version, page, rewrite};
+use crate::limits::{BODY_PAUSE_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX};
+use crate::mux::{Code, Kind};
+use crate::shard::Stream;
+use crate::shard::runtime::{self, Either, Socket, select};
+
+/// How far an exchange has come.
+#[derive(Default)]
+struct Progress {
+    /// The whole request is in the stream.
+    sent: Cell<bool>,
+    /// Bytes of an answer are on their way to the browser: an error can only be shown as a cut.
+    begun: Cell<bool>,
+}
+
+/// Why an exchange failed.
+enum Fault {
+    BrowserGone,
+    RequestTimeout,
+    BadRequest(BadBody),
+    BadAnswer(&'static str),
+    Stream(Code, String),
+}
+
+impl Fault {
+    fn ended(end: &End) -> Self {
+        match end {
+            End::Fin => Self::BadAnswer("the answer ended before it was complete"),
+            End::Cut(code, text) => Self::Stream(*code, text.clone()),
+        }
+    }
+}
+
+impl From<NoHead> for Fault {
+    fn from(no: NoHead) -> Self {
+        match no {
+            NoHead::Bad(bad) => Self::BadAnswer(bad.reason),
+            NoHead::Ended(end) => Self::ended(&end),
+        }
+    }
+}
+
+/// What became of an answer.
+enum Answered {
+    /// Delivered whole; whether the browser was told that its connection stays open.
+    Whole { keep_alive: bool },
+    /// 101 was delivered; what the stream brought beyond it will come again.
+    Upgraded,
+}
+
+/// Carries one exchange.
+pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next {
+    let whole = is_bodyless(request);
+    let Some(authority) = request.authority else {
+        return browser.refuse("bad-request", "the request names no site").await;
+    };
+    if browser.is_probe || authority.host.eq_ignore_ascii_case(PROBE_HOST) {
+        return probe(browser, request).await;
+    }
+    if request.scheme == Some(Scheme::Https) {
+        let detail = "https through this proxy goes by CONNECT";
+        return browser.answer(request, "denied", detail, whole).await;
+    }
+    let port = authority.port_or(Scheme::Http.default_port());
+    let stream = match browser.shard.open(browser.open(Kind::Http, authority.host, port)).await {
+        Ok(stream) => stream,
+        Err((code, text)) => return browser.answer(request, code.name(), &text, whole).await,
+    };
+    browser.shard.count_request();
+    let progress = Progress::default();
+    let up = send_request(
+        &browser.socket,
+        &stream,
+        request,
+        &mut browser.inbox,
+        &mut browser.eof,
+        &progress,
+    );
+    let down = deliver(&browser.socket, &stream, request, &progress);
+    let answered = match select(down, up).await {
+        Either::Left(answered) => answered,
+        Either::Right(fault) => Err(fault),
+    };
+    match answered {
+        Ok(Answered::Whole { keep_alive }) if keep_alive && progress.sent.get() => Next::Again,
+        Ok(Answered::Whole { .. }) => Next::Close,
+        Ok(Answered::Upgraded) => Next::Relay(stream),
+        Err(fault) => {
+            let sent = progress.sent.get();
+            if progress.begun.get() {
+                return Next::Abort;
+            }
+            drop(stream);
+            failed(browser, request, fault, sent).await
+        }
+    }
+}
+
+/// The page for an exchange that failed before the browser saw anything.
+async fn failed(browser: &mut Browser, request: &Request<'_>, fault: Fault, sent: bool) -> Next {
+    match fault {
+        Fault::BrowserGone => Next::Abort,
+        Fault::RequestTimeout => browser.refuse("request-timeout", "the body paused for too long").await,
+        Fault::BadRequest(BadBody(reason)) => browser.refuse_head(Bad { status: 400, reason }).await,
+        Fault::BadAnswer(reason) => browser.answer(request, Code::Protocol.name(), reason, sent).await,
+        Fault::Stream(code, text) => browser.answer(request, code.name(), &text, sent).await,
+    }
+}
+
+/// The broker's self-test, and nobody else's.
+async fn probe(browser: &mut Browser, request: &Request<'_>) -> Next {
+    let whole = is_bodyless(request);
+    let nonce = std::str::from_utf8(request.path).ok().and_then(|p| p.strip_prefix('/'));
+    let named = request
+        .authority
+        .is_some_and(|a| a.host.eq_ignore_ascii_case(PROBE_HOST));
+    let (true, true, Some(nonce)) = (browser.is_probe, named, nonce) else {
+        let detail = "the self-test is the cloud's own";
+        return browser.answer(request, "denied", detail, whole).await;
+    };
+    match browser.shard.probe(nonce.as_bytes()).await {
+        Err((code, text)) => browser.answer(request, code.name(), &text, whole).await,
+        Ok(()) => {
+            let _ = browser.socket.write_all(&page::plain(200, nonce, true)).await;
+            Next::Close
+        }
+    }
+}
+
+/// Browser to stream. Returns only what ends the exchange; once all is sent it watches the browser.
+async fn send_request(
+    socket: &Socket,
+    stream: &Stream,
+    request: &Request<'_>,
+    inbox: &mut BytesMut,
+    eof: &mut bool,
+    progress: &Progress,
+) -> Fault {
+    let mut head = Vec::new();
+    rewrite::request(request, &[], &mut head);
+    let sent = match stream.send(&head).await {
+        Ok(()) => send_body(socket, stream, request, inbox).await,
+        Err(_) => Err(None),
+    };
+    match sent {
+        Ok(()) => {}
+        Err(Some(fault)) => return fault,
+        // The peer wants no more: its answer, or its reset, says why.
+        Err(None) => return pending().await,
+    }
+    progress.sent.set(true);
+    if !request.upgrade {
+        stream.finish(None);
+    }
+    watch(socket, inbox, eof).await;
+    Fault::BrowserGone
+}
+
+/// The body as it came. What follows it goes back to the inbox: it belongs to the next request.
+///
+/// # Errors
+/// The fault, or none if the peer stopped taking it.
+async fn send_body(
+    socket: &Socket,
+    stream: &Stream,
+    request: &Request<'_>,
+    inbox: &mut BytesMut,
+) -> Result<(), Option<Fault>> {
+    let mut body = Body::new(request.framing);
+    let came = body.advance(inbox).map_err(|bad| Some(Fault::BadRequest(bad)))?;
+    let early = inbox.split_to(came.bytes);
+    stream.send(&early).await.map_err(|_| None)?;
+    let mut turn = 0;
+    while !body.is_done() {
+        let room = stream.room().await.map_err(|_| None)?;
+        let limit = body.remaining().map_or(room, |left| room.min(clamp(left)));
+        let mut bad = None;
+        let take = |frame: BytesMut| {
+            if bad.is_none() {
+                bad = send_frame(stream, &mut body, frame, inbox).err();
+            }
+        };
+        match stream.shard().buffers().read(socket, limit, take) {
+            Ok(0) => return Err(Some(Fault::BrowserGone)),
+            Ok(read) => {
+                turn += read;
+                if turn >= TURN_BYTES && read == full_read(limit) {
+                    turn = 0;
+                    runtime::yield_now().await;
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                turn = 0;
+                match runtime::timeout(BODY_PAUSE_MAX, socket.readable()).await {
+                    None => return Err(Some(Fault::RequestTimeout)),
+                    Some(Err(_)) => return Err(Some(Fault::BrowserGone)),
+                    Some(Ok(())) => {}
+                }
+            }
+            Err(_) => return Err(Some(Fault::BrowserGone)),
+        }
+        if let Some(bad) = bad {
+            return Err(Some(Fault::BadRequest(bad)));
+        }
+    }
+    Ok(())
+}
+
+/// Sends what belongs to the body.
+fn send_frame(stream: &Stream, body: &mut Body, mut frame: BytesMut, inbox: &mut BytesMut) -> Result<(), BadBody> {
+    let end = FRAME_HEADER_BYTES + body.advance(&frame[FRAME_HEADER_BYTES..])?.bytes;
+    inbox.extend_from_slice(&frame[end..]);
+    frame.truncate(end);
+    if end > FRAME_HEADER_BYTES {
+        stream.write(frame);
+    }
+    Ok(())
+}
+
+/// A length that may be larger than what memory can address.
+pub(super) fn clamp(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX)
+}
+
+/// Stream to browser: interim answers, then the final one.
+async fn deliver(
+    socket: &Socket,
+    stream: &Stream,
+    request: &Request<'_>,
+    progress: &Progress,
+) -> Result<Answered, Fault> {
+    let mut inlet = Inlet::new(stream);
+    let dechunks = request.version == Version::Http10;
+    let mut outlet = if dechunks { Outlet::holding() } else { Outlet::new() };
+    let mut finder = Finder::response();
+    for _ in 0..INTERIM_ANSWERS_MAX {
+        let head = inlet.head(&mut finder).await?;
+        let response =
+            Response::parse(&head, request.method, request.upgrade).map_err(|bad| Fault::BadAnswer(bad.reason))?;
+        if response.is_interim() && request.version == Version::Http10 {
+            continue;
+        }
+        if response.is_upgrade() && !progress.sent.get() {
+            return Err(Fault::BadAnswer("101 before the request was complete"));
+        }
+        let keep_alive = request.keep_alive && progress.sent.get() && !stream.shard().is_draining();
+        let mut out = Vec::with_capacity(head.len() + 32);
+        let delivery = rewrite::response(&response, request.version, keep_alive, &[], &mut out);
+        outlet.push_own(Bytes::from(out));
+        progress.begun.set(true);
+        if response.is_interim() || response.is_upgrade() {
+            outlet.flush(socket, &mut inlet).await.map_err(|_| Fault::BrowserGone)?;
+        }
+        if response.is_interim() {
+            progress.begun.set(false);
+            continue;
+        }
+        if response.is_upgrade() {
+            inlet.let_go(0);
+            return Ok(Answered::Upgraded);
+        }
+        if request.upgrade {
+            stream.finish(None);
+        }
+        let body = Body::new(response.framing);
+        // It may be a slice of a link's buffer, and the body may take hours.
+        drop(head);
+        deliver_body(socket, &mut inlet, &mut outlet, body, delivery.dechunk).await?;
+        inlet.settle().await;
+        // Bytes after the end: the other side cannot be trusted with this browser's next answer.
+        let keep_alive = delivery.keep_alive && inlet.slice().is_empty();
+        return Ok(Answered::Whole { keep_alive });
+    }
+    Err(Fault::BadAnswer("too many interim answers"))
+}
+
+async fn deliver_body(
+    socket: &Socket,
+    inlet: &mut Inlet<'_>,
+    outlet: &mut Outlet,
+    mut body: Body,
+    dechunk: bool,
+) -> Result<(), Fault> {
+    loop {
+        while !body.is_done() && !outlet.is_full() && inlet.fill_now() {
+            let (bytes, keep) = if dechunk {
+                body.run(inlet.slice()).map(|run| (run.bytes, run.data))
+            } else {
+                body.advance(inlet.slice()).map(|all| (all.bytes, true))
+            }
+            .map_err(|BadBody(reason)| Fault::BadAnswer(reason))?;
+            if keep {
+                outlet.push(inlet.take(bytes));
+            } else {
+                inlet.skip(bytes);
+            }
+        }
+        outlet.flush(socket, inlet).await.map_err(|_| Fault::BrowserGone)?;
+        if body.is_done() {
+            return Ok(());
+        }
+        match inlet.end() {
+            Some(End::Fin) if body.clean_end() => return Ok(()),
+            Some(end) => return Err(Fault::ended(end)),
+            None => inlet.fill().await,
+        }
+    }
+}

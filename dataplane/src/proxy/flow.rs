@@ -1,0 +1,322 @@
+//! Bytes of a stream on their way to a local socket, and the ways a local socket ends.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::http::{Bad, Finder};
+use crate::limits::{IDLE_MAX, LINGER_BYTES_MAX, LINGER_MAX, SETTLE_MAX};
+use crate::mux::{Code, Recv};
+use crate::shard::Stream;
+use crate::shard::runtime::{self, Socket};
+use crate::time::Time;
+
+/// Slices handed to one `writev`.
+const SLICES_MAX: usize = 16;
+/// A direction that never has to wait lets the others run after so many bytes.
+pub const TURN_BYTES: usize = 128 * 1024;
+
+/// How the peer's direction ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Clean.
+    Fin,
+    /// Cut: never to be shown as complete.
+    Cut(Code, String),
+}
+
+/// Why there is no head.
+#[derive(Debug)]
+pub enum NoHead {
+    Bad(Bad),
+    /// The stream ended before.
+    Ended(End),
+}
+
+/// What the peer sends, slice by slice.
+pub struct Inlet<'a> {
+    stream: &'a Stream,
+    slice: Bytes,
+    /// Bytes that were taken, and given back to be taken again: they go to the socket unseen.
+    taken_before: usize,
+    end: Option<End>,
+}
+
+impl<'a> Inlet<'a> {
+    pub fn new(stream: &'a Stream) -> Self {
+        Self {
+            stream,
+            slice: Bytes::new(),
+            taken_before: 0,
+            end: None,
+        }
+    }
+
+    /// Waits until [`Inlet::slice`] holds something or the end is known.
+    pub async fn fill(&mut self) {
+        if self.slice.is_empty() && self.end.is_none() {
+            let received = self.stream.next().await;
+            self.take_in(received);
+        }
+    }
+
+    /// As [`Inlet::fill`] without waiting; true if there is a slice that was not seen before.
+    pub fn fill_now(&mut self) -> bool {
+        self.taken_before == 0 && self.refill_now()
+    }
+
+    fn refill_now(&mut self) -> bool {
+        if self.slice.is_empty() && (self.end.is_none() || self.taken_before > 0) {
+            let received = self.stream.recv();
+            self.take_in(received);
+        }
+        !self.slice.is_empty()
+    }
+
+    fn take_in(&mut self, received: Recv) {
+        match received {
+            Recv::Pending => {}
+            Recv::Data(bytes) => self.slice = bytes,
+            Recv::Fin(_) => self.end = Some(End::Fin),
+            Recv::Reset(code, text) => {
+                self.end = Some(End::Cut(code, String::from_utf8_lossy(&text).into_owned()));
+            }
+            Recv::Gone => self.end = Some(End::Cut(Code::TunnelDown, String::new())),
+        }
+    }
+
+    /// What is there and not taken.
+    pub fn slice(&self) -> &[u8] {
+        &self.slice
+    }
+
+    /// Takes the first `n` bytes; they are given back to the peer once the local socket has them.
+    pub fn take(&mut self, n: usize) -> Bytes {
+        self.slice.split_to(n)
+    }
+
+    /// Drops the first `n` bytes.
+    pub fn skip(&mut self, n: usize) {
+        self.slice.advance(n);
+        self.stream.consumed(n);
+    }
+
+    /// The end, once every byte before it was taken.
+    pub fn end(&self) -> Option<&End> {
+        self.end.as_ref().filter(|_| self.slice.is_empty())
+    }
+
+    /// Holds nothing any more: the last `unwritten` bytes that were taken, and the slice, will come again. What is
+    /// held here would keep whole buffers of the link in memory.
+    pub fn let_go(&mut self, unwritten: usize) {
+        self.slice = Bytes::new();
+        self.taken_before += unwritten;
+        self.stream.rewind();
+    }
+
+    /// Takes the next head; mostly it lies in one slice and is not copied.
+    pub async fn head(&mut self, finder: &mut Finder) -> Result<Bytes, NoHead> {
+        let mut text = BytesMut::new();
+        loop {
+            self.fill().await;
+            if let Some(end) = self.end() {
+                return Err(NoHead::Ended(end.clone()));
+            }
+            if text.is_empty()
+                && let Some(n) = finder.find(&self.slice).map_err(NoHead::Bad)?
+            {
+                self.stream.consumed(n);
+                return Ok(self.slice.split_to(n));
+            }
+            let before = text.len();
+            text.extend_from_slice(&self.slice);
+            if before > 0
+                && let Some(n) = finder.find(&text).map_err(NoHead::Bad)?
+            {
+                self.skip(n - before);
+                text.truncate(n);
+                return Ok(text.freeze());
+            }
+            self.skip(self.slice.len());
+        }
+    }
+
+    /// Waits a moment for the end that is due, so that dropping the stream does not reset it.
+    pub async fn settle(&mut self) {
+        runtime::timeout(SETTLE_MAX, self.fill()).await;
+    }
+}
+
+/// Pieces on their way to a local socket, in order.
+pub struct Outlet {
+    pieces: VecDeque<Piece>,
+    lets_go: bool,
+}
+
+struct Piece {
+    bytes: Bytes,
+    /// They came from the stream and are given back to the peer.
+    of_stream: bool,
+}
+
+impl Outlet {
+    /// Lets go of the stream's bytes while the socket is full: all that the stream brings must go to the socket.
+    pub fn new() -> Self {
+        Self {
+            pieces: VecDeque::new(),
+            lets_go: true,
+        }
+    }
+
+    /// Holds on to them: for a stream of which parts are left out.
+    pub fn holding() -> Self {
+        Self {
+            lets_go: false,
+            ..Self::new()
+        }
+    }
+
+    /// Queues bytes of the stream.
+    pub fn push(&mut self, bytes: Bytes) {
+        self.pieces.push_back(Piece { bytes, of_stream: true });
+    }
+
+    /// Queues bytes of our own.
+    pub fn push_own(&mut self, bytes: Bytes) {
+        self.pieces.push_back(Piece {
+            bytes,
+            of_stream: false,
+        });
+    }
+
+    /// As much as one write takes is queued.
+    pub fn is_full(&self) -> bool {
+        self.pieces.len() >= SLICES_MAX
+    }
+
+    /// Writes everything. May be dropped and called again. If the stream was reset meanwhile it stops early, and
+    /// the inlet knows.
+    pub async fn flush(&mut self, socket: &Socket, inlet: &mut Inlet<'_>) -> io::Result<()> {
+        let was_full = self.is_full();
+        loop {
+            while inlet.taken_before > 0 && !self.is_full() && inlet.refill_now() {
+                let n = inlet.taken_before.min(inlet.slice.len());
+                inlet.taken_before -= n;
+                self.push(inlet.take(n));
+            }
+            if self.pieces.is_empty() {
+                break;
+            }
+            match self.write(socket) {
+                Ok(written) => self.written(written, inlet.stream),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.lets_go {
+                        self.let_go(inlet);
+                    }
+                    runtime::timeout(IDLE_MAX, socket.writable())
+                        .await
+                        .ok_or(io::ErrorKind::TimedOut)??;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        if was_full {
+            runtime::yield_now().await;
+        }
+        Ok(())
+    }
+
+    fn write(&self, socket: &Socket) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let count = self.pieces.len().min(SLICES_MAX);
+        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+            *slice = IoSlice::new(&piece.bytes);
+        }
+        socket.try_write(&slices[..count])
+    }
+
+    fn let_go(&mut self, inlet: &mut Inlet<'_>) {
+        let of_stream = self.pieces.iter().filter(|p| p.of_stream);
+        let unwritten = of_stream.map(|p| p.bytes.len()).sum();
+        self.pieces.retain(|p| !p.of_stream);
+        inlet.let_go(unwritten);
+    }
+
+    fn written(&mut self, mut written: usize, stream: &Stream) {
+        let mut given_back = 0;
+        while let Some(piece) = self.pieces.front_mut() {
+            let part = written.min(piece.bytes.len());
+            piece.bytes.advance(part);
+            written -= part;
+            if piece.of_stream {
+                given_back += part;
+            }
+            if !piece.bytes.is_empty() {
+                break;
+            }
+            self.pieces.pop_front();
+        }
+        if given_back > 0 {
+            stream.consumed(given_back);
+        }
+    }
+}
+
+/// When something moved last.
+pub struct Activity(Cell<Time>);
+
+impl Activity {
+    pub fn new() -> Self {
+        Self(Cell::new(Time::now()))
+    }
+
+    pub fn touch(&self) {
+        self.0.set(Time::now());
+    }
+
+    /// Waits until nothing has moved for as long as `limit` says each time that it is asked.
+    pub async fn silence(&self, limit: impl Fn() -> Duration) {
+        loop {
+            let due = self.0.get() + limit();
+            if Time::now() >= due {
+                return;
+            }
+            // The limit may rise or fall meanwhile: it is looked at again in time for the shortest.
+            runtime::sleep_until(due).await;
+        }
+    }
+}
+
+/// Closes the socket so that the other side sees a cut: with RST.
+pub fn abort(socket: &Socket) {
+    // Fails only if the connection is gone already.
+    let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Closes after a whole answer: what still comes in is read and dropped for a while, for a socket closed with unread
+/// bytes is reset, and a reset may overtake the answer.
+pub async fn linger(socket: &Socket) {
+    socket.shutdown(Shutdown::Write);
+    let drained = async {
+        let mut dropped = 0;
+        let mut buffer = [BytesMut::with_capacity(4 * 1024)];
+        while dropped < LINGER_BYTES_MAX {
+            buffer[0].clear();
+            match socket.try_read(&mut buffer, 4 * 1024) {
+                Ok(0) => return,
+                Ok(read) => dropped += read,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if socket.readable().await.is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    };
+    runtime::timeout(LINGER_MAX, drained).await;
+}

@@ -1,0 +1,131 @@
+//! Opaque bytes both ways between a local socket and a stream, each direction with an end of its own.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::Shutdown;
+use std::pin::pin;
+use std::task::Poll;
+
+use bytes::Bytes;
+
+use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES, abort, linger};
+use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
+use crate::mux::Code;
+use crate::shard::Stream;
+use crate::shard::runtime::{self, READ_BUFFERS_MAX, Socket};
+
+/// What broke a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// The local socket.
+    Local,
+    /// The stream was reset.
+    Peer,
+}
+
+/// Relays until both directions have ended, then closes the socket: cleanly, or with a reset if a direction was cut.
+/// `early` came from the socket before; `gone` tells the peer that the local side broke off.
+pub async fn relay(
+    socket: &Socket,
+    stream: &Stream,
+    early: Bytes,
+    inlet: &mut Inlet<'_>,
+    gone: Code,
+    activity: &Activity,
+) {
+    let up = upload(socket, stream, early, activity);
+    let down = download(socket, inlet, activity);
+    match both(up, down).await {
+        Ok(()) => linger(socket).await,
+        Err(Cut::Local) => {
+            stream.reset(gone, "the connection was broken off");
+            abort(socket);
+        }
+        Err(Cut::Peer) => abort(socket),
+    }
+}
+
+/// Socket to stream, until the socket's end or until the peer wants no more.
+async fn upload(socket: &Socket, stream: &Stream, early: Bytes, activity: &Activity) -> Result<(), Cut> {
+    if stream.send(&early).await.is_err() {
+        return Ok(());
+    }
+    drop(early);
+    let mut turn = 0;
+    loop {
+        let Ok(room) = stream.room().await else { return Ok(()) };
+        match stream.shard().buffers().read(socket, room, |frame| stream.write(frame)) {
+            Ok(0) => {
+                stream.finish(None);
+                return Ok(());
+            }
+            Ok(read) => {
+                activity.touch();
+                turn += read;
+                if read < full_read(room) {
+                    turn = 0;
+                    socket.readable().await.map_err(|_| Cut::Local)?;
+                } else if turn >= TURN_BYTES {
+                    turn = 0;
+                    runtime::yield_now().await;
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                turn = 0;
+                socket.readable().await.map_err(|_| Cut::Local)?;
+            }
+            Err(_) => return Err(Cut::Local),
+        }
+    }
+}
+
+/// A read that brings less than this has emptied the socket.
+pub fn full_read(room: usize) -> usize {
+    room.min(READ_BUFFERS_MAX * FRAME_PAYLOAD_BYTES_MAX)
+}
+
+/// Stream to socket, until the peer's end.
+async fn download(socket: &Socket, inlet: &mut Inlet<'_>, activity: &Activity) -> Result<(), Cut> {
+    let mut outlet = Outlet::new();
+    loop {
+        inlet.fill().await;
+        while !outlet.is_full() && inlet.fill_now() {
+            outlet.push(inlet.take(inlet.slice().len()));
+        }
+        outlet.flush(socket, inlet).await.map_err(|_| Cut::Local)?;
+        activity.touch();
+        match inlet.end() {
+            Some(End::Fin) => {
+                socket.shutdown(Shutdown::Write);
+                return Ok(());
+            }
+            Some(End::Cut(..)) => return Err(Cut::Peer),
+            None => {}
+        }
+    }
+}
+
+/// Runs both until both have ended or one has failed.
+async fn both<E>(
+    left: impl Future<Output = Result<(), E>>,
+    right: impl Future<Output = Result<(), E>>,
+) -> Result<(), E> {
+    let (mut left, mut right) = (pin!(left), pin!(right));
+    let (mut left_open, mut right_open) = (true, true);
+    poll_fn(|cx| {
+        if left_open && let Poll::Ready(result) = left.as_mut().poll(cx) {
+            result?;
+            left_open = false;
+        }
+        if right_open && let Poll::Ready(result) = right.as_mut().poll(cx) {
+            result?;
+            right_open = false;
+        }
+        if left_open || right_open {
+            Poll::Pending
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    })
+    .await
+}

@@ -1,0 +1,213 @@
+//! `sc`: a stream that the endpoint opened becomes a connection to a site.
+
+use bytes::Bytes;
+
+use super::answer::Answer;
+use super::dial::{Dialled, Site, Sites, Unreached, micros};
+use super::exchange::{self, Fault, Progress};
+use super::flow::{Activity, Inlet, NoHead, abort};
+use super::origin::{Attempt, Key};
+use super::relay::relay;
+use crate::http::{Finder, Form, Framing, Request, Scheme};
+use crate::limits::IDLE_MAX;
+use crate::mux::{Code, Kind, Timings};
+use crate::shard::runtime::{self, Either, select};
+use crate::shard::{Level, Shard, Stream};
+use crate::time::Time;
+
+/// Serves one stream to its end.
+pub async fn serve(shard: Shard, stream: Stream) {
+    let Ok(host) = std::str::from_utf8(&stream.open().host).map(str::to_ascii_lowercase) else {
+        return stream.reset(Code::Dns, "the name is not text");
+    };
+    let sites = match Sites::here() {
+        Ok(sites) => sites,
+        Err(e) => {
+            shard.log(Level::Error, format!("starting name look-ups: {e}"));
+            return stream.reset(Code::Limit, "the tunnel host has no descriptors or threads left");
+        }
+    };
+    let call = Call {
+        shard: &shard,
+        sites: &sites,
+        stream: &stream,
+        host: &host,
+        port: stream.open().port,
+    };
+    match stream.open().kind {
+        Kind::Tcp => call.tcp().await,
+        Kind::Http => call.http().await,
+        _ => stream.reset(Code::Denied, "this version does not speak TLS for the endpoint"),
+    }
+}
+
+/// One stream and where it goes.
+struct Call<'a> {
+    shard: &'a Shard,
+    sites: &'a Sites,
+    stream: &'a Stream,
+    host: &'a str,
+    port: u16,
+}
+
+impl Call<'_> {
+    async fn tcp(&self) {
+        let mut inlet = Inlet::new(self.stream);
+        let Some(dialled) = self.dial().await else { return };
+        self.stream.opened(dialled.opened());
+        self.relay(&dialled.site, &mut inlet).await;
+    }
+
+    /// Dials; `None` if it failed or nobody waits for it any more.
+    async fn dial(&self) -> Option<Dialled> {
+        match select(self.sites.dial(self.shard, self.host, self.port), self.stream.stopped()).await {
+            Either::Left(Ok(dialled)) => Some(dialled),
+            Either::Left(Err(unreached)) => {
+                self.unreached(unreached);
+                None
+            }
+            Either::Right(_) => {
+                self.stream.reset(Code::Cancelled, "");
+                None
+            }
+        }
+    }
+
+    fn unreached(&self, (code, text): Unreached) {
+        self.shard.log(Level::Info, format!("{}: {text}", code.name()));
+        self.stream.reset(code, &text);
+    }
+
+    fn reset(&self, code: Code, text: &str) {
+        if code != Code::Cancelled {
+            let (host, port) = (self.host, self.port);
+            self.shard
+                .log(Level::Info, format!("{}: {host}:{port}: {text}", code.name()));
+        }
+        self.stream.reset(code, text);
+    }
+
+    async fn http(&self) {
+        let mut inlet = Inlet::new(self.stream);
+        let mut finder = Finder::forwarded();
+        let head = match runtime::timeout(IDLE_MAX, inlet.head(&mut finder)).await {
+            // It may be a slice of a link's buffer, and the exchange may take hours.
+            Some(Ok(head)) => Bytes::copy_from_slice(&head),
+            Some(Err(NoHead::Bad(bad))) => return self.reset(Code::Protocol, bad.reason),
+            Some(Err(NoHead::Ended(_))) => return self.stream.reset(Code::Cancelled, ""),
+            None => return self.reset(Code::IdleTimeout, "the request did not arrive"),
+        };
+        let request = match Request::parse(&head) {
+            Ok(request) => request,
+            Err(bad) => return self.reset(Code::Protocol, bad.reason),
+        };
+        let port = Scheme::Http.default_port();
+        let names_site = request.authority.is_some_and(|a| a.matches(self.host, self.port, port));
+        if !names_site || !matches!(request.form, Form::Origin | Form::Asterisk) {
+            return self.reset(Code::Protocol, "the request names another site than its stream");
+        }
+        let upgraded = self.exchange(&mut inlet, &request, &head).await;
+        drop(head);
+        if let Some(site) = upgraded {
+            self.relay(&site, &mut inlet).await;
+        }
+    }
+
+    /// Sends the request on a kept connection or a new one; a second time only where that does no harm. Returns the
+    /// connection if it is opaque from here on.
+    async fn exchange(&self, inlet: &mut Inlet<'_>, request: &Request<'_>, head: &Bytes) -> Option<Site> {
+        let begun = Time::now();
+        let key = Key::new(self.host.as_bytes(), self.port);
+        let repeatable = request.is_idempotent() && matches!(request.framing, Framing::None | Framing::Length(0));
+        let mut kept = self.sites.pool.borrow_mut().take(begun, &key, repeatable, is_quiet);
+        loop {
+            let pooled = kept.is_some();
+            let (site, timings) = match kept.take() {
+                Some(site) => (site, Timings::default()),
+                None => match self.dial().await {
+                    Some(dialled) => {
+                        let timings = dialled.timings();
+                        (dialled.site, timings)
+                    }
+                    None => return None,
+                },
+            };
+            let progress = Progress::default();
+            let mut answer = Answer::new(request.method, request.upgrade);
+            let ran = exchange::run(
+                &site.socket,
+                self.stream,
+                inlet,
+                request,
+                head.clone(),
+                &mut answer,
+                &progress,
+            )
+            .await;
+            let attempt = Attempt {
+                pooled,
+                answered: progress.first_byte.get().is_some(),
+                repeatable,
+            };
+            match ran {
+                Err(Fault::Silent) if attempt.may_repeat() => {}
+                Err(fault) => {
+                    let (code, text) = fault.reset();
+                    abort(&site.socket);
+                    self.reset(code, text);
+                    return None;
+                }
+                Ok(()) if answer.is_upgraded() => return Some(site),
+                Ok(()) => {
+                    let first_byte = progress.first_byte.get().unwrap_or(begun).since(begun);
+                    self.stream.finish(Some(Timings {
+                        first_byte_us: micros(first_byte),
+                        ..timings
+                    }));
+                    let reusable = answer.keep_alive() && !progress.surplus.get();
+                    self.conclude(inlet, site, key, progress.sent.get(), reusable).await;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// After a whole answer: keeps the connection if all of the request went over it, else stops the endpoint.
+    async fn conclude(&self, inlet: &mut Inlet<'_>, site: Site, key: Key, sent: bool, reusable: bool) {
+        if !sent {
+            let text = "answered before the request was complete";
+            return self.stream.reset(Code::Cancelled, text);
+        }
+        if reusable {
+            self.sites.pool.borrow_mut().put(Time::now(), key, site);
+            self.sites.filled.raise();
+        }
+        if inlet.end().is_none() {
+            inlet.settle().await;
+        }
+    }
+
+    async fn relay(&self, site: &Site, inlet: &mut Inlet<'_>) {
+        let activity = Activity::new();
+        let relayed = relay(
+            &site.socket,
+            self.stream,
+            Bytes::new(),
+            inlet,
+            Code::SiteReset,
+            &activity,
+        );
+        if let Either::Right(()) = select(relayed, activity.silence(|| IDLE_MAX)).await {
+            self.reset(Code::IdleTimeout, "no byte in either direction");
+            abort(&site.socket);
+        }
+    }
+}
+
+/// A connection on which the site has neither said anything nor ended.
+fn is_quiet(site: &Site) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(&site.socket, PollFlags::IN | PollFlags::RDHUP)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut fds, Some(&at_once)), Ok(0))
+}

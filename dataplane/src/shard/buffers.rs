@@ -1,0 +1,73 @@
+//! Where a shard reads local sockets into: four chunks for all of them, so that an idle stream holds no buffer.
+
+use std::cell::RefCell;
+use std::io;
+
+use bytes::BytesMut;
+
+use super::runtime::{READ_BUFFERS_MAX, Socket};
+use crate::copies;
+use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX};
+
+/// Below this many bytes a read moves into a buffer of its own size: a chunk that a few bytes keep alive would cost
+/// its whole capacity until the peer has acknowledged them.
+const OWN_BUFFER_BYTES_MIN: usize = 4 * 1024;
+
+/// The chunks of one shard. Each has 12 bytes of head-room for the header of the DATA frame that it becomes.
+#[derive(Default)]
+pub struct Buffers {
+    chunks: RefCell<Vec<BytesMut>>,
+}
+
+impl Buffers {
+    /// Reads once, at most `room` bytes, without waiting, and hands the bytes to `sink` as unwritten DATA frames (12
+    /// bytes of head-room, then 1 … 16,372 bytes of payload): big ones as the chunk itself, small ones copied. Returns
+    /// the bytes of payload; 0 is the end of the socket.
+    ///
+    /// # Errors
+    /// `WouldBlock`: wait for [`Socket::readable`]. Anything else ends the socket.
+    ///
+    /// # Panics
+    /// If `room` is 0: a read of nothing cannot be told from the end.
+    pub fn read(&self, socket: &Socket, room: usize, mut sink: impl FnMut(BytesMut)) -> io::Result<usize> {
+        assert!(room > 0, "a read without room");
+        let mut chunks = self.chunks.take();
+        let wanted = room.div_ceil(FRAME_PAYLOAD_BYTES_MAX).min(READ_BUFFERS_MAX);
+        while chunks.len() < wanted {
+            chunks.push(chunk());
+        }
+        let result = socket.try_read(&mut chunks[..wanted], room);
+        if result.is_ok() {
+            for chunk in &mut chunks[..wanted] {
+                match chunk.len() - FRAME_HEADER_BYTES {
+                    0 => break,
+                    1..OWN_BUFFER_BYTES_MIN => {
+                        sink(frame(&chunk[FRAME_HEADER_BYTES..]));
+                        chunk.truncate(FRAME_HEADER_BYTES);
+                    }
+                    _ => sink(std::mem::replace(chunk, self::chunk())),
+                }
+            }
+        }
+        self.chunks.replace(chunks);
+        result
+    }
+}
+
+fn chunk() -> BytesMut {
+    let mut chunk = BytesMut::with_capacity(RECORD_BYTES_MAX);
+    chunk.resize(FRAME_HEADER_BYTES, 0);
+    chunk
+}
+
+/// An unwritten DATA frame of `payload`: 12 bytes of head-room, then a copy of the bytes.
+///
+/// # Panics
+/// If there are more than 16,372 bytes.
+pub fn frame(payload: &[u8]) -> BytesMut {
+    assert!(payload.len() <= FRAME_PAYLOAD_BYTES_MAX);
+    let mut frame = BytesMut::with_capacity(FRAME_HEADER_BYTES + payload.len());
+    frame.resize(FRAME_HEADER_BYTES + payload.len(), 0);
+    copies::copy(&mut frame[FRAME_HEADER_BYTES..], payload);
+    frame
+}

@@ -1,0 +1,409 @@
+//! A link: its session, and the connection that carries it now.
+//!
+//! ```text
+//!            read_link ─► Opener ─► handle_bytes ┐
+//!  socket                                        Session ─► events ─► streams' cells
+//!            write_link ◄─ Sealer ◄─ poll_transmit ┘
+//! ```
+//!
+//! One reader, one writer (`connection`) and one timer. Whoever calls the session also does what its events ask for, and
+//! tells the writer to look.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::Shard;
+use super::connection::{self, Connection};
+use super::mailbox::{Event, Level};
+use super::runtime::{self, Either, Signal};
+use super::stream::StreamCell;
+use crate::mux::{self, Budget, Code, Open, Session, Side, StreamRef};
+use crate::time::Time;
+use crate::tls::Opener;
+
+pub(super) struct Link {
+    pub key: u32,
+    pub member: [u8; 16],
+    pub number: u16,
+    session: RefCell<Session>,
+    cells: RefCell<HashMap<StreamRef, Rc<StreamCell>>>,
+    connection: RefCell<Option<Rc<Connection>>>,
+    /// Raised when the connection is gone: a cut-over waits for it.
+    pub gone: Signal,
+    /// A cut-over is under way; the next one waits for `cut_over_ended`.
+    pub cutting: Cell<bool>,
+    pub cut_over_ended: Signal,
+    timer: Signal,
+    /// What the timer waits for; `None`: for its signal only.
+    armed: Cell<Option<Time>>,
+    up: Cell<bool>,
+    /// Nothing is left of its session.
+    finished: Cell<bool>,
+    /// It finished, or its member was detached: no dials, no new streams.
+    retired: Cell<bool>,
+}
+
+impl Link {
+    /// Makes a link without a connection and starts its timer.
+    pub fn start(shard: &Shard, config: mux::Config) -> Rc<Self> {
+        let link = Rc::new(Self {
+            key: config.key,
+            member: config.member,
+            number: config.link,
+            session: RefCell::new(Session::new(config, Time::now())),
+            cells: RefCell::default(),
+            connection: RefCell::default(),
+            gone: Signal::new(),
+            cutting: Cell::new(false),
+            cut_over_ended: Signal::new(),
+            timer: Signal::new(),
+            armed: Cell::new(None),
+            up: Cell::new(false),
+            finished: Cell::new(false),
+            retired: Cell::new(false),
+        });
+        runtime::spawn(keep_time(shard.clone(), link.clone()));
+        link.settle(shard);
+        link
+    }
+
+    /// Calls the session, then does what its events ask for.
+    pub fn with<R>(self: &Rc<Self>, shard: &Shard, call: impl FnOnce(&mut Session, &mut Budget, Time) -> R) -> R {
+        let result = self.ask(shard, call);
+        self.settle(shard);
+        result
+    }
+
+    /// Calls the session for something that leaves no events and nothing to write.
+    pub fn ask<R>(&self, shard: &Shard, call: impl FnOnce(&mut Session, &mut Budget, Time) -> R) -> R {
+        call(
+            &mut self.session.borrow_mut(),
+            &mut shard.0.budget.borrow_mut(),
+            Time::now(),
+        )
+    }
+
+    fn settle(self: &Rc<Self>, shard: &Shard) {
+        self.settle_quietly(shard);
+        if let Some(connection) = &*self.connection.borrow() {
+            connection.dirty.raise();
+        }
+    }
+
+    /// As `settle`, for the writer, which is about to look for more itself.
+    pub fn settle_quietly(self: &Rc<Self>, shard: &Shard) {
+        loop {
+            let event = self.session.borrow_mut().poll_event();
+            let Some(event) = event else { break };
+            self.act(shard, event);
+        }
+        shard.wake_unblocked();
+        let next = self.session.borrow().poll_timeout();
+        if let Some(next) = next
+            && self.armed.get().is_none_or(|armed| next < armed)
+        {
+            self.armed.set(Some(next));
+            self.timer.raise();
+        }
+    }
+
+    fn act(self: &Rc<Self>, shard: &Shard, event: mux::Event) {
+        match event {
+            mux::Event::Dial => {
+                if !self.retired.get() {
+                    runtime::spawn(super::dial::dial(shard.clone(), self.clone()));
+                }
+            }
+            mux::Event::Close { abort } => self.close(abort),
+            mux::Event::Up { resumed } => self.is_up(shard, resumed),
+            mux::Event::Live => shard.link_is_live(),
+            mux::Event::Opened(stream, open) => self.opened(shard, stream, open),
+            mux::Event::Readable(stream) => self.cell(stream, |c| c.readable.raise()),
+            mux::Event::Writable(stream) => self.cell(stream, StreamCell::is_writable),
+            mux::Event::Accepted(stream, opened) => self.cell(stream, |c| {
+                c.opened.set(Some(opened));
+                c.accepted.raise();
+            }),
+            // Only a stream that an endpoint bumps is ever asked for TLS, and no endpoint of this version does so.
+            mux::Event::StartTls(stream, ..) => self.with(shard, |s, b, now| {
+                s.reset(
+                    now,
+                    b,
+                    stream,
+                    Code::Tls,
+                    "this version does not shake hands for the endpoint",
+                );
+            }),
+            mux::Event::TlsReport(..) => {}
+            mux::Event::Withdrawn {
+                stream,
+                frames,
+                finished,
+            } => {
+                if let Some(cell) = self.cells.borrow_mut().remove(&stream) {
+                    cell.withdraw(frames, finished);
+                }
+            }
+            mux::Event::Settings { version, json } => {
+                shard.tell(Event::Settings {
+                    member: self.member,
+                    link: self.number,
+                    version,
+                    json,
+                });
+            }
+            mux::Event::SettingsAck {
+                version,
+                accepted,
+                text,
+            } => self.settings_acked(shard, version, accepted, &text),
+            mux::Event::GoAway { reason, text } => {
+                shard.log(
+                    Level::Info,
+                    format!("{self}: the other side drains ({reason:?}): {}", lossy(&text)),
+                );
+                shard.refresh_live();
+            }
+            mux::Event::Finished => self.finished(shard),
+            mux::Event::SessionEnded {
+                code,
+                peer_at_fault,
+                text,
+            } => {
+                let who = if peer_at_fault {
+                    "the other side broke the protocol"
+                } else {
+                    "ended"
+                };
+                shard.log(Level::Warn, format!("{self}: session {who}: {}: {text}", code.name()));
+                shard.refresh_live();
+            }
+        }
+    }
+
+    fn cell(&self, stream: StreamRef, act: impl FnOnce(&StreamCell)) {
+        if let Some(cell) = self.cells.borrow().get(&stream) {
+            act(cell);
+        }
+    }
+
+    /// There is room again for a stream that was refused.
+    pub fn unblock(&self, stream: StreamRef) {
+        self.session.borrow_mut().unblock(stream);
+        self.cell(stream, StreamCell::is_writable);
+    }
+
+    fn is_up(self: &Rc<Self>, shard: &Shard, resumed: bool) {
+        if !self.up.replace(true) {
+            shard.0.counters.links_up.add(1);
+        }
+        self.finished.set(false);
+        shard.0.counters.resumes.add(u64::from(resumed));
+        if shard.is_draining() && !resumed {
+            self.drain(shard, mux::GoAwayReason::Shutdown, super::DRAINING);
+        }
+        shard.tell(Event::LinkUp {
+            member: self.member,
+            link: self.number,
+        });
+    }
+
+    fn opened(self: &Rc<Self>, shard: &Shard, stream: StreamRef, open: Open) {
+        let cell = Rc::new(StreamCell::default());
+        self.cells.borrow_mut().insert(stream, cell.clone());
+        shard.serve(super::Stream::from_peer(
+            shard.clone(),
+            self.clone(),
+            stream,
+            cell,
+            open,
+        ));
+    }
+
+    /// Opens a stream here; its events go to `cell`.
+    pub fn open(
+        self: &Rc<Self>,
+        shard: &Shard,
+        open: &Open,
+        cell: &Rc<StreamCell>,
+    ) -> Result<StreamRef, mux::OpenError> {
+        let opened = self.ask(shard, |s, b, now| s.open(now, b, open.clone()));
+        if let Ok(stream) = opened {
+            self.cells.borrow_mut().insert(stream, cell.clone());
+        }
+        self.settle(shard);
+        opened
+    }
+
+    /// The holder of a stream is done with it.
+    pub fn release(self: &Rc<Self>, shard: &Shard, stream: StreamRef) {
+        if self.cells.borrow_mut().remove(&stream).is_some() {
+            self.with(shard, |s, b, now| s.release(now, b, stream));
+        }
+    }
+
+    fn settings_acked(self: &Rc<Self>, shard: &Shard, version: u32, accepted: bool, text: &Bytes) {
+        let settings = shard.settings();
+        if shard.side() == Side::Client && version < settings.version && accepted {
+            let json = Bytes::copy_from_slice(&settings.json);
+            self.with(shard, |s, _, _| s.send_settings(settings.version, json));
+            return;
+        }
+        shard.tell(Event::SettingsAck {
+            version,
+            accepted,
+            text: lossy(text),
+        });
+    }
+
+    /// Takes new streams now.
+    pub fn is_live(&self) -> bool {
+        !self.retired.get() && self.session.borrow().is_live()
+    }
+
+    /// Open streams.
+    pub fn load(&self) -> usize {
+        self.session.borrow().streams_open()
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.finished.get()
+    }
+
+    pub fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// Whether a connection carries the session now.
+    pub fn is_connected(&self) -> bool {
+        self.connection.borrow().is_some()
+    }
+
+    fn close(&self, abort: bool) {
+        if let Some(connection) = &*self.connection.borrow() {
+            if abort { connection.abort() } else { connection.flush() }
+        }
+    }
+
+    /// Ends the present connection at once.
+    pub fn abort(&self) {
+        self.close(true);
+    }
+
+    /// No dials and no new streams any more; what is left of the session ends by itself.
+    pub fn retire(self: &Rc<Self>, shard: &Shard) {
+        if self.retired.replace(true) {
+            return;
+        }
+        self.close(false);
+        self.timer.raise();
+        shard.refresh_live();
+    }
+
+    /// Drains: serves what is open, opens nothing.
+    pub fn drain(self: &Rc<Self>, shard: &Shard, reason: mux::GoAwayReason, text: &str) {
+        let had_nothing = self.with(shard, |s, _, now| {
+            s.go_away(now, reason, text);
+            s.is_finished()
+        });
+        if had_nothing {
+            self.finished(shard);
+        }
+    }
+
+    /// Nothing is left of the session. `sc` does not dial again; at the endpoint the link waits for what its member does,
+    /// and keeps the epoch meanwhile.
+    fn finished(self: &Rc<Self>, shard: &Shard) {
+        self.finished.set(true);
+        if shard.side() == Side::Client {
+            self.retire(shard);
+        }
+        shard.link_has_finished();
+    }
+
+    /// Puts the session on a new connection: `begin` tells the session. `input` is what was read and not yet opened.
+    pub fn attach(
+        self: &Rc<Self>,
+        shard: &Shard,
+        connection: Rc<Connection>,
+        opener: Opener,
+        input: BytesMut,
+        begin: impl FnOnce(&mut Session, &mut Budget, Time),
+    ) {
+        self.connection.replace(Some(connection.clone()));
+        self.with(shard, begin);
+        runtime::spawn(connection::write(shard.clone(), self.clone(), connection.clone()));
+        runtime::spawn(connection::read(shard.clone(), self.clone(), connection, opener, input));
+    }
+
+    /// A connection is gone, and all that it brought was fed.
+    pub fn ended(self: &Rc<Self>, shard: &Shard, connection: &Rc<Connection>, clean: bool, reason: String) {
+        connection.abort();
+        if !self.carried_by(connection) {
+            return;
+        }
+        self.connection.replace(None);
+        if self.up.replace(false) {
+            shard.0.counters.links_up.sub(1);
+            shard.tell(Event::LinkDown {
+                member: self.member,
+                link: self.number,
+                reason,
+            });
+        } else {
+            shard.log(
+                Level::Debug,
+                format!("{self}: connection ended before it was up: {reason}"),
+            );
+        }
+        self.with(shard, |s, b, now| s.disconnected(now, b, clean));
+        shard.refresh_live();
+        self.gone.raise();
+        self.timer.raise();
+    }
+
+    /// Whether this connection carries the session now.
+    pub fn carried_by(&self, connection: &Rc<Connection>) -> bool {
+        self.connection
+            .borrow()
+            .as_ref()
+            .is_some_and(|c| Rc::ptr_eq(c, connection))
+    }
+}
+
+impl std::fmt::Display for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "link {}", self.number)
+    }
+}
+
+/// Text of the peer, for people.
+pub(super) fn lossy(text: &Bytes) -> String {
+    String::from_utf8_lossy(text).into_owned()
+}
+
+async fn keep_time(shard: Shard, link: Rc<Link>) {
+    loop {
+        let deadline = link.session.borrow().poll_timeout();
+        link.armed.set(deadline);
+        match deadline {
+            None if link.retired.get() && !link.is_connected() => break,
+            None => link.timer.wait().await,
+            Some(deadline) => match runtime::select(link.timer.wait(), runtime::sleep_until(deadline)).await {
+                Either::Left(()) => {}
+                Either::Right(()) => {
+                    link.with(&shard, |s, b, now| s.handle_timeout(now, b));
+                    shard.refresh_live();
+                    if shard.is_draining() && !link.finished.get() {
+                        // A session that expired meanwhile has nothing left to drain.
+                        link.drain(&shard, mux::GoAwayReason::Shutdown, super::DRAINING);
+                    }
+                }
+            },
+        }
+    }
+    shard.forget(&link);
+}

@@ -1,0 +1,425 @@
+//! A shard: one thread, one runtime, its own links, connections, buffers and counters. On the path of a request nothing
+//! is shared, locked or atomic between shards; counters have one writer each ([`crate::stats`]).
+//!
+//! ```text
+//!  control thread ── Command ─► mailbox ─┐                        ┌─► browser / site tasks (proxy)
+//!  other shards ─────────────────────────┴─ Shard ── Link ── Stream ┘
+//!  control thread ◄─ Event ── mailbox ◄──────┘
+//! ```
+//!
+//! Architecture invariant: a shard decides nothing but which link a stream goes to. An endpoint's shard never makes,
+//! accepts or dials a socket.
+
+mod accept;
+pub mod buffers;
+mod connection;
+mod dial;
+mod link;
+pub mod mailbox;
+mod placement;
+mod probe;
+pub mod runtime;
+pub mod stream;
+pub(crate) mod threads;
+mod waiting;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use crate::limits::{COMMANDS_MAX, EVENTS_MAX, LINKS_MAX, MEMBERS_MAX};
+use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
+use crate::proxy::resolve::is_own;
+use crate::proxy::{browser, site};
+use crate::settings::Settings;
+use crate::stats::Counters;
+use crate::time::Time;
+use buffers::Buffers;
+use link::Link;
+use mailbox::{Attached, Command, Event, Inbox, Outbox};
+use runtime::{Signal, Socket};
+use waiting::Waiting;
+
+pub use mailbox::Level;
+pub use stream::Stream;
+
+/// Handle of the shard that runs on this thread.
+#[derive(Clone)]
+pub struct Shard(Rc<Inner>);
+
+struct Inner {
+    index: usize,
+    role: Role,
+    services: Services,
+    settings: RefCell<Arc<Settings>>,
+    budget: RefCell<Budget>,
+    /// One for each link of each member that was seen here; a handful.
+    links: RefCell<Vec<Rc<Link>>>,
+    next_key: Cell<u32>,
+    buffers: Buffers,
+    /// Of all shards; this one writes its own.
+    all_counters: Vec<Arc<Counters>>,
+    counters: Arc<Counters>,
+    events: Outbox<Event>,
+    /// Of all shards, this one included.
+    shards: Vec<Outbox<Command>>,
+    waiting: Waiting,
+    calling: Cell<bool>,
+    /// Since when no link has been live; `None` while one is.
+    dark_since: Cell<Option<Time>>,
+    was_live: Cell<bool>,
+    draining: Cell<bool>,
+    drained: Signal,
+    /// Shards of this process that are not drained yet.
+    undrained: Arc<AtomicUsize>,
+    handshakes: Cell<usize>,
+    /// Local connections above which new ones are turned away.
+    connections_max: usize,
+    probes: RefCell<HashMap<u64, Rc<probe::Pending>>>,
+    next_probe: Cell<u64>,
+}
+
+/// What is particular to one of the two programs.
+pub(crate) enum Role {
+    Client(Dialling),
+    Endpoint(RefCell<Vec<Attached>>),
+}
+
+/// Who starts the tasks that serve what arrives: the proxy, or a test.
+#[derive(Clone, Copy)]
+pub(crate) struct Services {
+    /// `sc`: a stream of kind `tcp`, `http` or `https`.
+    pub site: fn(&Shard, Stream),
+    /// Endpoint: a browser's connection; true for the broker's own self-test.
+    pub browser: fn(&Shard, Socket, bool),
+}
+
+/// How `sc` dials, and what its streams may not reach.
+pub(crate) struct Dialling {
+    pub cloud: RefCell<(SocketAddr, Arc<rustls::ClientConfig>)>,
+    /// Name that the link's number is put before.
+    pub server_name: String,
+    pub own_listeners: Vec<SocketAddr>,
+}
+
+/// What GOAWAY says when this process ends.
+const DRAINING: &str = "shutting down";
+
+/// Counts a local connection for as long as it lives.
+pub struct Counted(Arc<Counters>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.sub(1);
+    }
+}
+
+impl Shard {
+    /// Which role this process has.
+    pub fn side(&self) -> Side {
+        match self.0.role {
+            Role::Client(_) => Side::Client,
+            Role::Endpoint(_) => Side::Endpoint,
+        }
+    }
+
+    /// The rules in force; fetch them anew for each request, and name their version in OPEN.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.0.settings.borrow().clone()
+    }
+
+    /// The chunks that local sockets are read into.
+    pub fn buffers(&self) -> &Buffers {
+        &self.0.buffers
+    }
+
+    /// Starts a task on this shard. A panic ends the task and nothing else.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        runtime::spawn(task);
+    }
+
+    /// Opens a stream on the least loaded live link (`open.credit` is set here). Waits while no link is up: in order,
+    /// at most 45 s after the last loss; heads only, so read nothing of the body before.
+    ///
+    /// # Errors
+    /// Why there is no stream, with text for people: `tunnel-down`, `limit`, `shutdown`.
+    pub async fn open(&self, open: Open) -> Result<Stream, (Code, String)> {
+        Stream::open_own(self, open).await
+    }
+
+    /// Above the first mark of open descriptors: answer new connections with 503, Retry-After, and close.
+    pub fn over_fd_mark(&self) -> bool {
+        self.0.counters.connections.value() > self.0.connections_max as u64
+    }
+
+    /// Counts a local connection while the guard lives.
+    pub fn count_connection(&self) -> Counted {
+        self.0.counters.connections.add(1);
+        Counted(self.0.counters.clone())
+    }
+
+    /// Counts one request that goes through the tunnel (not the probe).
+    pub fn count_request(&self) {
+        self.0.counters.requests.add(1);
+    }
+
+    /// No new requests are to be taken: answer them with `shutdown`, close idle connections.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.get()
+    }
+
+    /// This shard has no live link but another has.
+    pub fn is_dark(&self) -> bool {
+        !self.has_live_link() && self.lit_shard().is_some()
+    }
+
+    fn lit_shard(&self) -> Option<usize> {
+        self.0
+            .all_counters
+            .iter()
+            .position(|c| c.links_live.value() > 0 && !Arc::ptr_eq(c, &self.0.counters))
+    }
+
+    /// Passes a browser's descriptor, nothing of it read, to a shard that has a live link.
+    ///
+    /// # Errors
+    /// The descriptor, if no shard can take it.
+    pub fn forward(&self, browser: OwnedFd) -> Result<(), OwnedFd> {
+        let Some(shard) = self.lit_shard() else {
+            return Err(browser);
+        };
+        match self.0.shards[shard].send(Command::Browser(browser)) {
+            Err(Command::Browser(browser)) => Err(browser),
+            _ => Ok(()),
+        }
+    }
+
+    /// `sc`: this address is one of its own listening sockets and is denied to streams.
+    pub fn is_own_listener(&self, address: SocketAddr) -> bool {
+        match &self.0.role {
+            Role::Client(client) => is_own(address, &client.own_listeners),
+            Role::Endpoint(_) => false,
+        }
+    }
+
+    /// One line for the log, by way of the control thread; lost if it cannot keep up.
+    pub fn log(&self, level: Level, text: String) {
+        if self.0.events.len() < EVENTS_MAX / 2 {
+            self.tell(Event::Log { level, text });
+        } else {
+            self.0.counters.events_dropped.add(1);
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        if self.0.events.send(event).is_err() {
+            self.0.counters.events_dropped.add(1);
+        }
+    }
+
+    // ── Links ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    fn start_link(&self, side: Side, member: [u8; 16], number: u16, links: u16) -> Rc<Link> {
+        let key = self.0.next_key.get();
+        self.0.next_key.set(key.wrapping_add(1));
+        let mut seed = [0; 16];
+        aws_lc_rs::rand::fill(&mut seed).expect("the system gives random bytes");
+        let settings = self.settings().version;
+        let link = Link::start(
+            self,
+            mux::Config {
+                side,
+                key,
+                link: number,
+                links,
+                member,
+                seed,
+                settings,
+            },
+        );
+        self.0.links.borrow_mut().push(link.clone());
+        link
+    }
+
+    /// `sc`: makes and dials this shard's links.
+    pub(crate) fn dial_links(&self, member: [u8; 16], links: u16, shards: usize) {
+        for number in (0..links).filter(|n| usize::from(*n) % shards == self.0.index) {
+            self.start_link(Side::Client, member, number, links);
+        }
+    }
+
+    /// A retired link's session has ended.
+    fn forget(&self, link: &Rc<Link>) {
+        self.0.links.borrow_mut().retain(|l| !Rc::ptr_eq(l, link));
+    }
+
+    fn link_has_finished(&self) {
+        if self.is_draining() && self.0.links.borrow().iter().all(|l| l.is_finished()) {
+            self.0.drained.raise();
+        }
+    }
+
+    fn drain(&self) {
+        if self.0.draining.replace(true) {
+            return;
+        }
+        // Whoever waits for a link is told now.
+        self.0.waiting.call(usize::MAX);
+        let links = self.0.links.borrow().clone();
+        for link in links {
+            link.drain(self, GoAwayReason::Shutdown, DRAINING);
+        }
+        self.link_has_finished();
+    }
+
+    // ── What arrives ──────────────────────────────────────────────────────────────────────────────────────────
+
+    /// Starts what serves a stream that the peer opened.
+    fn serve(&self, stream: Stream) {
+        match (self.side(), stream.open().kind) {
+            (Side::Client, Kind::Probe) => runtime::spawn(probe::echo(stream)),
+            (Side::Client, Kind::Tcp | Kind::Http | Kind::Https) => (self.0.services.site)(self, stream),
+            _ => stream.reset(Code::Denied, "this side serves no such stream"),
+        }
+    }
+
+    /// Starts what serves a browser's connection, here or where a link is.
+    fn serve_browser(&self, browser: OwnedFd, is_probe: bool) {
+        let browser = if !is_probe && self.is_dark() {
+            match self.forward(browser) {
+                Ok(()) => return,
+                Err(browser) => browser,
+            }
+        } else {
+            browser
+        };
+        self.serve_here(browser, is_probe);
+    }
+
+    fn serve_here(&self, browser: OwnedFd, is_probe: bool) {
+        match Socket::tcp(browser) {
+            Ok(socket) => (self.0.services.browser)(self, socket, is_probe),
+            Err(e) => self.log(Level::Warn, format!("taking a browser's socket: {e}")),
+        }
+    }
+
+    /// True to stop.
+    fn obey(&self, command: Command) -> bool {
+        match command {
+            Command::Stop => return true,
+            Command::Drain => self.drain(),
+            Command::Attach(member) => self.attach(member),
+            Command::Detach(id) => self.detach(id),
+            Command::Link {
+                member,
+                link,
+                fd,
+                first,
+            } => {
+                runtime::spawn(accept_link(self.clone(), member, link, fd, first));
+            }
+            Command::Browser(browser) => self.serve_here(browser, false),
+            Command::Settings(settings) => self.reload(settings),
+            Command::Refuse { version, text } => self.each_link(|link| {
+                link.with(self, |s, _, _| s.settings_ack(version, false, &text));
+            }),
+            Command::Cloud(address, tls) => {
+                if let Role::Client(client) = &self.0.role {
+                    client.cloud.replace((address, tls));
+                }
+            }
+            Command::Probe { nonce, from, id } => runtime::spawn(probe::answer(self.clone(), nonce, from, id)),
+            Command::Probed { id, result } => self.probed(id, result),
+        }
+        false
+    }
+
+    fn each_link(&self, act: impl Fn(&Rc<Link>)) {
+        let links = self.0.links.borrow().clone();
+        links.iter().for_each(act);
+    }
+
+    fn attach(&self, member: Attached) {
+        let Role::Endpoint(members) = &self.0.role else { return };
+        let mut members = members.borrow_mut();
+        members.retain(|m| m.id != member.id);
+        if members.len() < MEMBERS_MAX {
+            members.push(member);
+        }
+    }
+
+    fn detach(&self, id: [u8; 16]) {
+        let Role::Endpoint(members) = &self.0.role else { return };
+        members.borrow_mut().retain(|m| m.id != id);
+        self.each_link(|link| {
+            if link.member == id {
+                link.drain(self, GoAwayReason::Shutdown, "the tunnel is no more");
+                link.retire(self);
+            }
+        });
+    }
+
+    /// Switches whole. The endpoint answers on each session, behind the last OPEN under the old rules; `sc` sends
+    /// the rules over one live link, and answers of lower versions make it send them again.
+    fn reload(&self, settings: Arc<Settings>) {
+        let version = settings.version;
+        let json = settings.json.clone();
+        self.0.settings.replace(settings);
+        match self.side() {
+            Side::Endpoint => self.each_link(|link| link.with(self, |s, _, _| s.settings_ack(version, true, ""))),
+            Side::Client => {
+                let lit = self
+                    .0
+                    .all_counters
+                    .iter()
+                    .position(|c| c.links_live.value() > 0)
+                    .unwrap_or(0);
+                let links = self.0.links.borrow().clone();
+                let live = links.iter().find(|l| l.is_live()).or(links.first());
+                if let (true, Some(link)) = (lit == self.0.index, live) {
+                    link.with(self, |s, _, _| s.send_settings(version, json.into()));
+                }
+            }
+        }
+    }
+}
+
+async fn accept_link(shard: Shard, member: [u8; 16], link: u16, fd: OwnedFd, first: Vec<u8>) {
+    if link < LINKS_MAX {
+        accept::accept(shard, member, link, fd, first).await;
+    }
+}
+
+/// Obeys commands until told to stop, then ends all connections.
+async fn run(shard: Shard, inbox: Inbox<Command>, browsers: Option<OwnedFd>) -> std::io::Result<()> {
+    let bell = Socket::new(inbox.bell().try_clone_to_owned()?)?;
+    if let Some(fd) = browsers {
+        runtime::spawn(accept::receive_browsers(shard.clone(), fd));
+    }
+    runtime::spawn(threads::announce_drained(shard.clone()));
+    loop {
+        bell.readable().await?;
+        inbox.silence();
+        for _ in 0..COMMANDS_MAX {
+            let Some(command) = inbox.take() else { break };
+            if shard.obey(command) {
+                threads::end_links(&shard).await;
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What serves outside of tests.
+pub(crate) const SERVICES: Services = Services {
+    site: |shard, stream| runtime::spawn(site::serve(shard.clone(), stream)),
+    browser: |shard, socket, is_probe| runtime::spawn(browser::serve(shard.clone(), socket, is_probe)),
+};
+
+#[cfg(test)]
+mod tests;

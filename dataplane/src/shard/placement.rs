@@ -1,0 +1,127 @@
+//! Which link a stream goes to, and what waits while there is none.
+
+use std::rc::Rc;
+
+use super::link::Link;
+use super::stream::StreamCell;
+use super::waiting::Wait;
+use super::{Shard, runtime};
+use crate::limits::{OPEN_PACE, RESUME_WINDOW, WAITING_STARTS_PER_TURN};
+use crate::mux::{Code, Open, OpenError, StreamRef};
+use crate::time::Time;
+
+impl Shard {
+    pub(super) fn has_live_link(&self) -> bool {
+        self.0.links.borrow().iter().any(|l| l.is_live())
+    }
+
+    /// Opens a stream on some link, whenever one takes it.
+    pub(super) async fn place(
+        &self,
+        open: &Open,
+        cell: &Rc<StreamCell>,
+    ) -> Result<(Rc<Link>, StreamRef), (Code, String)> {
+        let mut called = false;
+        let pace_end = Time::now() + RESUME_WINDOW;
+        loop {
+            if self.is_draining() {
+                return Err((Code::Shutdown, "the tunnel is shutting down".to_owned()));
+            }
+            let in_turn = called || self.0.waiting.is_empty();
+            match if in_turn {
+                self.try_place(open, cell)
+            } else {
+                Err(OpenError::NotLive)
+            } {
+                Ok(place) => return Ok(place),
+                Err(OpenError::Limit) => {
+                    return Err((Code::Limit, "the tunnel has as many streams open as it may".to_owned()));
+                }
+                Err(OpenError::Paced) if Time::now() > pace_end => {
+                    return Err((Code::Limit, "too many streams were reset early".to_owned()));
+                }
+                Err(OpenError::Paced) => runtime::sleep(OPEN_PACE).await,
+                Err(OpenError::NotLive) => {
+                    self.wait_for_link(called).await?;
+                    called = true;
+                }
+            }
+        }
+    }
+
+    pub(super) fn try_place(&self, open: &Open, cell: &Rc<StreamCell>) -> Result<(Rc<Link>, StreamRef), OpenError> {
+        let link = {
+            let links = self.0.links.borrow();
+            links.iter().filter(|l| l.is_live()).min_by_key(|l| l.load()).cloned()
+        };
+        let link = link.ok_or(OpenError::NotLive)?;
+        let stream = link.open(self, open, cell)?;
+        Ok((link, stream))
+    }
+
+    pub(super) async fn wait_for_link(&self, first: bool) -> Result<(), (Code, String)> {
+        self.refresh_live();
+        let down = |text: &str| Err((Code::TunnelDown, text.to_owned()));
+        if !self.0.was_live.get() {
+            return down("the tunnel has no connection yet");
+        }
+        let now = Time::now();
+        let deadline = self.0.dark_since.get().unwrap_or(now) + RESUME_WINDOW;
+        if now >= deadline {
+            return down("the tunnel lost its connection");
+        }
+        if self.has_live_link() {
+            self.call_waiting();
+        }
+        match self.0.waiting.wait(first, deadline.since(now)).await {
+            Wait::Called => Ok(()),
+            Wait::TimedOut => down("the tunnel lost its connection and did not get it back in time"),
+            Wait::Full => down("the tunnel lost its connection, and too many requests wait for it already"),
+        }
+    }
+
+    /// Notes whether a link is live. To be called after whatever may have changed it.
+    pub(super) fn refresh_live(&self) {
+        let live = self.0.links.borrow().iter().filter(|l| l.is_live()).count();
+        self.0.counters.links_live.set(live as u64);
+        if live > 0 {
+            self.0.was_live.set(true);
+            self.0.dark_since.set(None);
+        } else if self.0.dark_since.get().is_none() {
+            self.0.dark_since.set(Some(Time::now()));
+        }
+    }
+
+    pub(super) fn link_is_live(&self) {
+        self.refresh_live();
+        self.call_waiting();
+    }
+
+    /// Calls who waits for a link, a few each turn, as long as one is live.
+    pub(super) fn call_waiting(&self) {
+        if self.0.calling.replace(true) {
+            return;
+        }
+        let shard = self.clone();
+        runtime::spawn(async move {
+            // Once more after the last: whoever comes while others are called queues behind them.
+            loop {
+                runtime::yield_now().await;
+                if !shard.has_live_link() || shard.0.waiting.call(WAITING_STARTS_PER_TURN) == 0 {
+                    break;
+                }
+            }
+            shard.0.calling.set(false);
+        });
+    }
+
+    pub(super) fn wake_unblocked(&self) {
+        loop {
+            let next = self.0.budget.borrow_mut().next_unblocked();
+            let Some((key, stream)) = next else { break };
+            if let Some(link) = self.0.links.borrow().iter().find(|l| l.key == key) {
+                link.unblock(stream);
+            }
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! The runtime of a shard, and the only file that names monoio, so that it can be replaced.
+//!
+//! One io_uring (flags `COOP_TASKRUN | SINGLE_ISSUER` where the kernel has them) or, where io_uring is refused or
+//! epoll was asked for, monoio's epoll driver; everything above works the same on both.
+//!
+//! Two ways to do I/O, and no third:
+//!
+//! - *Local sockets* (browsers, sites) wait for readiness through the ring ([`Socket::readable`],
+//!   [`Socket::writable`]) and then call `readv(2)`/`writev(2)` themselves. A wait may be dropped: it holds no
+//!   buffer and loses no byte, so it may stand in [`select`] and [`timeout`]. At most one task waits for each
+//!   direction of a socket.
+//! - *Links* hand a buffer to the ring ([`Socket::read_link`], [`Socket::write_link`]). These must be awaited to their end:
+//!   a dropped read that had completed loses its bytes. To stop one, shut the socket down and await it.
+//!
+//! Writes use WRITEV and never SEND, which would take an address: an endpoint's ring must not be able to send to one.
+//!
+//! monoio stays sound under these rules: no `BufReader`/`BufWriter`, no listeners, no foreign wakers (threads talk by
+//! eventfd), no runtime dropped while a link's read or write is in flight, [`yield_now`] by a helper task.
+
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use monoio::buf::{IoBufMut, IoVecBuf};
+use monoio::io::{AsyncReadRent, AsyncWriteRent};
+use monoio::net::UnixStream;
+use monoio::time::TimeDriver;
+use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+
+use crate::time::Time;
+
+/// Which kernel interface a shard waits on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Driver {
+    /// io_uring, else epoll.
+    #[default]
+    Auto,
+    IoUring,
+    Epoll,
+}
+
+/// A runtime that was built and not yet run; stays on its thread.
+pub struct Runtime(Built);
+
+enum Built {
+    IoUring(monoio::Runtime<TimeDriver<IoUringDriver>>),
+    Epoll(monoio::Runtime<TimeDriver<LegacyDriver>>),
+}
+
+impl Runtime {
+    /// Builds the runtime of the current thread.
+    ///
+    /// # Errors
+    /// The kernel refused io_uring while nothing else was allowed, or epoll.
+    pub fn new(driver: Driver) -> io::Result<Self> {
+        match driver {
+            Driver::Epoll => epoll(),
+            Driver::IoUring => io_uring(),
+            Driver::Auto => io_uring().or_else(|_| epoll()),
+        }
+        .map(Self)
+    }
+
+    /// The driver in use: never `Auto`.
+    pub fn driver(&self) -> Driver {
+        match self.0 {
+            Built::IoUring(_) => Driver::IoUring,
+            Built::Epoll(_) => Driver::Epoll,
+        }
+    }
+
+    /// Runs `main` to its end. All reads and writes of links must have ended by then.
+    pub fn run<F: Future>(mut self, main: F) -> F::Output {
+        let main = async {
+            spawn(pass_turns());
+            main.await
+        };
+        let output = match &mut self.0 {
+            Built::IoUring(r) => r.block_on(main),
+            Built::Epoll(r) => r.block_on(main),
+        };
+        // Tasks may still wait for local sockets, and dropping a runtime under them is not sound: what it holds goes
+        // with the process.
+        std::mem::forget(self);
+        output
+    }
+}
+
+fn io_uring() -> io::Result<Built> {
+    let mut flags = io_uring::IoUring::builder();
+    flags.setup_coop_taskrun().setup_single_issuer();
+    let build = |flags: io_uring::Builder| {
+        RuntimeBuilder::<IoUringDriver>::new()
+            .uring_builder(flags)
+            .enable_timer()
+            .build()
+    };
+    match build(flags) {
+        // Kernels before 6.0 do not know the flags.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => build(io_uring::IoUring::builder()),
+        built => built,
+    }
+    .map(Built::IoUring)
+}
+
+fn epoll() -> io::Result<Built> {
+    RuntimeBuilder::<LegacyDriver>::new()
+        .enable_timer()
+        .build()
+        .map(Built::Epoll)
+}
+
+/// Starts a task on this shard. A panic ends the task and nothing else.
+pub fn spawn(future: impl Future<Output = ()> + 'static) {
+    drop(monoio::spawn(Contained(Box::pin(future))));
+}
+
+/// Keeps a task's panic inside the task: a bug met by one stream must not take the shard's other streams with it.
+struct Contained(Pin<Box<dyn Future<Output = ()>>>);
+
+impl Future for Contained {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))).unwrap_or(Poll::Ready(()))
+    }
+}
+
+/// Waits for a length of time (the clock does not count suspended time; deadlines are checked against [`Time`]).
+pub async fn sleep(time: Duration) {
+    monoio::time::sleep(time).await;
+}
+
+/// Waits until a moment; at once if it has passed.
+pub async fn sleep_until(moment: Time) {
+    let now = Time::now();
+    if moment > now {
+        sleep(moment.since(now)).await;
+    }
+}
+
+/// Waits for `future` at most `time`. Only for futures that may be dropped: never a link's read or write.
+pub async fn timeout<F: Future>(time: Duration, future: F) -> Option<F::Output> {
+    match select(future, sleep(time)).await {
+        Either::Left(output) => Some(output),
+        Either::Right(()) => None,
+    }
+}
+
+/// Which of two futures was ready first.
+pub enum Either<L, R> {
+    Left(L),
+    Right(R),
+}
+
+/// Waits for the first of two and drops the other. Only for futures that may be dropped: never a link's read or write.
+pub async fn select<L: Future, R: Future>(left: L, right: R) -> Either<L::Output, R::Output> {
+    let (mut left, mut right) = (pin!(left), pin!(right));
+    poll_fn(|cx| {
+        if let Poll::Ready(l) = left.as_mut().poll(cx) {
+            return Poll::Ready(Either::Left(l));
+        }
+        right.as_mut().poll(cx).map(Either::Right)
+    })
+    .await
+}
+
+/// Runs two futures in this task until both have ended.
+pub async fn join<L: Future, R: Future>(left: L, right: R) -> (L::Output, R::Output) {
+    let (mut left, mut right) = (pin!(left), pin!(right));
+    let (mut l, mut r) = (None, None);
+    poll_fn(|cx| {
+        if l.is_none()
+            && let Poll::Ready(output) = left.as_mut().poll(cx)
+        {
+            l = Some(output);
+        }
+        if r.is_none()
+            && let Poll::Ready(output) = right.as_mut().poll(cx)
+        {
+            r = Some(output);
+        }
+        match (l.take(), r.take()) {
+            (Some(l), Some(r)) => Poll::Ready((l, r)),
+            (left, right) => {
+                (l, r) = (left, right);
+                Poll::Pending
+            }
+        }
+    })
+    .await
+}
+
+thread_local! {
+    static YIELDED: RefCell<Vec<Waker>> = const { RefCell::new(Vec::new()) };
+    static TURN: Signal = const { Signal::new() };
+}
+
+/// Lets every task that is ready now run first. By way of a helper task: monoio puts a task that wakes itself
+/// at the head of its queue, where it would starve the others.
+pub async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        YIELDED.with_borrow_mut(|y| y.push(cx.waker().clone()));
+        TURN.with(Signal::raise);
+        Poll::Pending
+    })
+    .await;
+}
+
+async fn pass_turns() {
+    loop {
+        poll_fn(|cx| TURN.with(|t| t.poll(cx))).await;
+        for waker in YIELDED.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// A flag that one task waits for and others raise. Raised twice counts once.
+#[derive(Default)]
+pub struct Signal {
+    raised: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Signal {
+    pub const fn new() -> Self {
+        Self {
+            raised: Cell::new(false),
+            waker: Cell::new(None),
+        }
+    }
+
+    /// Wakes the waiter, or the next one.
+    pub fn raise(&self) {
+        self.raised.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Takes the flag down; true if it was up.
+    pub fn take(&self) -> bool {
+        self.raised.take()
+    }
+
+    /// Ready once the flag is up, and takes it down.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.raised.take() {
+            return Poll::Ready(());
+        }
+        self.waker.set(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+
+    /// Waits until the flag is up, and takes it down. May be dropped.
+    pub async fn wait(&self) {
+        poll_fn(|cx| self.poll(cx)).await;
+    }
+}
+
+/// A socket (or an eventfd) of this shard. Closed when dropped, once what is in flight has ended.
+pub struct Socket {
+    /// The cell is for links alone: monoio's reads and writes ask for `&mut`, and a link has one of each in flight.
+    inner: UnsafeCell<UnixStream>,
+}
+
+/// Buffers that one [`Socket::try_read`] fills.
+pub const READ_BUFFERS_MAX: usize = 4;
+
+impl Socket {
+    /// Takes a descriptor of any kind that can be polled. Sets O_NONBLOCK, which the epoll driver lives on.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        // monoio's Unix stream is its plainest wrapper of a descriptor: it looks at nothing of the socket.
+        let inner = UnixStream::from_std(fd.into())?;
+        Ok(Self {
+            inner: UnsafeCell::new(inner),
+        })
+    }
+
+    /// As [`Socket::new`], with TCP_NODELAY.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn tcp(fd: OwnedFd) -> io::Result<Self> {
+        rustix::net::sockopt::set_tcp_nodelay(&fd, true)?;
+        Self::new(fd)
+    }
+
+    /// Connects to an address. May be dropped, which closes the socket.
+    ///
+    /// # Errors
+    /// What the kernel said, refused and unreachable included.
+    pub async fn connect(address: SocketAddr) -> io::Result<Self> {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM.nonblocking().cloexec(),
+            Some(socket2::Protocol::TCP),
+        )?;
+        match socket.connect(&address.into()) {
+            Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => return Err(e),
+            _ => {}
+        }
+        let socket = Self::tcp(socket.into())?;
+        socket.writable().await?;
+        rustix::net::sockopt::socket_error(&socket)??;
+        Ok(socket)
+    }
+
+    fn inner(&self) -> &UnixStream {
+        // SAFETY: `&mut` to the cell exists only inside `read_link` and `write_link` while an operation is made; it
+        // is not held over anything that calls back here.
+        unsafe { &*self.inner.get() }
+    }
+
+    /// Waits until a read would not block (bytes, end or error). May be dropped.
+    ///
+    /// # Errors
+    /// The wait itself failed; errors of the socket are found by the read.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.inner().readable(false).await
+    }
+
+    /// Waits until a write would not block. May be dropped.
+    ///
+    /// # Errors
+    /// The wait itself failed; errors of the socket are found by the write.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.inner().writable(false).await
+    }
+
+    /// Reads at most `limit` bytes into the spare capacity of at most [`READ_BUFFERS_MAX`] buffers, in order, without
+    /// waiting; 0 is the end.
+    ///
+    /// # Errors
+    /// `WouldBlock`: wait for [`Socket::readable`]. Anything else ends the socket.
+    pub fn try_read(&self, buffers: &mut [BytesMut], limit: usize) -> io::Result<usize> {
+        let mut left = limit;
+        let mut slices = [EMPTY; READ_BUFFERS_MAX];
+        for (slice, buffer) in slices.iter_mut().zip(buffers.iter_mut()) {
+            let spare = buffer.spare_capacity_mut();
+            *slice = libc::iovec {
+                iov_base: spare.as_mut_ptr().cast(),
+                iov_len: spare.len().min(left),
+            };
+            left -= slice.iov_len;
+        }
+        let count = buffers.len().min(READ_BUFFERS_MAX);
+        let read = loop {
+            // SAFETY: each of the first `count` slices is spare capacity of a buffer borrowed until the call has
+            // returned; the kernel writes there and nowhere else.
+            let read = unsafe { libc::readv(self.inner().as_raw_fd(), slices.as_ptr(), count as i32) };
+            match usize::try_from(read) {
+                Ok(read) => break read,
+                Err(_) => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => {}
+                    e => return Err(e),
+                },
+            }
+        };
+        left = read;
+        for (slice, buffer) in slices.iter().zip(buffers.iter_mut()) {
+            let filled = left.min(slice.iov_len);
+            // SAFETY: the kernel filled `filled` bytes from the old length on, all within the capacity.
+            unsafe { buffer.set_len(buffer.len() + filled) };
+            left -= filled;
+        }
+        Ok(read)
+    }
+
+    /// Writes without waiting what the kernel takes, from the slices in order.
+    ///
+    /// # Errors
+    /// `WouldBlock`: wait for [`Socket::writable`]. Anything else ends the socket.
+    pub fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        loop {
+            match rustix::io::writev(self, slices) {
+                Err(rustix::io::Errno::INTR) => {}
+                written => return Ok(written?),
+            }
+        }
+    }
+
+    /// Writes all of `bytes`. If it is dropped halfway the socket is good for nothing more.
+    ///
+    /// # Errors
+    /// The peer is gone, or what else the kernel said.
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.try_write(&[IoSlice::new(bytes)]) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.writable().await?,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends one or both directions. A link's read in flight completes.
+    pub fn shutdown(&self, how: Shutdown) {
+        let how = match how {
+            Shutdown::Read => rustix::net::Shutdown::Read,
+            Shutdown::Write => rustix::net::Shutdown::Write,
+            Shutdown::Both => rustix::net::Shutdown::Both,
+        };
+        // Fails only where the peer has ended the connection already.
+        let _ = rustix::net::shutdown(self, how);
+    }
+
+    /// Address of the other side; `None` if it is gone already or not TCP.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        rustix::net::getpeername(self).ok()??.try_into().ok()
+    }
+
+    /// Own address; `None` if not TCP.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        rustix::net::getsockname(self).ok()?.try_into().ok()
+    }
+
+    /// Links only: appends to `buffer` up to its capacity; 0 is the end. One at a time, and to be awaited to its end.
+    pub async fn read_link(&self, mut buffer: BytesMut) -> (io::Result<usize>, BytesMut) {
+        loop {
+            let length = buffer.len();
+            // SAFETY: making the operation is all that happens under this `&mut`; its future works on a counted
+            // reference to the descriptor.
+            let read = unsafe { &mut *self.inner.get() }.read(buffer.slice_mut(length..));
+            let (result, slice) = read.await;
+            buffer = slice.into_inner();
+            match result {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if let Err(e) = self.readable().await {
+                        return (Err(e), buffer);
+                    }
+                }
+                result => return (result, buffer),
+            }
+        }
+    }
+
+    /// Links only: writes all of `bytes` and gives the buffer back, empty. One at a time, and to be awaited to its end.
+    pub async fn write_link(&self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+        let mut out = Outgoing::new(bytes);
+        while out.slice.iov_len > 0 {
+            // SAFETY: as in `read_link`.
+            let write = unsafe { &mut *self.inner.get() }.writev(out);
+            let (result, returned) = write.await;
+            out = returned;
+            match result {
+                Ok(written) => out.advance(written),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if let Err(e) = self.writable().await {
+                        return (Err(e), out.bytes);
+                    }
+                }
+                Err(e) => return (Err(e), out.bytes),
+            }
+        }
+        out.bytes.clear();
+        (Ok(()), out.bytes)
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the stream owns the descriptor and outlives the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.inner().as_raw_fd()) }
+    }
+}
+
+const EMPTY: libc::iovec = libc::iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
+
+/// Bytes of a link on their way, with the slice that the kernel reads them by.
+struct Outgoing {
+    bytes: Vec<u8>,
+    /// What is still to be written: boxed, so that it stays in place while the operation moves.
+    slice: Box<libc::iovec>,
+}
+
+impl Outgoing {
+    fn new(mut bytes: Vec<u8>) -> Self {
+        let slice = Box::new(libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        });
+        Self { bytes, slice }
+    }
+
+    fn advance(&mut self, written: usize) {
+        self.slice.iov_base = self.slice.iov_base.wrapping_byte_add(written);
+        self.slice.iov_len -= written;
+    }
+}
+
+// SAFETY: the slice is boxed and points into `bytes`, whose allocation neither moves nor changes while the runtime
+// owns the value; `advance` keeps it within.
+unsafe impl IoVecBuf for Outgoing {
+    fn read_iovec_ptr(&self) -> *const libc::iovec {
+        &raw const *self.slice
+    }
+
+    fn read_iovec_len(&self) -> usize {
+        1
+    }
+}

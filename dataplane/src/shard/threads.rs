@@ -1,0 +1,288 @@
+//! Starting and ending the shards of a process: threads, mailboxes, descriptors.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Receiver, bounded};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::mailbox::{Command, Event, Inbox, Outbox, mailbox};
+use super::runtime::{self, Driver, Runtime, Signal};
+use super::waiting::Waiting;
+use super::{Inner, Role, Services, Shard, run};
+use crate::error::Error;
+use crate::limits::{COMMANDS_MAX, EVENTS_MAX, FDS_RESERVED, STOP_MAX, WAITING_HEADS_MAX};
+use crate::mux::{Budget, BudgetConfig};
+use crate::settings::Settings;
+use crate::stats::{Counters, Report};
+
+/// All shards of a process, as the control thread sees them.
+pub(crate) struct Shards {
+    outboxes: Vec<Outbox<Command>>,
+    counters: Vec<Arc<Counters>>,
+    events: Inbox<Event>,
+    notes: Outbox<Event>,
+    threads: Vec<JoinHandle<()>>,
+    driver: Driver,
+}
+
+/// What each shard is started with.
+pub(crate) struct Start {
+    pub shards: usize,
+    pub driver: Driver,
+    /// One core each: for the host that does nothing else.
+    pub pinned: bool,
+    pub settings: Arc<Settings>,
+    pub services: Services,
+    /// A shard's share.
+    pub budget: BudgetConfig,
+}
+
+impl Shards {
+    /// Starts the threads and waits until each has its runtime. `role` is called on each thread, `begin` with its shard.
+    pub fn start(
+        start: &Start,
+        mut browsers: Vec<OwnedFd>,
+        role: impl Fn() -> Role + Send + Clone + 'static,
+        begin: impl Fn(&Shard) + Send + Clone + 'static,
+    ) -> Result<Self, Error> {
+        let made = |e| Error::Io("making a mailbox", e);
+        let (outbox, events) = mailbox(EVENTS_MAX).map_err(made)?;
+        let mut outboxes = Vec::new();
+        let mut inboxes = Vec::new();
+        for _ in 0..start.shards {
+            let (outbox, inbox) = mailbox(COMMANDS_MAX).map_err(made)?;
+            outboxes.push(outbox);
+            inboxes.push(inbox);
+        }
+        let counters: Vec<_> = (0..start.shards).map(|_| Arc::new(Counters::default())).collect();
+        let undrained = Arc::new(AtomicUsize::new(start.shards));
+        let mut shards = Self {
+            outboxes,
+            counters,
+            events,
+            notes: outbox.clone(),
+            threads: Vec::new(),
+            driver: start.driver,
+        };
+        let (built, runtimes) = bounded(start.shards);
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            let seed = Seed {
+                index,
+                driver: start.driver,
+                core: start.pinned.then(|| core(index)).flatten(),
+                settings: start.settings.clone(),
+                services: start.services,
+                budget: start.budget,
+                counters: shards.counters.clone(),
+                events: outbox.clone(),
+                shards: shards.outboxes.clone(),
+                browsers: (!browsers.is_empty()).then(|| browsers.remove(0)),
+                undrained: undrained.clone(),
+                connections_max: connections_max(start.shards),
+            };
+            let (built, role, begin) = (built.clone(), role.clone(), begin.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("shard-{index}"))
+                .spawn(move || live(seed, inbox, &built, role, begin))
+                .map_err(|e| Error::Io("starting a shard's thread", e))?;
+            shards.threads.push(thread);
+        }
+        drop(built);
+        for _ in 0..start.shards {
+            let driver = runtimes.recv().map_err(|_| Error::Closed("a shard"))?;
+            shards.driver = driver.map_err(|e| Error::Io("starting a shard's runtime", e))?;
+        }
+        Ok(shards)
+    }
+
+    pub fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    pub fn events(&self) -> &Receiver<Event> {
+        self.events.queue()
+    }
+
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.events.bell()
+    }
+
+    pub fn report(&self) -> Report {
+        Report::of(&self.counters)
+    }
+
+    /// Tells one shard. One that has let a thousand commands pile up is stuck, and the process is to end.
+    pub fn tell(&self, shard: usize, command: Command) {
+        if self.outboxes[shard].send(command).is_err() {
+            self.note(Event::Failed(format!("shard {shard} takes no commands")));
+        }
+    }
+
+    /// Tells every shard.
+    pub fn tell_all(&self, command: impl Fn() -> Command) {
+        for shard in 0..self.outboxes.len() {
+            self.tell(shard, command());
+        }
+    }
+
+    /// Tells the control thread what went wrong on its own side.
+    pub fn note(&self, event: Event) {
+        // With the queue full the thread does not listen, and there is nobody else to tell.
+        let _ = self.notes.send(event);
+    }
+
+    pub fn count(&self) -> usize {
+        self.outboxes.len()
+    }
+
+    /// Ends all links and waits for the threads.
+    pub fn stop(self) {
+        self.tell_all(|| Command::Stop);
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn core(index: usize) -> Option<core_affinity::CoreId> {
+    let cores = core_affinity::get_core_ids()?;
+    cores.get(index % cores.len().max(1)).copied()
+}
+
+/// What a shard is made of, on its way to its thread.
+struct Seed {
+    index: usize,
+    driver: Driver,
+    core: Option<core_affinity::CoreId>,
+    settings: Arc<Settings>,
+    services: Services,
+    budget: BudgetConfig,
+    counters: Vec<Arc<Counters>>,
+    events: Outbox<Event>,
+    shards: Vec<Outbox<Command>>,
+    browsers: Option<OwnedFd>,
+    undrained: Arc<AtomicUsize>,
+    connections_max: usize,
+}
+
+fn live(
+    seed: Seed,
+    inbox: Inbox<Command>,
+    built: &crossbeam::channel::Sender<std::io::Result<Driver>>,
+    role: impl Fn() -> Role,
+    begin: impl Fn(&Shard),
+) {
+    if let Some(core) = seed.core {
+        core_affinity::set_for_current(core);
+    }
+    let runtime = match Runtime::new(seed.driver) {
+        Ok(runtime) => runtime,
+        Err(e) => return drop(built.send(Err(e))),
+    };
+    let _ = built.send(Ok(runtime.driver()));
+    let (index, events) = (seed.index, seed.events.clone());
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        runtime.run(async move {
+            let (shard, browsers) = seed.grow(role());
+            begin(&shard);
+            run(shard, inbox, browsers).await
+        })
+    }));
+    let text = match ended {
+        Ok(Ok(())) => return,
+        Ok(Err(e)) => e.to_string(),
+        Err(_) => "a defect in this program".to_owned(),
+    };
+    let _ = events.send(Event::Failed(format!("shard {index} ended: {text}")));
+}
+
+impl Seed {
+    fn grow(self, role: Role) -> (Shard, Option<OwnedFd>) {
+        let waiting = Waiting::new(WAITING_HEADS_MAX / self.shards.len());
+        let shard = Shard(Rc::new(Inner {
+            index: self.index,
+            role,
+            services: self.services,
+            settings: RefCell::new(self.settings),
+            budget: RefCell::new(Budget::new(self.budget)),
+            links: RefCell::default(),
+            next_key: Cell::new(0),
+            buffers: super::Buffers::default(),
+            counters: self.counters[self.index].clone(),
+            all_counters: self.counters,
+            events: self.events,
+            shards: self.shards,
+            waiting,
+            calling: Cell::new(false),
+            dark_since: Cell::new(None),
+            was_live: Cell::new(false),
+            draining: Cell::new(false),
+            drained: Signal::new(),
+            undrained: self.undrained,
+            handshakes: Cell::new(0),
+            connections_max: self.connections_max,
+            probes: RefCell::new(HashMap::new()),
+            next_probe: Cell::new(0),
+        }));
+        (shard, self.browsers)
+    }
+}
+
+/// Tells the control thread when the last shard is drained.
+pub(super) async fn announce_drained(shard: Shard) {
+    shard.0.drained.wait().await;
+    if shard.0.undrained.fetch_sub(1, Ordering::Relaxed) == 1 {
+        shard.tell(Event::Drained);
+    }
+}
+
+/// Ends every connection and waits until its last read is done: a runtime must not be left with one in flight.
+pub(super) async fn end_links(shard: &Shard) {
+    let links = shard.0.links.borrow().clone();
+    let ended = async {
+        for link in links {
+            link.retire(shard);
+            while link.is_connected() {
+                link.abort();
+                link.gone.wait().await;
+            }
+        }
+    };
+    runtime::timeout(STOP_MAX, ended).await;
+}
+
+/// Raises the soft limit of descriptors to the hard one and returns it.
+///
+/// # Errors
+/// The kernel refused, which it does to nobody.
+pub(crate) fn raise_fd_limit() -> Result<u64, Error> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    )
+    .map_err(|e| Error::Io("raising the limit of descriptors", e.into()))?;
+    Ok(limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// The first mark: local connections of one shard above which new ones are turned away.
+fn connections_max(shards: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit.saturating_sub(2 * FDS_RESERVED)).unwrap_or(usize::MAX) / shards
+}
+
+/// Streams of one shard, where each may need a descriptor.
+pub(crate) fn streams_max(asked: usize, fds: u64, shards: usize) -> usize {
+    let fds = usize::try_from(fds.saturating_sub(2 * FDS_RESERVED)).unwrap_or(usize::MAX);
+    (asked.min(fds) / shards).max(1)
+}

@@ -1,0 +1,316 @@
+//! What is refused, what fails, and what is cut.
+
+use std::io::{BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+
+use dataplane::client::Driver;
+
+use crate::tunnel::{PATIENCE, SETTINGS, Tunnel, on_both_drivers, read_head, site};
+
+#[test]
+fn requests_with_two_readings_get_400_and_nothing_of_them_is_sent_on() {
+    on_both_drivers(|tunnel| {
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
+        let site = site(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        let url = format!("http://{site}/");
+        let bad = [
+            format!("GET {url} HTTP/1.1\nHost: x\n\n"),
+            format!("GET {url} HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n"),
+            format!("GET {url} HTTP/1.1\r\n\r\n"),
+            format!(
+                "POST {url} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            ),
+            format!("POST {url} HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\nx"),
+            format!("POST {url} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx"),
+            format!("POST {url} HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            format!("GET {url} HTTP/1.1\r\nHost: x\r\n: y\r\n\r\n"),
+            format!("GET {url} HTTP/1.1\r\nHost: x\r\nA : y\r\n\r\n"),
+            format!("CONNECT {site} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            "GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+            "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+        ];
+        for text in bad {
+            let mut browser = tunnel.browser();
+            browser.send(text.as_bytes());
+            let answer = browser.answer("GET");
+            assert_eq!(answer.status, 400, "{text}");
+            assert_eq!(answer.field("Culvert-Error"), Some("bad-request"));
+            assert_eq!(answer.field("Culvert-Settings"), Some(SETTINGS.to_string().as_str()));
+            assert_eq!(browser.rest(), (Vec::new(), true), "{text}");
+        }
+        assert_eq!(connections.load(Ordering::SeqCst), 0);
+    });
+}
+
+#[test]
+fn a_body_that_breaks_its_framing_gets_400_and_the_site_sees_a_cut() {
+    on_both_drivers(|tunnel| {
+        let (tell, told) = mpsc::channel();
+        let site = site(move |mut connection| {
+            let mut body = read_head(&mut connection).into_bytes();
+            tell.send(body.clone()).unwrap();
+            let _ = connection.read_to_end(&mut body);
+            tell.send(body).unwrap();
+        });
+        for bad in [
+            "0x5\r\nhello\r\n0\r\n\r\n",
+            "5 \r\nhello\r\n",
+            "5\nhello\r\n",
+            "10000000000000000\r\n",
+        ] {
+            let mut browser = tunnel.browser();
+            let head = format!("POST http://{site}/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+            browser.send(format!("{head}2\r\nok\r\n").as_bytes());
+            told.recv_timeout(PATIENCE).expect("the request arrives");
+            browser.send(bad.as_bytes());
+            let answer = browser.answer("POST");
+            assert_eq!(
+                (answer.status, answer.field("Culvert-Error")),
+                (400, Some("bad-request")),
+                "{bad}"
+            );
+            let body = told.recv_timeout(PATIENCE).unwrap();
+            assert!(!body.ends_with(b"0\r\n\r\n"), "{bad}");
+        }
+    });
+}
+
+#[test]
+fn long_targets_and_heads_are_named() {
+    on_both_drivers(|tunnel| {
+        let mut browser = tunnel.browser();
+        browser.get(&format!("http://x/{}", "a".repeat(17_000)));
+        assert_eq!(browser.answer("GET").status, 414);
+        let mut browser = tunnel.browser();
+        let field = format!("X: {}\r\n", "a".repeat(1_000)).repeat(70);
+        browser.send(format!("GET http://x/ HTTP/1.1\r\nHost: x\r\n{field}").as_bytes());
+        assert_eq!(browser.answer("GET").status, 431);
+    });
+}
+
+#[test]
+fn a_site_that_cannot_be_reached_is_named() {
+    on_both_drivers(|tunnel| {
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for (site, status, name) in [
+            (closed.to_string(), 502, "refused"),
+            ("no-such-name.invalid".to_owned(), 502, "dns"),
+            ("169.254.169.254".to_owned(), 403, "denied"),
+            ("[::ffff:169.254.169.254]".to_owned(), 403, "denied"),
+        ] {
+            let answer = tunnel.get(&format!("http://{site}/"));
+            assert_eq!(
+                (answer.status, answer.field("Culvert-Error")),
+                (status, Some(name)),
+                "{site}"
+            );
+            assert_eq!(answer.field("Culvert-Settings"), Some(SETTINGS.to_string().as_str()));
+        }
+        let mut browser = tunnel.browser();
+        for _ in 0..2 {
+            browser.get(&format!("http://{closed}/"));
+            assert_eq!(
+                browser.answer("GET").status,
+                502,
+                "an error page leaves the connection usable"
+            );
+        }
+        let answer = tunnel.get("https://127.0.0.1/");
+        assert_eq!((answer.status, answer.field("Culvert-Error")), (403, Some("denied")));
+    });
+}
+
+#[test]
+fn the_tunnels_own_listeners_are_denied_under_every_name() {
+    let own = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = own.local_addr().unwrap().port();
+    let tunnel = Tunnel::start(Driver::Auto, vec![own.local_addr().unwrap()]);
+    for host in [
+        "127.0.0.1",
+        "localhost",
+        "0.0.0.0",
+        "127.1",
+        "[::ffff:127.0.0.1]",
+        "[::]",
+    ] {
+        let answer = tunnel.get(&format!("http://{host}:{port}/"));
+        assert_eq!(
+            (answer.status, answer.field("Culvert-Error")),
+            (403, Some("denied")),
+            "{host}"
+        );
+    }
+    own.set_nonblocking(true).unwrap();
+    assert!(own.accept().is_err());
+    tunnel.stop();
+}
+
+#[test]
+fn without_a_client_there_is_no_tunnel() {
+    let (tunnel, _) = Tunnel::without_client(Driver::Auto);
+    let answer = tunnel.get("http://127.0.0.1:9/");
+    assert_eq!(
+        (answer.status, answer.field("Culvert-Error")),
+        (503, Some("tunnel-down"))
+    );
+    tunnel.stop();
+}
+
+#[test]
+fn a_cut_answer_never_looks_complete() {
+    on_both_drivers(|tunnel| {
+        let cuts: [(&str, &[u8]); 3] = [
+            ("/length", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"),
+            (
+                "/chunked",
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+            ),
+            ("/close", b"HTTP/1.1 200 OK\r\n\r\nhalf"),
+        ];
+        let site = site(move |mut connection| {
+            let head = read_head(&mut connection);
+            let target = head.split(' ').nth(1).unwrap();
+            let (_, bytes) = cuts.iter().find(|(path, _)| *path == target).unwrap();
+            connection.get_mut().write_all(bytes).unwrap();
+            // It is gone with a reset once its client has had the bytes.
+            connection.read_exact(&mut [0; 1]).unwrap_or_default();
+            let socket = socket2::SockRef::from(connection.get_ref());
+            socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        });
+        for (path, _) in cuts {
+            let mut browser = tunnel.browser();
+            let head = format!("POST http://{site}{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n");
+            browser.send(head.as_bytes());
+            let head = read_head(&mut browser.0);
+            assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+            browser.0.read_exact(&mut [0; 4]).unwrap();
+            browser.send(b"x");
+            let (_, clean) = browser.rest();
+            assert!(!clean, "{path}: a cut looks like an end");
+        }
+    });
+}
+
+#[test]
+fn a_short_answer_is_cut_even_if_the_site_closes_cleanly() {
+    on_both_drivers(|tunnel| {
+        let site = site(|mut connection| {
+            read_head(&mut connection);
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf";
+            connection.get_mut().write_all(answer).unwrap();
+        });
+        let mut browser = tunnel.browser();
+        browser.send(format!("GET http://{site}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes());
+        let (bytes, clean) = browser.rest();
+        let text = String::from_utf8_lossy(&bytes);
+        // The end of the stream may overtake what came before it: then there is a page instead.
+        let named = text.starts_with("HTTP/1.1 502 ") && text.contains("\r\nCulvert-Error: site-reset\r\n");
+        assert!(!clean || named, "{text}");
+    });
+}
+
+#[test]
+fn answers_that_are_not_http_are_named() {
+    on_both_drivers(|tunnel| {
+        for bad in [
+            &b"SSH-2.0-OpenSSH_9.2\r\n"[..],
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        ] {
+            let site = site(move |mut connection| {
+                read_head(&mut connection);
+                connection.get_mut().write_all(bad).unwrap();
+            });
+            let answer = tunnel.get(&format!("http://{site}/"));
+            assert_eq!((answer.status, answer.field("Culvert-Error")), (502, Some("protocol")));
+        }
+    });
+}
+
+/// Answers the first request of a connection, and ends the connection at the second without an answer.
+fn once(mut connection: BufReader<TcpStream>, requests: &AtomicUsize) {
+    for n in 0..2 {
+        if read_head(&mut connection).is_empty() {
+            return;
+        }
+        requests.fetch_add(1, Ordering::SeqCst);
+        if n == 0 {
+            connection
+                .get_mut()
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_post_reaches_the_site_at_most_once_and_a_get_is_repeated() {
+    on_both_drivers(|tunnel| {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = requests.clone();
+        let site = site(move |connection| once(connection, &counted));
+        let mut browser = tunnel.browser();
+        browser.get(&format!("http://{site}/first"));
+        assert_eq!(browser.answer("GET").body, b"ok");
+        let post = format!("POST http://{site}/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+        browser.send(post.as_bytes());
+        let answer = browser.answer("POST");
+        assert_eq!(
+            (answer.status, answer.field("Culvert-Error")),
+            (502, Some("site-reset"))
+        );
+        assert_eq!(requests.load(Ordering::SeqCst), 2, "the POST arrived once");
+        browser.get(&format!("http://{site}/again"));
+        assert_eq!(browser.answer("GET").body, b"ok");
+        assert_eq!(requests.load(Ordering::SeqCst), 3);
+        browser.get(&format!("http://{site}/repeated"));
+        assert_eq!(browser.answer("GET").body, b"ok");
+        assert_eq!(requests.load(Ordering::SeqCst), 5, "the GET arrived twice");
+    });
+}
+
+#[test]
+fn a_browser_that_is_gone_ends_the_request_at_the_site() {
+    on_both_drivers(|tunnel| {
+        let (tell, told) = mpsc::channel();
+        let site = site(move |mut connection| {
+            read_head(&mut connection);
+            let piece = [b'x'; 10_000];
+            let socket = connection.get_mut();
+            socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            while socket.write_all(&piece).is_ok() {}
+            tell.send(()).unwrap();
+        });
+        let mut browser = tunnel.browser();
+        browser.get(&format!("http://{site}/endless"));
+        browser.0.read_exact(&mut [0; 100_000]).unwrap();
+        drop(browser);
+        told.recv_timeout(PATIENCE).expect("the site's connection ends");
+    });
+}
+
+#[test]
+fn a_browser_that_resets_while_it_waits_ends_the_request_at_the_site() {
+    on_both_drivers(|tunnel| {
+        let (tell, told) = mpsc::channel();
+        let site = site(move |mut connection| {
+            read_head(&mut connection);
+            tell.send(()).unwrap();
+            // Its client ends or resets the connection: either ends the wait.
+            let _ = connection.read(&mut [0; 1]);
+            tell.send(()).unwrap();
+        });
+        let mut browser = tunnel.browser();
+        browser.get(&format!("http://{site}/wait"));
+        told.recv_timeout(PATIENCE).expect("the request arrives");
+        let socket = socket2::SockRef::from(browser.0.get_ref());
+        socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(browser);
+        told.recv_timeout(PATIENCE / 4).expect("the site's connection ends");
+    });
+}

@@ -1,0 +1,252 @@
+//! The runtime of a shard on both drivers.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use dataplane::limits::FRAME_HEADER_BYTES;
+use dataplane::shard::buffers::Buffers;
+use dataplane::shard::runtime::{self, Driver, Either, Runtime, Signal, Socket};
+
+/// Runs `test` on epoll, and on io_uring where the kernel allows it.
+fn on_both_drivers<F: Future<Output = ()>>(test: impl Fn() -> F) {
+    let epoll = Runtime::new(Driver::Epoll).unwrap();
+    assert_eq!(epoll.driver(), Driver::Epoll);
+    epoll.run(test());
+    match Runtime::new(Driver::IoUring) {
+        Ok(ring) => {
+            assert_eq!(ring.driver(), Driver::IoUring);
+            ring.run(test());
+        }
+        Err(e) => eprintln!("io_uring is refused here, only epoll was tested: {e}"),
+    }
+}
+
+fn pair() -> (Socket, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (near, _) = listener.accept().unwrap();
+    (Socket::tcp(near.into()).unwrap(), far)
+}
+
+#[test]
+fn auto_takes_some_driver() {
+    let runtime = Runtime::new(Driver::Auto).unwrap();
+    assert_ne!(runtime.driver(), Driver::Auto);
+    assert_eq!(runtime.run(async { 7 }), 7);
+}
+
+#[test]
+fn dropped_waits_lose_no_byte() {
+    on_both_drivers(|| async {
+        let (near, mut far) = pair();
+        for _ in 0..100 {
+            assert!(runtime::timeout(Duration::ZERO, near.readable()).await.is_none());
+        }
+        far.write_all(b"whole").unwrap();
+        near.readable().await.unwrap();
+        let mut buffers = [BytesMut::with_capacity(2), BytesMut::with_capacity(64)];
+        assert_eq!(near.try_read(&mut buffers, 4).unwrap(), 4, "no more than the limit");
+        assert_eq!((&buffers[0][..], &buffers[1][..]), (&b"wh"[..], &b"ol"[..]));
+        assert_eq!(near.try_read(&mut buffers[1..], 4).unwrap(), 1);
+        let again = near.try_read(&mut buffers[1..], 4).unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::WouldBlock);
+        drop(far);
+        near.readable().await.unwrap();
+        assert_eq!(near.try_read(&mut buffers[1..], 4).unwrap(), 0, "the end");
+    });
+}
+
+#[test]
+fn connects_and_is_refused() {
+    on_both_drivers(|| async {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let socket = Socket::connect(address).await.unwrap();
+        assert_eq!(socket.peer_address(), Some(address));
+        let (mut far, _) = listener.accept().unwrap();
+        socket.write_all(b"hello").await.unwrap();
+        socket.shutdown(Shutdown::Write);
+        let mut all = Vec::new();
+        far.read_to_end(&mut all).unwrap();
+        assert_eq!(all, b"hello");
+        drop(listener);
+        assert_eq!(
+            Socket::connect(address).await.err().unwrap().kind(),
+            ErrorKind::ConnectionRefused
+        );
+    });
+}
+
+#[test]
+fn links_move_bulk_both_ways_at_once() {
+    on_both_drivers(|| async {
+        let (near, far) = pair();
+        let far = Rc::new(Socket::tcp(far.into()).unwrap());
+        let near = Rc::new(near);
+        let pattern = |n: usize| (0..n).map(|i| (i * 31 + i / 251) as u8).collect::<Vec<_>>();
+        let send = |socket: Rc<Socket>| async move {
+            let mut out = pattern(128 * 1024);
+            for _ in 0..64 {
+                let (result, empty) = socket.write_link(out).await;
+                result.unwrap();
+                assert!(empty.is_empty());
+                out = empty;
+                out.extend(pattern(128 * 1024));
+            }
+            socket.shutdown(Shutdown::Write);
+        };
+        let receive = |socket: Rc<Socket>| async move {
+            let mut all = BytesMut::new();
+            loop {
+                all.reserve(64 * 1024);
+                let (result, buffer) = socket.read_link(all).await;
+                all = buffer;
+                if result.unwrap() == 0 {
+                    break;
+                }
+            }
+            assert!(all[..] == pattern(128 * 1024).repeat(64)[..], "bytes differ");
+        };
+        let up = runtime::join(send(near.clone()), receive(far.clone()));
+        let down = runtime::join(send(far.clone()), receive(near.clone()));
+        runtime::join(up, down).await;
+    });
+}
+
+#[test]
+fn a_shutdown_completes_the_read_in_flight() {
+    on_both_drivers(|| async {
+        let (near, mut far) = pair();
+        let near = Rc::new(near);
+        let reads = Rc::new(RefCell::new(Vec::new()));
+        let (ended, socket, seen) = (Rc::new(Signal::new()), near.clone(), reads.clone());
+        let raised = ended.clone();
+        runtime::spawn(async move {
+            loop {
+                let (result, bytes) = socket.read_link(BytesMut::with_capacity(64)).await;
+                seen.borrow_mut().push(bytes);
+                if !matches!(result, Ok(1..)) {
+                    return raised.raise();
+                }
+            }
+        });
+        far.write_all(b"kept").unwrap();
+        while reads.borrow().is_empty() {
+            runtime::yield_now().await;
+        }
+        assert!(!ended.take(), "the second read waits");
+        near.shutdown(Shutdown::Both);
+        ended.wait().await;
+        assert_eq!(reads.borrow()[0], &b"kept"[..]);
+    });
+}
+
+#[test]
+fn yields_are_fair_and_panics_are_contained() {
+    on_both_drivers(|| async {
+        let turns = Rc::new(Cell::new(0));
+        for _ in 0..3 {
+            let turns = turns.clone();
+            runtime::spawn(async move {
+                for _ in 0..10 {
+                    turns.set(turns.get() + 1);
+                    runtime::yield_now().await;
+                }
+            });
+        }
+        runtime::spawn(async { panic!("a planted defect") });
+        for round in 1..=10 {
+            runtime::yield_now().await;
+            let passed = turns.get();
+            assert!(
+                passed >= 3 * (round - 1) && passed <= 3 * (round + 1),
+                "{passed} turns after {round} rounds"
+            );
+        }
+    });
+}
+
+#[test]
+fn select_takes_the_first() {
+    on_both_drivers(|| async {
+        let signal = Signal::new();
+        signal.raise();
+        signal.raise();
+        assert!(matches!(
+            runtime::select(signal.wait(), runtime::sleep(Duration::from_secs(60))).await,
+            Either::Left(())
+        ));
+        let short = runtime::sleep(Duration::from_millis(1));
+        assert!(
+            matches!(runtime::select(signal.wait(), short).await, Either::Right(())),
+            "raised twice counts once"
+        );
+    });
+}
+
+#[test]
+fn buffers_copy_small_reads_and_hand_over_big_ones() {
+    on_both_drivers(|| async {
+        let (near, mut far) = pair();
+        let buffers = Buffers::default();
+        let mut frames = Vec::new();
+        far.write_all(b"small").unwrap();
+        near.readable().await.unwrap();
+        assert_eq!(buffers.read(&near, 1 << 20, |f| frames.push(f)).unwrap(), 5);
+        assert_eq!(&frames[0][FRAME_HEADER_BYTES..], b"small");
+        assert!(frames[0].capacity() < 64, "a buffer of its own size");
+
+        let big: Vec<u8> = (0..50_000_u32).map(|i| i as u8).collect();
+        far.write_all(&big).unwrap();
+        let mut read = Vec::new();
+        while read.len() < big.len() {
+            near.readable().await.unwrap();
+            frames.clear();
+            let limit = 40_000.min(big.len() - read.len());
+            let n = buffers.read(&near, limit, |f| frames.push(f)).unwrap();
+            assert!(n <= limit);
+            frames
+                .iter()
+                .for_each(|f| read.extend_from_slice(&f[FRAME_HEADER_BYTES..]));
+        }
+        assert!(read == big);
+        assert_eq!(
+            buffers
+                .read(&near, 1, |_| panic!("nothing is there"))
+                .unwrap_err()
+                .kind(),
+            ErrorKind::WouldBlock
+        );
+    });
+}
+
+/// The runtime can be replaced, and what is not checked by the compiler can be read in one sitting.
+#[test]
+fn one_file_names_monoio_and_is_unsafe() {
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            seen += 1;
+            if path.ends_with("shard/runtime.rs") {
+                continue;
+            }
+            for (number, line) in std::fs::read_to_string(&path).unwrap().lines().enumerate() {
+                let code = line.split("//").next().unwrap_or_default();
+                let broken = code.contains("monoio") || code.contains("unsafe ");
+                assert!(!broken, "{}:{}: {line}", path.display(), number + 1);
+            }
+        }
+    }
+    assert!(seen > 20);
+}
