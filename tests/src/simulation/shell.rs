@@ -416,6 +416,7 @@ impl World {
         end.closing = false;
         let budget = &mut self.hosts[end.host].budget;
         end.session.connected_by(now, budget, &hello);
+        self.drain_events(p, ENDPOINT);
         self.touch(p, ENDPOINT);
         if !rest.is_empty() {
             self.feed(c, ENDPOINT, rest);
