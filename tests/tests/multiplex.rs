@@ -1,8 +1,13 @@
 //! Particular cases of the multiplex on the virtual clock: many stalled streams, big settings, throughput.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
-use dataplane::mux::BudgetConfig;
+use bytes::{Bytes, BytesMut};
+use dataplane::limits::{EARLY_RESETS_BURST, IDLE_FRAMES_BURST, IDLE_FRAMES_PER_SECOND, REFUSALS_PENDING_MAX};
+use dataplane::mux::frame::{Frame, encode};
+use dataplane::mux::{Budget, BudgetConfig, Code, Config, Event, Hello, Kind, Open, Session, Side, StreamRef};
+use dataplane::time::Time;
 use tests::simulation::network::{Profile, bare_transfer_us};
 use tests::simulation::scenario::{Plan, Way};
 use tests::simulation::{CLIENT, ENDPOINT, MS, SECOND, Scenario, World};
@@ -227,4 +232,150 @@ fn a_small_exchange_overtakes_bulk() {
     let took = w.now - started;
     println!("small exchange beside bulk: {} ms", took / MS);
     assert!(took < 100 * MS, "{took} µs");
+}
+
+// ── Floods: at the limit all is well, one above it ends the session ────────────────────────────────────────────
+
+/// An endpoint's session whose peer is written by hand.
+struct Flooded {
+    session: Session,
+    budget: Budget,
+    now: Time,
+    ended: Option<Code>,
+    held: Vec<StreamRef>,
+}
+
+impl Flooded {
+    fn new(streams: usize) -> Self {
+        let now = Time::from_micros(SECOND);
+        let config = Config {
+            side: Side::Endpoint,
+            key: 0,
+            link: 0,
+            links: 1,
+            member: [1; 16],
+            seed: [2; 16],
+            settings: 1,
+        };
+        let mut f = Self {
+            session: Session::new(config, now),
+            budget: Budget::new(sizes(MIB, streams, 16)),
+            now,
+            ended: None,
+            held: Vec::new(),
+        };
+        let hello = Hello {
+            version_min: 1,
+            version_max: 1,
+            link: 0,
+            links: 1,
+            member: [1; 16],
+            session: [0; 16],
+            fresh: [3; 16],
+            epoch: 1,
+            received: 0,
+            first_credit: 16_384,
+        };
+        assert_eq!(f.session.check_hello(&hello), Ok(()));
+        f.session.begin_cut_over();
+        f.session.connected_by(now, &mut f.budget, &hello);
+        f.turn(true);
+        f
+    }
+
+    fn turn(&mut self, writes: bool) {
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                Event::SessionEnded { code, .. } => self.ended = Some(code),
+                Event::Opened(r, _) => self.held.push(r),
+                _ => {}
+            }
+        }
+        let mut out = Vec::new();
+        while writes && self.session.poll_transmit(self.now, &mut self.budget, &mut out) > 0 {}
+    }
+
+    fn read(&mut self, frame: &Frame, writes: bool) {
+        let mut bytes = BytesMut::new();
+        encode(frame, &mut bytes);
+        self.session.handle_bytes(self.now, &mut self.budget, bytes.freeze());
+        self.turn(writes);
+    }
+
+    fn open(&mut self, id: u64, writes: bool) {
+        let open = Open {
+            kind: Kind::Relay,
+            settings: 1,
+            credit: 4_096,
+            port: 0,
+            host: Bytes::new(),
+            shown: None,
+        };
+        self.read(&Frame::Open(id, open), writes);
+    }
+}
+
+#[test]
+fn pings_are_limited() {
+    let mut f = Flooded::new(4);
+    for _ in 0..IDLE_FRAMES_BURST {
+        f.read(&Frame::Ping([0; 8]), true);
+    }
+    assert_eq!(f.ended, None, "at the limit");
+    f.now = f.now + Duration::from_secs(1);
+    for _ in 0..IDLE_FRAMES_PER_SECOND {
+        f.read(&Frame::Ping([0; 8]), true);
+    }
+    assert_eq!(f.ended, None, "at the limit a second later");
+    f.read(&Frame::Ping([0; 8]), true);
+    assert_eq!(f.ended, Some(Code::Limit));
+}
+
+#[test]
+fn credits_that_raise_nothing_are_limited() {
+    let mut f = Flooded::new(4);
+    f.open(1, true);
+    for _ in 0..IDLE_FRAMES_BURST {
+        f.read(&Frame::Credit(1, 4_096), true);
+    }
+    f.read(&Frame::Credit(1, 4_097), true);
+    assert_eq!(f.ended, None, "at the limit, and a CREDIT that raises is free");
+    f.read(&Frame::Credit(1, 4_097), true);
+    assert_eq!(f.ended, Some(Code::Limit));
+}
+
+#[test]
+fn early_resets_are_limited() {
+    let mut f = Flooded::new(4);
+    let one = |f: &mut Flooded, n: u64| {
+        f.open(2 * n + 1, true);
+        f.read(&Frame::Reset(2 * n + 1, Code::Cancelled, Bytes::new()), true);
+        for r in std::mem::take(&mut f.held) {
+            f.session.release(f.now, &mut f.budget, r);
+        }
+    };
+    for n in 0..u64::from(EARLY_RESETS_BURST) {
+        one(&mut f, n);
+    }
+    assert_eq!(f.ended, None, "at the limit");
+    assert_eq!(f.budget.streams(), (0, 0));
+    one(&mut f, u64::from(EARLY_RESETS_BURST));
+    assert_eq!(f.ended, Some(Code::Limit));
+}
+
+#[test]
+fn refusals_that_cannot_leave_are_limited() {
+    let mut f = Flooded::new(4);
+    let refused = REFUSALS_PENDING_MAX as u64;
+    for n in 0..4 + refused {
+        f.open(2 * n + 1, false);
+    }
+    assert_eq!(f.ended, None, "at the limit");
+    f.turn(true);
+    for n in 0..refused {
+        f.open(2 * (4 + refused + n) + 1, false);
+    }
+    assert_eq!(f.ended, None, "written refusals are not pending");
+    f.open(2 * (4 + 2 * refused) + 1, false);
+    assert_eq!(f.ended, Some(Code::Limit));
 }
