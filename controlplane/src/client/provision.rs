@@ -289,7 +289,8 @@ mod tests {
             fingerprint: Some("ab".repeat(32)),
             shards: Some(3),
             links_max: None,
-            ..EndpointInfo::default()
+            proxy: None,
+            requests: None,
         };
         let endpoint = Endpoint::parse(&info).unwrap();
         assert_eq!((endpoint.shards, endpoint.links_max), (3, u16::MAX));

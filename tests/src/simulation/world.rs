@@ -342,7 +342,7 @@ impl World {
     /// Every seed must hold two cuts and a replay: makes what is still missing.
     fn insist(&mut self) {
         let early = self.now + 2 * SECOND < self.calm_at || self.insisted_enough();
-        if early || !self.aims.is_empty() && self.insisted % 8 != 0 {
+        if early || !self.aims.is_empty() && !self.insisted.is_multiple_of(8) {
             self.insisted += u32::from(!early);
             return;
         }
