@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dataplane::limits::FRAME_HEADER_BYTES;
-use dataplane::mux::frame::{Frame, Header, decode};
-use dataplane::mux::{Budget, BudgetConfig, Code, Config, Event, Kind, Open, Recv, Session, Side, StreamRef};
+use dataplane::mux::frame::{self, Frame, Header, decode};
+use dataplane::mux::{
+    Budget, BudgetConfig, Code, Config, Event, GoAwayReason, Hello, Kind, Open, Recv, Reject, Session, Side, StreamRef,
+    Timings,
+};
 use dataplane::time::Time;
 
 struct Host {
@@ -45,6 +48,20 @@ fn host(side: Side) -> Host {
 }
 
 impl Host {
+    /// Feeds one frame as if the peer had sent it.
+    fn feed(&mut self, now: Time, f: &Frame) {
+        let mut bytes = BytesMut::new();
+        frame::encode(f, &mut bytes);
+        self.session.handle_bytes(now, &mut self.budget, bytes.freeze());
+    }
+
+    fn saw(&mut self, wanted: impl Fn(&Event) -> bool) -> bool {
+        while let Some(event) = self.session.poll_event() {
+            self.events.push(event);
+        }
+        self.events.iter().any(wanted)
+    }
+
     fn transmit(&mut self, now: Time) -> BytesMut {
         let mut frames = Vec::new();
         let mut out = BytesMut::new();
@@ -145,7 +162,8 @@ impl Pair {
             .disconnected(self.now, &mut self.endpoint.budget, false);
     }
 
-    fn open(&mut self) -> (StreamRef, StreamRef) {
+    /// Opens at the endpoint; the OPEN has not left yet.
+    fn open_here(&mut self) -> StreamRef {
         let open = Open {
             kind: Kind::Http,
             settings: 1,
@@ -154,11 +172,14 @@ impl Pair {
             host: Bytes::from_static(b"site"),
             shown: None,
         };
-        let here = self
-            .endpoint
+        self.endpoint
             .session
             .open(self.now, &mut self.endpoint.budget, open)
-            .expect("live");
+            .expect("live")
+    }
+
+    fn open(&mut self) -> (StreamRef, StreamRef) {
+        let here = self.open_here();
         self.exchange();
         let there = self.sc.events.iter().rev().find_map(|e| match e {
             Event::Opened(r, _) => Some(*r),
@@ -240,4 +261,38 @@ fn a_restarted_peer_ends_the_streams_by_name() {
         p.sc.read(p.now, s, &mut Vec::new()),
         Some(Recv::Reset(Code::PeerRestarted, Bytes::new()))
     );
+}
+
+/// How long `sc` waits before it dials again after a cut now; afterwards it dials.
+fn redial_after(p: &mut Pair) -> Duration {
+    let cut_at = p.now;
+    p.sc.events.clear();
+    p.cut();
+    for _ in 0..1_000 {
+        p.tick(Duration::ZERO);
+        if p.sc.saw(|e| *e == Event::Dial) {
+            return p.now.since(cut_at);
+        }
+        p.now = p.now + Duration::from_millis(50);
+    }
+    panic!("no dial");
+}
+
+#[test]
+fn old_session_errors_do_not_slow_a_later_redial() {
+    let mut p = Pair::new();
+    p.connect();
+    for _ in 0..3 {
+        p.endpoint
+            .feed(p.now, &Frame::Data(9, Bytes::from_static(b"never opened")));
+        p.exchange();
+        assert!(p.sc.saw(|e| matches!(e, Event::SessionEnded { .. })));
+        redial_after(&mut p);
+        p.connect();
+    }
+    for _ in 0..100 {
+        p.tick(Duration::from_secs(1));
+        p.exchange();
+    }
+    assert_eq!(redial_after(&mut p), Duration::ZERO);
 }

@@ -551,9 +551,14 @@ impl Session {
         }
         let lived = now.since(self.up_since) >= CONNECTION_LIFE_MIN;
         self.dial_at = Some(if lived { now } else { now + CONNECTION_LIFE_MIN });
+        self.forget_old_errors(now);
         if self.errors.len() >= SESSION_ERRORS_MAX {
             self.dial_at = Some(now + SESSION_ERRORS_BACKOFF);
         }
+    }
+
+    fn forget_old_errors(&mut self, now: Time) {
+        self.errors.retain(|t| now.since(*t) < SESSION_ERRORS_SPAN);
     }
 
     fn back_off(&mut self, now: Time) {
@@ -690,7 +695,7 @@ impl Session {
         };
         self.end_session(now, budget, Code::Protocol);
         self.failed = true;
-        self.errors.retain(|t| now.since(*t) < SESSION_ERRORS_SPAN);
+        self.forget_old_errors(now);
         self.errors.push_back(now);
         if self.errors.len() > SESSION_ERRORS_MAX {
             self.errors.pop_front();
