@@ -296,3 +296,27 @@ fn old_session_errors_do_not_slow_a_later_redial() {
     }
     assert_eq!(redial_after(&mut p), Duration::ZERO);
 }
+
+#[test]
+fn goaway_moves_streams_whose_open_is_still_queued_whatever_it_names_as_last() {
+    let mut p = Pair::new();
+    p.connect();
+    p.tick(Duration::from_millis(30));
+    p.exchange();
+    let queued = p.open_here();
+    let text = Bytes::new();
+    let reason = GoAwayReason::Drain;
+    p.endpoint.feed(
+        p.now,
+        &Frame::GoAway {
+            last: u64::MAX,
+            reason,
+            text,
+        },
+    );
+    assert!(
+        p.endpoint
+            .saw(|e| matches!(e, Event::Withdrawn { stream, .. } if *stream == queued))
+    );
+    assert_eq!(p.endpoint.budget.streams(), (0, 0));
+}

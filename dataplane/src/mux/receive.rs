@@ -208,9 +208,7 @@ impl Session {
                 self.withdraw(now, budget, r);
             }
         }
-        self.schedule
-            .ordered
-            .retain(|o| !matches!(o, super::schedule::Ordered::Open(..)));
+        self.withdraw_unwritten(now, budget);
         self.events.push_back(Event::GoAway { reason, text });
         Ok(())
     }

@@ -752,7 +752,7 @@ impl Session {
     }
 
     /// OPENs that never left move on: gaps in ids are allowed.
-    fn withdraw_unwritten(&mut self, now: Time, budget: &mut Budget) {
+    pub(super) fn withdraw_unwritten(&mut self, now: Time, budget: &mut Budget) {
         let mut kept = VecDeque::new();
         for item in std::mem::take(&mut self.schedule.ordered) {
             match item {
