@@ -320,3 +320,24 @@ fn goaway_moves_streams_whose_open_is_still_queued_whatever_it_names_as_last() {
     );
     assert_eq!(p.endpoint.budget.streams(), (0, 0));
 }
+
+#[test]
+fn a_second_goaway_is_a_session_error() {
+    let mut p = Pair::new();
+    p.connect();
+    p.open();
+    let goaway = Frame::GoAway {
+        last: 2,
+        reason: GoAwayReason::Drain,
+        text: Bytes::new(),
+    };
+    p.endpoint.feed(p.now, &goaway);
+    p.endpoint.feed(p.now, &goaway);
+    assert!(p.endpoint.saw(|e| matches!(
+        e,
+        Event::SessionEnded {
+            peer_at_fault: true,
+            ..
+        }
+    )));
+}

@@ -202,7 +202,9 @@ impl Session {
             self.session_over(now, budget, reason, &words, false);
             return Ok(());
         }
-        self.goaway_read = true;
+        if std::mem::replace(&mut self.goaway_read, true) {
+            return Err(protocol("a second GOAWAY"));
+        }
         for r in self.streams.refs() {
             if self.streams.get(r).is_some_and(|s| s.own && !s.orphan && s.id > last) {
                 self.withdraw(now, budget, r);
