@@ -341,3 +341,21 @@ fn a_second_goaway_is_a_session_error() {
         }
     )));
 }
+
+#[test]
+fn a_fresh_session_needs_a_name() {
+    let p = Pair::new();
+    let hello = Hello {
+        version_min: frame::VERSION,
+        version_max: frame::VERSION,
+        link: 0,
+        links: 1,
+        member: [7; 16],
+        session: [0; 16],
+        fresh: [0; 16],
+        epoch: 1,
+        received: 0,
+        first_credit: 0,
+    };
+    assert_eq!(p.endpoint.session.check_hello(&hello), Err(Reject::Mismatch));
+}

@@ -143,7 +143,7 @@ pub enum Reject {
     Version,
     /// Lower or equal epoch: an older connection that arrived late.
     OldEpoch,
-    /// Another member, link or number of links.
+    /// Another member, link or number of links, or no name for a fresh session.
     Mismatch,
 }
 
@@ -336,7 +336,8 @@ impl Session {
         if !(hello.version_min..=hello.version_max).contains(&frame::VERSION) {
             return Err(Reject::Version);
         }
-        if hello.member != c.member || hello.link != c.link || hello.links != c.links {
+        let unnamed = hello.fresh == [0; 16];
+        if hello.member != c.member || hello.link != c.link || hello.links != c.links || unnamed {
             return Err(Reject::Mismatch);
         }
         if hello.epoch <= self.epoch && !planted("accept-old-epoch") {
