@@ -359,3 +359,19 @@ fn a_fresh_session_needs_a_name() {
     };
     assert_eq!(p.endpoint.session.check_hello(&hello), Err(Reject::Mismatch));
 }
+
+#[test]
+fn a_ping_answered_after_a_suspension_says_nothing_of_the_round_trip() {
+    let mut p = Pair::new();
+    p.connect();
+    p.tick(Duration::from_secs(16));
+    let ping = p.sc.transmit(p.now);
+    assert!(!ping.is_empty());
+    p.now = p.now + Duration::from_secs(8 * 3_600);
+    p.endpoint
+        .session
+        .handle_bytes(p.now, &mut p.endpoint.budget, ping.freeze());
+    p.exchange();
+    assert!(p.sc.session.srtt().expect("known") < Duration::from_secs(1));
+    assert_eq!(p.sc.session.dial_time_max(), Duration::from_secs(3));
+}
