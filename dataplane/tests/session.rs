@@ -375,3 +375,26 @@ fn a_ping_answered_after_a_suspension_says_nothing_of_the_round_trip() {
     assert!(p.sc.session.srtt().expect("known") < Duration::from_secs(1));
     assert_eq!(p.sc.session.dial_time_max(), Duration::from_secs(3));
 }
+
+#[test]
+fn a_drained_session_without_a_connection_is_over_with_its_last_stream() {
+    let mut p = Pair::new();
+    p.connect();
+    let (e, s) = p.open();
+    p.endpoint.session.finish(p.now, e, None);
+    p.sc.session.finish(p.now, s, None);
+    p.sc.session.go_away(p.now, GoAwayReason::Shutdown, "");
+    p.exchange();
+    p.tick(Duration::from_millis(30));
+    p.exchange();
+    p.cut();
+    assert!(!p.endpoint.saw(|e| *e == Event::Finished));
+    for (host, r) in [(&mut p.sc, s), (&mut p.endpoint, e)] {
+        assert_eq!(host.read(p.now, r, &mut Vec::new()), Some(Recv::Fin(None)));
+        host.session.release(p.now, &mut host.budget, r);
+        assert!(host.saw(|e| *e == Event::Finished));
+    }
+    p.tick(Duration::from_secs(2));
+    assert_eq!(p.sc.session.poll_timeout(), None, "it does not dial again");
+    assert_eq!(p.endpoint.session.poll_timeout(), None);
+}

@@ -84,7 +84,7 @@ impl Session {
             self.partial = BytesMut::from(input);
         }
         self.ack_when_due(now);
-        self.check_finished(budget);
+        self.check_finished(now, budget);
     }
 
     fn ack_when_due(&mut self, now: Time) {

@@ -199,7 +199,7 @@ impl Session {
             self.transmit_control(budget, &mut w);
             self.transmit_streams(budget, &mut w);
         }
-        self.check_finished(budget);
+        self.check_finished(now, budget);
         if self.ack_now {
             self.transmit_head(now, &mut w);
         }

@@ -521,21 +521,24 @@ impl Session {
             self.lost_at = Some(now);
             self.withdrawn_since_loss = false;
         }
-        self.check_finished(budget);
+        self.check_finished(now, budget);
         if clean && self.goaway_read && self.streams.open == 0 {
-            self.finish_session(budget);
+            self.finish_session(now, budget);
         }
         self.closing = None;
         if self.finished {
-            self.end_session(now, budget, Code::Shutdown);
-            self.session = [0; 16];
-            self.outage = None;
-            return;
+            return self.forget_session(now, budget);
         }
         if self.config.side == Side::Client {
             self.schedule_dial(now, was);
         }
         self.expire(now, budget);
+    }
+
+    fn forget_session(&mut self, now: Time, budget: &mut Budget) {
+        self.end_session(now, budget, Code::Shutdown);
+        self.session = [0; 16];
+        self.outage = None;
     }
 
     fn drop_pending_fins(&mut self) {
@@ -1050,6 +1053,7 @@ impl Session {
             self.discard_inbox(budget, r);
         }
         self.settle(budget, r);
+        self.check_finished(now, budget);
     }
 
     /// `sc`: the site of a `tcp` stream is connected.
@@ -1127,20 +1131,23 @@ impl Session {
     }
 
     /// GOAWAY was sent or read, no stream is left, all own bytes are acknowledged: nothing is left to do.
-    pub(super) fn check_finished(&mut self, budget: &mut Budget) {
+    pub(super) fn check_finished(&mut self, now: Time, budget: &mut Budget) {
         let draining = self.goaway_last.is_some() || self.goaway_read;
         let idle = self.streams.open == 0 && self.retention.is_empty() && self.schedule.ordered.is_empty();
         if draining && idle && !self.finished && !self.failed {
-            self.finish_session(budget);
+            self.finish_session(now, budget);
         }
     }
 
-    fn finish_session(&mut self, _budget: &mut Budget) {
+    fn finish_session(&mut self, now: Time, budget: &mut Budget) {
         if !self.finished {
             self.finished = true;
             self.ack_now = true;
             self.events.push_back(Event::Finished);
             self.close(false);
+        }
+        if matches!(self.conn, Conn::Down | Conn::Dialing) {
+            self.forget_session(now, budget);
         }
     }
 
