@@ -398,3 +398,27 @@ fn a_drained_session_without_a_connection_is_over_with_its_last_stream() {
     assert_eq!(p.sc.session.poll_timeout(), None, "it does not dial again");
     assert_eq!(p.endpoint.session.poll_timeout(), None);
 }
+
+#[test]
+fn short_whole_answers_whose_requests_are_cut_off_are_no_flood() {
+    let mut p = Pair::new();
+    p.connect();
+    let instant = p.now;
+    for _ in 0..20_000 {
+        p.now = instant;
+        let (e, s) = p.open();
+        p.sc.write(p.now, s, b"204");
+        p.sc.session.finish(p.now, s, None);
+        p.exchange();
+        assert_eq!(p.endpoint.read(p.now, e, &mut Vec::new()), Some(Recv::Fin(None)));
+        p.endpoint
+            .session
+            .reset(p.now, &mut p.endpoint.budget, e, Code::Cancelled, "");
+        p.endpoint.session.release(p.now, &mut p.endpoint.budget, e);
+        p.exchange();
+        p.sc.session.release(p.now, &mut p.sc.budget, s);
+        p.sc.events.clear();
+        p.endpoint.events.clear();
+    }
+    assert!(p.sc.session.is_live());
+}

@@ -384,7 +384,9 @@ impl Session {
         let Some(s) = self.streams.get_mut(r) else {
             return Ok(());
         };
-        let early = !s.own && s.written < EARLY_RESET_BYTES && !in_grace;
+        // A whole answer is served, however short: its opener does not count such a reset either.
+        let served = s.written >= EARLY_RESET_BYTES || s.tx == Tx::Ended;
+        let early = !s.own && !served && !in_grace;
         if early && !self.buckets.early_reset(now) {
             return Err(flood("too many streams reset before they were served"));
         }
