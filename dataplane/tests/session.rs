@@ -422,3 +422,15 @@ fn short_whole_answers_whose_requests_are_cut_off_are_no_flood() {
     }
     assert!(p.sc.session.is_live());
 }
+
+#[test]
+fn an_end_that_was_not_taken_does_not_outlive_the_own_reset() {
+    let mut p = Pair::new();
+    p.connect();
+    let (e, s) = p.open();
+    p.endpoint.write(p.now, e, b"half of it is thrown away by the reset");
+    p.endpoint.session.finish(p.now, e, None);
+    p.exchange();
+    p.sc.session.reset(p.now, &mut p.sc.budget, s, Code::SiteReset, "");
+    assert_eq!(p.sc.session.recv(&mut p.sc.budget, s), Recv::Gone);
+}

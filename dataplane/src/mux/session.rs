@@ -929,8 +929,9 @@ impl Session {
         mark_served(&mut self.unserved, s);
         let finished = s.finished();
         s.flags.reset = Some((code, frame::short_text(text)));
+        // An end that was not taken yet goes with the bytes before it: they would look complete.
+        s.rx = Rx::Done;
         if !rx_over {
-            s.rx = Rx::Done;
             let (advertised, consumed) = (s.received, s.consumed);
             budget.set_offsets(s, advertised, consumed);
             s.flags.credit = false;
