@@ -434,3 +434,21 @@ fn an_end_that_was_not_taken_does_not_outlive_the_own_reset() {
     p.sc.session.reset(p.now, &mut p.sc.budget, s, Code::SiteReset, "");
     assert_eq!(p.sc.session.recv(&mut p.sc.budget, s), Recv::Gone);
 }
+
+#[test]
+fn what_outlives_its_session_moves_out_of_the_read_buffer_too() {
+    let mut p = Pair::new();
+    p.connect();
+    let (e, s) = p.open();
+    p.endpoint.write(p.now, e, b"short");
+    p.endpoint.session.finish(p.now, e, Some(Timings::default()));
+    p.exchange();
+    let charged = p.sc.budget.rx_charged();
+    assert!(charged > 5, "with the frames around it");
+    p.sc.feed(p.now, &Frame::Data(999, Bytes::from_static(b"never opened")));
+    p.tick(Duration::from_millis(10));
+    assert_eq!((p.sc.budget.rx_held(), p.sc.budget.rx_charged()), (5, 5));
+    let mut got = Vec::new();
+    p.sc.read(p.now, s, &mut got);
+    assert_eq!(got, b"short");
+}

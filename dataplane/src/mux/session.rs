@@ -724,7 +724,6 @@ impl Session {
             self.forget(budget, &frame);
         }
         self.schedule = Schedule::default();
-        self.young.clear();
         self.settings_in = None;
         (self.received, self.ack_sent, self.ack_due, self.ack_now) = (0, 0, None, false);
         self.recall_at = None;
