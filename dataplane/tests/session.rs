@@ -452,3 +452,31 @@ fn what_outlives_its_session_moves_out_of_the_read_buffer_too() {
     p.sc.read(p.now, s, &mut got);
     assert_eq!(got, b"short");
 }
+
+#[test]
+fn long_rules_do_not_hold_up_the_streams() {
+    let mut p = Pair::new();
+    p.connect();
+    let (e, s) = p.open();
+    let bulk = vec![7; 12_000];
+    assert_eq!(p.sc.write(p.now, s, &bulk), bulk.len());
+    p.sc.session.send_settings(2, Bytes::from(vec![b' '; 1 << 20]));
+    let rules = p.sc.transmit(p.now);
+    assert!(rules.len() > 200 << 10, "the reserve is full");
+    let more: usize = (0..3).map(|_| p.sc.write(p.now, s, &bulk)).sum();
+    assert!(more > 2 * dataplane::limits::QUANTUM_BYTES);
+    let rest = p.sc.transmit(p.now);
+    for bytes in [rules, rest] {
+        p.endpoint
+            .session
+            .handle_bytes(p.now, &mut p.endpoint.budget, bytes.freeze());
+    }
+    let mut got = Vec::new();
+    p.endpoint.read(p.now, e, &mut got);
+    assert_eq!(got.len(), bulk.len() + more);
+    p.exchange();
+    assert!(
+        p.endpoint
+            .saw(|e| matches!(e, Event::Settings { version: 2, json } if json.len() == 1 << 20))
+    );
+}
