@@ -480,3 +480,29 @@ fn long_rules_do_not_hold_up_the_streams() {
             .saw(|e| matches!(e, Event::Settings { version: 2, json } if json.len() == 1 << 20))
     );
 }
+
+#[test]
+fn rules_that_nobody_has_looked_at_are_bounded() {
+    let mut p = Pair::new();
+    p.connect();
+    for version in 2..40 {
+        let frame = Frame::Settings {
+            version,
+            part: 0,
+            parts: 1,
+            bytes: Bytes::from_static(b"{}"),
+        };
+        p.endpoint.feed(p.now, &frame);
+    }
+    p.endpoint.saw(|_| false);
+    let settings = p.endpoint.events.iter().filter(|e| matches!(e, Event::Settings { .. }));
+    assert!(settings.count() <= dataplane::limits::SETTINGS_UNANSWERED_MAX as usize);
+    assert!(p.endpoint.saw(|e| matches!(
+        e,
+        Event::SessionEnded {
+            code: Code::Limit,
+            peer_at_fault: true,
+            ..
+        }
+    )));
+}

@@ -223,6 +223,8 @@ pub struct Session {
     pub(super) buckets: Buckets,
     pub(super) partial: BytesMut,
     pub(super) settings_in: Option<super::receive::SettingsIn>,
+    /// Events of whole SETTINGS since the last answer.
+    pub(super) settings_unanswered: u32,
     pub(super) events: VecDeque<Event>,
 
     peer_credit: u32,
@@ -286,6 +288,7 @@ impl Session {
             buckets: Buckets::new(now),
             partial: BytesMut::new(),
             settings_in: None,
+            settings_unanswered: 0,
             events: VecDeque::new(),
             peer_credit: 0,
             next_own: if client { 1 } else { 2 },
@@ -725,6 +728,7 @@ impl Session {
         }
         self.schedule = Schedule::default();
         self.settings_in = None;
+        self.settings_unanswered = 0;
         (self.received, self.ack_sent, self.ack_due, self.ack_now) = (0, 0, None, false);
         self.recall_at = None;
     }
@@ -1087,6 +1091,7 @@ impl Session {
 
     /// Endpoint: the rules in force from here on, behind every OPEN already queued.
     pub fn settings_ack(&mut self, version: u32, accepted: bool, text: &str) {
+        self.settings_unanswered = 0;
         if accepted {
             self.config.settings = version;
         }
