@@ -506,3 +506,28 @@ fn rules_that_nobody_has_looked_at_are_bounded() {
         }
     )));
 }
+
+#[test]
+fn a_refusal_that_has_not_left_keeps_a_draining_session() {
+    let mut p = Pair::new();
+    p.connect();
+    p.sc.budget = Budget::new(BudgetConfig {
+        pool_bytes: 8 << 20,
+        tx_bytes: 8 << 20,
+        streams_peer_max: 0,
+        streams_own_max: 0,
+    });
+    let refused = p.open_here();
+    let open = p.endpoint.transmit(p.now);
+    p.sc.session.handle_bytes(p.now, &mut p.sc.budget, open.freeze());
+    let goaway = Frame::GoAway {
+        last: 0,
+        reason: GoAwayReason::Drain,
+        text: Bytes::new(),
+    };
+    p.sc.feed(p.now, &goaway);
+    assert!(!p.sc.saw(|e| *e == Event::Finished));
+    p.exchange();
+    let end = p.endpoint.read(p.now, refused, &mut Vec::new());
+    assert!(matches!(end, Some(Recv::Reset(Code::Limit, _))));
+}

@@ -1138,7 +1138,9 @@ impl Session {
     /// GOAWAY was sent or read, no stream is left, all own bytes are acknowledged: nothing is left to do.
     pub(super) fn check_finished(&mut self, now: Time, budget: &mut Budget) {
         let draining = self.goaway_last.is_some() || self.goaway_read;
-        let idle = self.streams.open == 0 && self.retention.is_empty() && self.schedule.ordered.is_empty();
+        let queue = &self.schedule;
+        let written = self.retention.is_empty() && queue.ordered.is_empty() && queue.refusals.is_empty();
+        let idle = self.streams.open == 0 && written;
         if draining && idle && !self.finished && !self.failed {
             self.finish_session(now, budget);
         }
