@@ -42,6 +42,8 @@ pub const TX_BUDGET_BYTES: usize = 64 * MIB;
 pub const CONTROL_RESERVE_BYTES: usize = 256 * KIB;
 /// Refusals (RESET limit) that may be pending before the session ends.
 pub const REFUSALS_PENDING_MAX: usize = 1_024;
+/// SETTINGS that the control thread has not answered yet; `sc` has one reload in flight, and repeats it after a cut.
+pub const SETTINGS_UNANSWERED_MAX: u32 = 8;
 /// Heads that wait while no link is up.
 pub const WAITING_HEADS_MAX: usize = 1_024;
 /// Waiting heads started in one turn once a link is up.
