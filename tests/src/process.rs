@@ -155,6 +155,16 @@ impl Process {
             .unwrap_or_else(|| panic!("{} ended by signal {:?}", self.name, status.signal()))
     }
 
+    /// Processes that this one has started and that live.
+    pub fn children(&self) -> Vec<u32> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).expect("procfs");
+        let lists = threads.map(|thread| std::fs::read_to_string(thread.expect("procfs").path().join("children")));
+        let text: String = lists.flatten().collect();
+        text.split_whitespace()
+            .map(|id| id.parse().expect("a process id"))
+            .collect()
+    }
+
     /// `cmdline` and `environ` of this process, as others on the machine may see them.
     pub fn visible(&self) -> String {
         let read = |file| std::fs::read(format!("/proc/{}/{file}", self.id())).unwrap_or_default();
