@@ -208,6 +208,8 @@ pub struct EndpointInfo {
     pub links_max: Option<u64>,
     /// `address:port` where browsers find this tunnel's HTTP proxy.
     pub proxy: Option<String>,
+    /// Exchanges that this endpoint has carried; only where one tunnel is asked for.
+    pub requests: Option<u64>,
 }
 
 /// Texts for the user of a client.

@@ -11,9 +11,16 @@ static COPIED_BYTES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64
 /// # Panics
 /// When the lengths differ: both are the caller's own slices, never a length that a peer named.
 pub fn copy(dst: &mut [u8], src: &[u8]) {
-    #[cfg(feature = "count-copies")]
-    COPIED_BYTES.fetch_add(src.len() as u64, std::sync::atomic::Ordering::Relaxed);
+    moved(src.len());
     dst.copy_from_slice(src);
+}
+
+/// Counts bytes that a buffer moves within or between its own allocations.
+pub fn moved(bytes: usize) {
+    #[cfg(feature = "count-copies")]
+    COPIED_BYTES.fetch_add(bytes as u64, std::sync::atomic::Ordering::Relaxed);
+    #[cfg(not(feature = "count-copies"))]
+    let _ = bytes;
 }
 
 /// Payload bytes that this process has copied so far.

@@ -79,6 +79,8 @@ fn https_and_websockets(driver: Driver) {
     let mut client = https();
     client.download("", 21, 5_000_003, "").unwrap();
     client.upload("", 22, 5_000_003, true).unwrap();
+    // A connection that stays open would keep the tunnel from draining.
+    drop(client);
     let plain = || Client::over(connect(tunnel.proxy, &origin.http.to_string()).unwrap().unwrap());
     let target = format!("{}/ws", origin.base());
     // wss as CONNECT with TLS, ws as CONNECT with a plain Upgrade inside, ws as an absolute-form request.

@@ -29,6 +29,8 @@ pub const REST_HEAD_MAX: Duration = Duration::from_secs(60);
 pub const REST_REQUEST_MAX: Duration = Duration::from_secs(60);
 /// Bodies of all requests but the one that makes a tunnel.
 pub const SMALL_BODY_BYTES_MAX: usize = 256 * 1024;
+/// A body that is too long is read this far, so that its sender gets the answer.
+pub const DISCARDED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Streams of a deleted tunnel whose client waits for its jobs.
 pub const DRAIN_WAITING_MAX: Duration = limits::DRAIN_MAX;
 /// An endpoint that does not say how many streams it has.
@@ -120,6 +122,7 @@ pub const ENDPOINT_TEXT_BYTES_MAX: usize = 1_024;
 /// One tunnel needs no more cores; the broker's bound on waiting sockets is a sum over the shards.
 pub const SHARDS_MAX: usize = 32;
 
+const _: () = assert!(crate::api::BODY_BYTES_MAX < DISCARDED_BYTES_MAX);
 const _: () = assert!(LINKS_MAX <= limits::LINKS_MAX);
 const _: () = assert!(SHARDS_MAX <= MESSAGE_FDS_MAX);
 const _: () = assert!(ACCEPTS_PER_TURN <= limits::BROWSERS_PER_MESSAGE);

@@ -37,14 +37,23 @@ impl State {
     }
 }
 
+/// What an endpoint has counted since it started.
+#[derive(Clone, Copy, Default)]
+pub struct Counts {
+    /// Exchanges that went through the tunnel: requests, and CONNECTs that stay opaque.
+    pub requests: u64,
+    /// Streams that are open now.
+    pub streams: u64,
+}
+
 /// To the task that owns a tunnel's endpoint.
 pub enum Command {
     /// A link's connection and what was read of it.
     Link { link: u16, socket: OwnedFd, first: Vec<u8> },
     /// End the endpoint; its streams may go on for `limit`.
     Drain { limit: Duration },
-    /// Streams that are open now.
-    Streams(oneshot::Sender<u64>),
+    /// What the endpoint counts.
+    Counts(oneshot::Sender<Counts>),
 }
 
 /// What is new about a tunnel that is to be made.
@@ -340,6 +349,7 @@ impl Registry {
             shards: Some(self.endpoint_shards as u64),
             links_max: Some(u64::from(LINKS_MAX)),
             proxy: Some(e.order.proxy.to_string()),
+            requests: None,
         })
     }
 }

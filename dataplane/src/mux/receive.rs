@@ -10,7 +10,7 @@ use super::stream::{Rx, Slice, Stream, StreamRef, Tx};
 use crate::limits::{
     ACK_BYTES, ACK_DELAY, BASE_CREDIT_PEER_BYTES, EARLY_RESET_BYTES, EARLY_RESET_GRACE, FIRST_GRANT_BYTES,
     FRAME_HEADER_BYTES, PONGS_PENDING_MAX, RECALL_IDLE, RECALL_INTERVAL, REFUSALS_PENDING_MAX, SETTINGS_BYTES_MAX,
-    SETTINGS_UNANSWERED_MAX, SLICE_AGE_MAX, SLICE_MERGE_BYTES,
+    SETTINGS_UNANSWERED_MAX, SLICE_AGE_MAX, SLICE_MERGE_BYTES, WINDOW_BYTES_MAX,
 };
 use crate::time::Time;
 
@@ -253,7 +253,7 @@ impl Session {
         let grant = budget.first_grant(warm);
         if warm > FIRST_GRANT_BYTES && grant > BASE_CREDIT_PEER_BYTES {
             budget.set_offsets(&mut stream, grant as u64, 0);
-            stream.window = grant as u64;
+            stream.window = (2 * grant).min(WINDOW_BYTES_MAX) as u64;
             stream.flags.credit = true;
         }
         let r = self.streams.insert(stream);

@@ -16,7 +16,7 @@ use super::stream::{Rx, Stream, StreamRef, Streams, Tx};
 use crate::limits::{
     BASE_CREDIT_PEER_BYTES, CONNECTION_LIFE_MIN, DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, FIRST_DIAL_MAX, FIRST_GRANT_BYTES,
     FRAME_HEADER_BYTES, LINK_DOWN_GRACE, OUTAGE_INVISIBLE, RESUME_WINDOW, SESSION_ERRORS_BACKOFF, SESSION_ERRORS_MAX,
-    SESSION_ERRORS_SPAN,
+    SESSION_ERRORS_SPAN, WINDOW_BYTES_MAX,
 };
 use crate::time::Time;
 
@@ -508,6 +508,8 @@ impl Session {
     pub fn disconnected(&mut self, now: Time, budget: &mut Budget, clean: bool) {
         let was = std::mem::replace(&mut self.conn, Conn::Down);
         (self.closing, self.hello_out, self.farewell) = (None, None, None);
+        // What was to be closed is gone: the next connection must not be taken for it.
+        self.events.retain(|e| !matches!(e, Event::Close { .. }));
         (self.ack_due, self.ack_now) = (None, false);
         self.partial.clear();
         self.pongs.clear();
@@ -837,7 +839,8 @@ impl Session {
         self.next_own += 2;
         self.unserved += 1;
         stream.unserved = true;
-        stream.window = credit.max(FIRST_GRANT_BYTES) as u64;
+        // Twice the grant: a window of one round trip, refilled at its half, would carry half of what the link does.
+        stream.window = (2 * credit).clamp(FIRST_GRANT_BYTES, WINDOW_BYTES_MAX) as u64;
         stream.limit = u64::from(self.peer_credit);
         stream.refusals_seen = budget.refusals;
         budget.set_offsets(&mut stream, credit as u64, 0);
@@ -1030,7 +1033,9 @@ impl Session {
             return;
         }
         let target = s.window.min(budget.refill_max(s) as u64);
-        let worth = target >= outstanding + s.window / 8 || outstanding <= super::credit::base(s) as u64 / 2;
+        // Where the pool holds the window down, credit goes in quarters of what it leaves: halves would fall into a
+        // rhythm of little more than half of that in a round trip.
+        let worth = target >= outstanding + target / 4;
         if target > outstanding && worth {
             let consumed = s.consumed;
             budget.set_offsets(s, consumed + target, consumed);

@@ -20,9 +20,12 @@ use crate::time::Time;
 /// What a look-up found: at least one address, or the resolver's words.
 pub type Found = Result<Arc<[IpAddr]>, Arc<str>>;
 
+/// A name and what was found.
+type Reply = (Box<str>, Found);
+
 struct Job {
     host: Box<str>,
-    replies: Sender<(Box<str>, Found)>,
+    replies: Sender<Reply>,
     wake: Arc<OwnedFd>,
 }
 
@@ -100,7 +103,7 @@ enum Entry {
 /// [`Resolver::wake_fd`] is readable.
 pub struct Resolver {
     lookups: Lookups,
-    replies: (Sender<(Box<str>, Found)>, Receiver<(Box<str>, Found)>),
+    replies: (Sender<Reply>, Receiver<Reply>),
     wake: Arc<OwnedFd>,
     entries: HashMap<Box<str>, Entry>,
     pending: usize,

@@ -87,6 +87,7 @@ pub(super) async fn read(
             break (false, "closed here".to_owned());
         }
         if input.capacity() - input.len() < LINK_READ_BYTES_MIN {
+            crate::copies::moved(input.len());
             input.reserve(LINK_READ_BYTES - input.len());
         }
         let (result, buffer) = connection.socket.read_link(input).await;
@@ -178,7 +179,12 @@ fn fill(
         sealer.key_update(out)?;
     }
     if link.carried_by(connection) {
-        link.ask(shard, |s, b, now| s.poll_transmit(now, b, frames));
+        let replayed = link.ask(shard, |s, b, now| {
+            let before = s.frames_replayed();
+            s.poll_transmit(now, b, frames);
+            s.frames_replayed() - before
+        });
+        shard.0.counters.frames_replayed.add(replayed);
     }
     if !frames.is_empty() {
         sealer.seal(frames, out)?;

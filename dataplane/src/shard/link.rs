@@ -362,6 +362,7 @@ impl Link {
         self.with(shard, |s, b, now| s.disconnected(now, b, clean));
         shard.refresh_live();
         self.gone.raise();
+        self.timer.raise();
     }
 
     /// Whether this connection carries the session now.

@@ -52,8 +52,8 @@ fn a_body_that_breaks_its_framing_gets_400_and_the_site_sees_a_cut() {
     on_both_drivers(|tunnel| {
         let (tell, told) = mpsc::channel();
         let site = site(move |mut connection| {
-            read_head(&mut connection);
-            let mut body = Vec::new();
+            let mut body = read_head(&mut connection).into_bytes();
+            tell.send(body.clone()).unwrap();
             let _ = connection.read_to_end(&mut body);
             tell.send(body).unwrap();
         });
@@ -66,6 +66,7 @@ fn a_body_that_breaks_its_framing_gets_400_and_the_site_sees_a_cut() {
             let mut browser = tunnel.browser();
             let head = format!("POST http://{site}/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
             browser.send(format!("{head}2\r\nok\r\n").as_bytes());
+            told.recv_timeout(PATIENCE).expect("the request arrives");
             browser.send(bad.as_bytes());
             let answer = browser.answer("POST");
             assert_eq!(
@@ -200,19 +201,16 @@ fn a_short_answer_is_cut_even_if_the_site_closes_cleanly() {
     on_both_drivers(|tunnel| {
         let site = site(|mut connection| {
             read_head(&mut connection);
-            connection
-                .get_mut()
-                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
-                .unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf";
+            connection.get_mut().write_all(answer).unwrap();
         });
         let mut browser = tunnel.browser();
-        browser.get(&format!("http://{site}/"));
+        browser.send(format!("GET http://{site}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes());
         let (bytes, clean) = browser.rest();
-        assert!(
-            !clean && !bytes.ends_with(b"\r\n\r\n"),
-            "{}",
-            String::from_utf8_lossy(&bytes)
-        );
+        let text = String::from_utf8_lossy(&bytes);
+        // The end of the stream may overtake what came before it: then there is a page instead.
+        let named = text.starts_with("HTTP/1.1 502 ") && text.contains("\r\nCulvert-Error: site-reset\r\n");
+        assert!(!clean || named, "{text}");
     });
 }
 

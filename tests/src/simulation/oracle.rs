@@ -176,6 +176,9 @@ impl World {
             return self.fail(Failure::new("resume window", text));
         }
         self.coverage.count("sessions ended", 1);
+        if code == Code::Limit {
+            self.coverage.count("sessions ended by a flood", 1);
+        }
         let end = &mut self.pairs[p].ends[side];
         end.sessions_ended += 1;
         end.ended_at = Some(now);

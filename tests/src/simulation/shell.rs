@@ -380,15 +380,15 @@ impl World {
         end.epoch_accepted = hello.epoch;
         end.session.begin_cut_over();
         end.cut_over = Some((c, hello));
-        if end.conn.is_some() {
-            let long = !self.pairs[p].path.healthy && self.rng.chance(50);
-            let wait = self.rng.below(if long { 2 * SECOND } else { 60 * MS });
-            self.push(self.now + wait, Wake::CutOver(p));
-            if std::mem::take(&mut self.pairs[p].break_cut_over) {
-                self.push(self.now + wait / 2, Wake::Break(c));
-            }
-        } else {
-            self.cut_over_done(p);
+        let old = end.conn.is_some();
+        let long = !self.pairs[p].path.healthy && self.rng.chance(50);
+        if !old && !long {
+            return self.cut_over_done(p);
+        }
+        let wait = self.rng.below(if long { 2 * SECOND } else { 60 * MS });
+        self.push(self.now + wait, Wake::CutOver(p));
+        if std::mem::take(&mut self.pairs[p].break_cut_over) {
+            self.push(self.now + wait / 2, Wake::Break(c));
         }
     }
 
@@ -416,6 +416,7 @@ impl World {
         end.closing = false;
         let budget = &mut self.hosts[end.host].budget;
         end.session.connected_by(now, budget, &hello);
+        self.drain_events(p, ENDPOINT);
         self.touch(p, ENDPOINT);
         if !rest.is_empty() {
             self.feed(c, ENDPOINT, rest);
