@@ -443,6 +443,16 @@ fn rest_is_reached_with_a_hello_in_pieces_and_beside_slow_clients() {
 }
 
 #[test]
+fn silent_connections_keep_nobody_of_their_address_from_rest() {
+    let cloud = Cloud::start();
+    let silent: Vec<_> = (0..300).map(|_| cloud.dial()).collect();
+    assert_eq!(cloud.call("GET", "ada/tunnels", None).body, json!([]));
+    let mut closed = silent.into_iter().take(40);
+    // Long before the time limit of the others.
+    assert!(closed.all(|mut oldest| matches!(oldest.read(&mut [0]), Ok(0) | Err(_))));
+}
+
+#[test]
 fn a_killed_endpoint_comes_back_on_its_port_under_a_new_key() {
     let cloud = Cloud::start();
     let id = cloud.create(json!({"culvert": {"fingerprint": FINGERPRINT}}));

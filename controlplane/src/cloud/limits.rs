@@ -64,11 +64,13 @@ pub const ACCEPTS_OF_ONE_BURST: u32 = 1_024;
 pub const ACCEPTS_OF_ONE_PER_SECOND: u32 = 200;
 /// Addresses with a count of their own; more share one.
 pub const ADDRESSES_MAX: usize = 4_096;
-/// Of one address, hellos that are not complete: four slow addresses must not use up the place of all.
+/// Of one address, hellos that are not complete: its own oldest makes room before those of others do.
 pub const PENDING_OF_ONE_MAX: usize = limits::CLIENT_HELLOS_PENDING_MAX / 4;
-/// Connections to REST; more wait for their place, before TLS is done for them …
+/// Connections to REST; more wait for their place, before TLS is done for them.
 pub const REST_CONNECTIONS_MAX: usize = 512;
-/// … this long.
+/// Of one address: idle connections from there must not keep others from REST.
+pub const REST_OF_ONE_MAX: usize = REST_CONNECTIONS_MAX / 4;
+/// How long a connection waits for its place at REST.
 pub const REST_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A client that goes on sending gets this long to take its alert.
 pub const ALERT_MAX: Duration = Duration::from_secs(1);
