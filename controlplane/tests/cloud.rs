@@ -524,6 +524,10 @@ fn what_stands_in_the_way_is_one_line_and_a_code() {
     let folder = state.path().to_str().unwrap();
     let text = refused(&["serve", "--listen", &address, "--state-dir", folder], 7, &address);
     assert_eq!(text.lines().count(), 1, "{text}");
+    let cloud = Cloud::start();
+    let held = cloud.state.path().to_str().unwrap();
+    let text = refused(&["serve", "--listen", "127.0.0.1:0", "--state-dir", held], 7, held);
+    assert_eq!(text.lines().count(), 1, "{text}");
     let text = refused(
         &["serve", "--listen", "127.0.0.1:0", "--state-dir", "/dev/null/x"],
         7,
