@@ -329,6 +329,8 @@ fn refusals_name_their_reason() {
         assert_eq!(answer.status, 400, "{body}");
         assert!(!text(&answer).is_empty());
     }
+    let twice = cloud.call("DELETE", &format!("ada/tunnels/{id}?wait=1&wait=0"), None);
+    assert_eq!((twice.status, &twice.body["result"]), (200, &json!(true)));
     let long = json!({"tunnel_identifier": "x".repeat(10_000)}).to_string();
     assert_eq!(cloud.call("POST", "ada/tunnels", Some(&long)).status, 400);
     let huge = "x".repeat(400 * 1024);
@@ -366,7 +368,12 @@ fn a_newer_tunnel_of_the_same_name_replaces_the_older() {
     for id in [&second, &other, &pooled] {
         cloud.running(id);
     }
-    assert_eq!(cloud.call("GET", "ada/tunnels", None).body.as_array().unwrap().len(), 3);
+    let count = |query: &str| {
+        let list = cloud.call("GET", &format!("ada/tunnels{query}"), None).body;
+        list.as_array().unwrap().len()
+    };
+    assert_eq!((count(""), count("?protocol=h2c&protocol=kgp")), (3, 3));
+    assert_eq!(count("?protocol=h2c"), 0);
 }
 
 #[test]
@@ -523,6 +530,10 @@ fn what_stands_in_the_way_is_one_line_and_a_code() {
     let state = tempfile::tempdir().unwrap();
     let folder = state.path().to_str().unwrap();
     let text = refused(&["serve", "--listen", &address, "--state-dir", folder], 7, &address);
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let cloud = Cloud::start();
+    let held = cloud.state.path().to_str().unwrap();
+    let text = refused(&["serve", "--listen", "127.0.0.1:0", "--state-dir", held], 7, held);
     assert_eq!(text.lines().count(), 1, "{text}");
     let text = refused(
         &["serve", "--listen", "127.0.0.1:0", "--state-dir", "/dev/null/x"],

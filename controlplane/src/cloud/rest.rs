@@ -267,10 +267,14 @@ fn address(headers: &HeaderMap, uri: &Uri) -> Option<String> {
 async fn list(
     State(cloud): Context,
     Account(user): Account,
-    Query(query): Query<HashMap<String, String>>,
+    Query(query): Query<Vec<(String, String)>>,
 ) -> Json<Value> {
-    let is = |name: &str, value: &str| query.get(name).is_some_and(|v| v == value);
-    let mut tunnels = cloud.registry().objects(&user);
+    let given = |name: &str| {
+        let named = query.iter().filter(|(n, _)| n == name);
+        named.map(|(_, value)| value.as_str()).collect::<Vec<_>>()
+    };
+    let is = |name: &str, value: &str| given(name).contains(&value);
+    let mut tunnels = cloud.registry().objects(&user, &given("protocol"));
     if is("filter", "one_per_pool") {
         let mut seen = std::collections::HashSet::new();
         tunnels.retain(|t| seen.insert(t.tunnel_identifier.clone()));
@@ -300,7 +304,7 @@ async fn list_all(
         None => HISTORY_DEFAULT,
     };
     let limit = limit.min(HISTORY_MAX);
-    let mut tunnels = cloud.registry().objects(&user);
+    let mut tunnels = cloud.registry().objects(&user, &[]);
     tunnels.reverse();
     tunnels.extend(history::ended(&cloud.store, &user, limit).await?);
     tunnels.truncate(limit as usize);
@@ -369,11 +373,11 @@ async fn delete(
     State(cloud): Context,
     Account(user): Account,
     Path(Id { id }): Path<Id>,
-    Query(mut arguments): Query<DeleteArguments>,
+    Query(query): Query<HashMap<String, String>>,
     body: Body,
 ) -> Result<Json<Outcome>, Failure> {
     let more: DeleteArguments = parse(&read(body, SMALL_BODY_BYTES_MAX).await?)?;
-    arguments.reason = arguments.reason.or(more.reason.clone());
+    let arguments = DeleteArguments::of_query(&query);
     find(&cloud, &user, &id).await?;
     let jobs = counts(&cloud, &id).await.streams;
     let limit = if arguments.waits() || more.waits() {
@@ -381,7 +385,7 @@ async fn delete(
     } else {
         DRAIN_MAX
     };
-    let mut reason = messages::clean(arguments.reason.as_deref().unwrap_or("user"));
+    let mut reason = messages::clean(arguments.reason.or(more.reason).as_deref().unwrap_or("user"));
     while reason.len() > REASON_BYTES_MAX {
         reason.pop();
     }
