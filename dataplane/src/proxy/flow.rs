@@ -110,6 +110,11 @@ impl<'a> Inlet<'a> {
         self.end.as_ref().filter(|_| self.slice.is_empty())
     }
 
+    /// Bytes that were taken never reached the socket: it was full, and the stream was reset meanwhile.
+    pub fn has_lost(&self) -> bool {
+        self.taken_before > 0 && matches!(self.end(), Some(End::Cut(..)))
+    }
+
     /// Holds nothing any more: the last `unwritten` bytes that were taken, and the slice, will come again. What is
     /// held here would keep whole buffers of the link in memory.
     fn let_go(&mut self, unwritten: usize) {
