@@ -1,6 +1,5 @@
 //! A browser's connection to the proxy port: one request after the other.
 
-use std::future::pending;
 use std::io;
 
 use bytes::{Bytes, BytesMut};
@@ -9,7 +8,7 @@ use super::flow::{abort, linger};
 use super::{connect, fetch};
 use crate::http::page::Page;
 use crate::http::{Bad, Finder, Form, Framing, Request, Scheme};
-use crate::limits::{EARLY_BYTES_MAX, HEAD_TIME_MAX, KEEP_ALIVE_IDLE_MAX};
+use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, EARLY_BYTES_MAX, HEAD_TIME_MAX, KEEP_ALIVE_IDLE_MAX};
 use crate::mux::{Kind, Open};
 use crate::shard::Shard;
 use crate::shard::runtime::{self, Socket};
@@ -211,7 +210,7 @@ pub(super) async fn read_into(socket: &Socket, inbox: &mut BytesMut) -> io::Resu
 }
 
 /// Watches a browser that waits: holds what it sends already, as far as the bound goes, and returns once its
-/// connection broke. Its end alone changes nothing: a half-closed browser still reads.
+/// connection broke.
 pub(super) async fn watch(socket: &Socket, inbox: &mut BytesMut, eof: &mut bool) {
     while !*eof && inbox.len() < EARLY_BYTES_MAX {
         match read_into(socket, inbox).await {
@@ -220,5 +219,21 @@ pub(super) async fn watch(socket: &Socket, inbox: &mut BytesMut, eof: &mut bool)
             Err(_) => return,
         }
     }
-    pending::<()>().await;
+    forgotten(socket).await;
+}
+
+/// Waits until the connection broke where no read tells of it. A browser's end alone changes nothing: it may be half
+/// closed and still read. One that has closed looks the same, so it is asked with keep-alive probes, which its system
+/// answers with a reset once it has forgotten the connection.
+async fn forgotten(socket: &Socket) {
+    let socket = socket2::SockRef::from(socket);
+    let ask = socket2::TcpKeepalive::new()
+        .with_time(BROWSER_ASKED)
+        .with_interval(BROWSER_ASKED)
+        .with_retries(BROWSER_SILENT_MAX);
+    // Fails only if the connection is gone, which the next look shows.
+    let _ = socket.set_tcp_keepalive(&ask);
+    while matches!(socket.take_error(), Ok(None)) {
+        runtime::sleep(BROWSER_ASKED).await;
+    }
 }
