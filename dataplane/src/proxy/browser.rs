@@ -4,7 +4,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-use super::flow::{abort, linger};
+use super::flow::{cut_at_end, linger};
 use super::{connect, fetch};
 use crate::http::page::Page;
 use crate::http::{Bad, Finder, Form, Framing, Request, Scheme};
@@ -26,7 +26,7 @@ pub(super) enum Next {
     Again,
     /// The last answer was delivered whole.
     Close,
-    /// Something was cut, and the browser must see that.
+    /// Something was cut, and the browser must see that, as it does unless told otherwise.
     Abort,
     /// It was relayed to its end.
     Ended,
@@ -46,6 +46,7 @@ pub(super) struct Browser {
 /// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
 pub async fn serve(shard: Shard, socket: Socket, is_probe: bool) {
     let _counted = shard.count_connection();
+    cut_at_end(&socket);
     let mut browser = Browser {
         shard,
         socket,
@@ -60,8 +61,7 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool) {
     };
     match next {
         Next::Again | Next::Close => linger(&browser.socket).await,
-        Next::Abort => abort(&browser.socket),
-        Next::Ended => {}
+        Next::Abort | Next::Ended => {}
     }
 }
 

@@ -296,8 +296,9 @@ impl Activity {
     }
 }
 
-/// Closes the socket so that the other side sees a cut: with RST.
-pub fn abort(socket: &Socket) {
+/// From now on the socket's end is a cut for the other side, with RST, whatever brings it about: a process that dies
+/// ends nothing cleanly. [`linger`] takes it back.
+pub fn cut_at_end(socket: &Socket) {
     // Fails only if the connection is gone already.
     let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
@@ -305,6 +306,7 @@ pub fn abort(socket: &Socket) {
 /// Closes after a whole answer: what still comes in is read and dropped for a while, for a socket closed with unread
 /// bytes is reset, and a reset may overtake the answer.
 pub async fn linger(socket: &Socket) {
+    let _ = socket2::SockRef::from(socket).set_linger(None);
     socket.shutdown(Shutdown::Write);
     let drained = async {
         let mut dropped = 0;

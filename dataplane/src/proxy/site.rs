@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::answer::Answer;
 use super::dial::{Dialled, Site, Sites, Unreached, micros};
 use super::exchange::{self, Fault, Progress};
-use super::flow::{Activity, Inlet, NoHead, abort};
+use super::flow::{Activity, Inlet, NoHead, cut_at_end};
 use super::origin::{Attempt, Key};
 use super::relay::relay;
 use crate::http::{Finder, Form, Framing, Request, Scheme};
@@ -60,7 +60,6 @@ impl Call<'_> {
         let relayed = relay(socket, self.stream, &[], &mut inlet, Code::SiteReset, &activity);
         if let Either::Right(()) = select(relayed, activity.silence(|| IDLE_MAX)).await {
             self.reset(Code::IdleTimeout, "no byte in either direction");
-            abort(socket);
         }
     }
 
@@ -153,7 +152,7 @@ impl Call<'_> {
                 Err(Fault::Silent) if attempt.may_repeat() => continue,
                 Err(fault) => {
                     let (code, text) = fault.reset();
-                    abort(&site.socket);
+                    cut_at_end(&site.socket);
                     return self.reset(code, text);
                 }
                 Ok(()) if answer.is_upgraded() => return self.upgraded(&site, inlet).await,
@@ -185,7 +184,6 @@ impl Call<'_> {
         let relayed = relay(&site.socket, self.stream, &[], inlet, Code::SiteReset, &activity);
         if let Either::Right(()) = select(relayed, activity.silence(|| IDLE_MAX)).await {
             self.reset(Code::IdleTimeout, "no byte in either direction");
-            abort(&site.socket);
         }
     }
 }
