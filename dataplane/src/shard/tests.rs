@@ -590,6 +590,9 @@ fn a_dark_shard_passes_browsers_on() {
     );
 }
 
+/// Resets that `endless_end` has made.
+static RESETS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
 /// Answers with a body of as many bytes as the path says, and resets where the end belongs.
 async fn endless_end(stream: Stream) {
     let mut head = Vec::new();
@@ -606,6 +609,8 @@ async fn endless_end(stream: Stream) {
     runtime::timeout(Duration::from_millis(500), stream.send(&body)).await;
     runtime::sleep(Duration::from_millis(100)).await;
     stream.reset(Code::SiteReset, "");
+    *RESETS.0.lock().unwrap() += 1;
+    RESETS.1.notify_all();
 }
 
 /// What the browser's full socket had to leave in the stream is lost with the stream, even if the answer's last byte
@@ -628,15 +633,15 @@ fn an_answer_whose_tail_was_lost_in_the_stream_is_cut() {
         let (since, client) = (Instant::now(), pair.client.as_ref().unwrap());
         while client.report().streams_opened == 0 {
             assert!(since.elapsed() < PATIENCE, "the link is live");
-            drop(ask(0).read(&mut [0; 1]));
+            drop(ask(0).read_to_end(&mut Vec::new()));
         }
-        let before = client.report().streams_opened;
+        let before = *RESETS.0.lock().unwrap();
         let browsers: Vec<_> = (2..18).map(|n| n * 16_384).map(|n| (ask(n), n)).collect();
-        let all = before + browsers.len() as u64;
-        while client.report().streams_opened < all || client.report().streams_open > 0 {
-            assert!(since.elapsed() < PATIENCE, "the site's resets are out");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let all = before + browsers.len();
+        let resets = RESETS.0.lock().unwrap();
+        let waited = RESETS.1.wait_timeout_while(resets, PATIENCE, |n| *n < all).unwrap();
+        assert!(!waited.1.timed_out(), "the site's resets are out");
+        drop(waited);
         for (mut browser, length) in browsers {
             let mut answer = Vec::new();
             let clean = browser.read_to_end(&mut answer).is_ok();
