@@ -251,6 +251,10 @@ pub const CONNECTION_OPTIONS_MAX: usize = 32;
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
 /// A browser's body may pause this long, else 408.
 pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A browser that sends no more but waits for its answer is asked this often whether it is still there …
+pub const BROWSER_ASKED: Duration = Duration::from_secs(2);
+/// … and gone after this many questions without a reply: longer than an outage that resumes.
+pub const BROWSER_SILENT_MAX: u32 = 30;
 /// A keep-alive connection without a request is closed.
 pub const KEEP_ALIVE_IDLE_MAX: Duration = Duration::from_secs(300);
 /// One address of a site, and all of them.
