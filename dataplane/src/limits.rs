@@ -42,8 +42,8 @@ pub const TX_BUDGET_BYTES: usize = 64 * MIB;
 pub const CONTROL_RESERVE_BYTES: usize = 256 * KIB;
 /// Refusals (RESET limit) that may be pending before the session ends.
 pub const REFUSALS_PENDING_MAX: usize = 1_024;
-/// SETTINGS that the control thread has not answered yet; `sc` has one reload in flight, and repeats it after a cut.
-pub const SETTINGS_UNANSWERED_MAX: u32 = 8;
+/// SETTINGS of a session that the control thread has not answered yet: many short ones, or a few of the longest.
+pub const SETTINGS_UNANSWERED_BYTES_MAX: usize = 4 * SETTINGS_BYTES_MAX;
 /// Heads that wait while no link is up.
 pub const WAITING_HEADS_MAX: usize = 1_024;
 /// Waiting heads started in one turn once a link is up.

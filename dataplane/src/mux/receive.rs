@@ -10,7 +10,7 @@ use super::stream::{Rx, Slice, Stream, StreamRef, Tx};
 use crate::limits::{
     ACK_BYTES, ACK_DELAY, BASE_CREDIT_PEER_BYTES, EARLY_RESET_BYTES, EARLY_RESET_GRACE, FIRST_GRANT_BYTES,
     FRAME_HEADER_BYTES, PONGS_PENDING_MAX, RECALL_IDLE, RECALL_INTERVAL, REFUSALS_PENDING_MAX, SETTINGS_BYTES_MAX,
-    SETTINGS_UNANSWERED_MAX, SLICE_AGE_MAX, SLICE_MERGE_BYTES, WINDOW_BYTES_MAX,
+    SETTINGS_UNANSWERED_BYTES_MAX, SLICE_AGE_MAX, SLICE_MERGE_BYTES, WINDOW_BYTES_MAX,
 };
 use crate::time::Time;
 
@@ -186,8 +186,8 @@ impl Session {
         whole.json.extend_from_slice(bytes);
         whole.next += 1;
         if whole.next == parts {
-            self.settings_unanswered += 1;
-            if self.settings_unanswered > SETTINGS_UNANSWERED_MAX {
+            self.settings_unanswered += whole.json.len() + size_of::<Event>();
+            if self.settings_unanswered > SETTINGS_UNANSWERED_BYTES_MAX {
                 return Err(flood("too many SETTINGS at once"));
             }
             self.events.push_back(Event::Settings {

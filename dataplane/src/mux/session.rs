@@ -223,8 +223,8 @@ pub struct Session {
     pub(super) buckets: Buckets,
     pub(super) partial: BytesMut,
     pub(super) settings_in: Option<super::receive::SettingsIn>,
-    /// Events of whole SETTINGS since the last answer.
-    pub(super) settings_unanswered: u32,
+    /// Bytes of the SETTINGS handed on since the last answer.
+    pub(super) settings_unanswered: usize,
     pub(super) events: VecDeque<Event>,
 
     peer_credit: u32,
