@@ -51,6 +51,8 @@ pub const STORE_CALLS_MAX: usize = 256;
 pub const STORE_BUSY_MS_MAX: u64 = 5_000;
 /// Tunnels kept for all accounts together; the oldest make room.
 pub const TUNNELS_KEPT_MAX: u32 = 10_000;
+/// Of each: together at most 160 MB on disk, and 16 MB in the longest answer. Rules alone may be 4 MiB.
+pub const TUNNEL_KEPT_BYTES_MAX: usize = 16 * 1024;
 
 // ── Front ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
