@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 
 use super::launcher::{self, Life};
 use super::limits::{
-    DISCARDED_BYTES_MAX, DRAIN_MAX, DRAIN_WAITING_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX, REST_HEAD_MAX,
-    REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
+    DISCARDED_BYTES_MAX, DRAIN_MAX, DRAIN_WAITING_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX,
+    REST_FAREWELL_MAX, REST_HEAD_MAX, REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
 };
 use super::registry::{Command, Counts, Order};
 use super::{Cloud, accounts, history, messages, unix_now};
@@ -31,14 +31,26 @@ use crate::secret::{self, Secret};
 
 type Context = State<Arc<Cloud>>;
 
-/// Serves one connection to its end.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(cloud: &Arc<Cloud>, stream: S) {
+/// Serves one connection to its end; when `evicted` ends it is closed after the request under way.
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    cloud: &Arc<Cloud>,
+    stream: S,
+    evicted: oneshot::Receiver<()>,
+) {
     let service = hyper_util::service::TowerToHyperService::new(router(Arc::clone(cloud)));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
         .header_read_timeout(REST_HEAD_MAX)
         .serve_connection(hyper_util::rt::TokioIo::new(stream), service);
-    if let Err(e) = connection.await {
+    let mut connection = std::pin::pin!(connection);
+    let done = tokio::select! {
+        done = connection.as_mut() => done,
+        _ = evicted => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(REST_FAREWELL_MAX, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(e) = done {
         tracing::debug!("REST connection: {e}");
     }
 }
