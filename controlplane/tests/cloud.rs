@@ -329,6 +329,8 @@ fn refusals_name_their_reason() {
         assert_eq!(answer.status, 400, "{body}");
         assert!(!text(&answer).is_empty());
     }
+    let twice = cloud.call("DELETE", &format!("ada/tunnels/{id}?wait=1&wait=0"), None);
+    assert_eq!((twice.status, &twice.body["result"]), (200, &json!(true)));
     let long = json!({"tunnel_identifier": "x".repeat(10_000)}).to_string();
     assert_eq!(cloud.call("POST", "ada/tunnels", Some(&long)).status, 400);
     let huge = "x".repeat(400 * 1024);
@@ -366,7 +368,12 @@ fn a_newer_tunnel_of_the_same_name_replaces_the_older() {
     for id in [&second, &other, &pooled] {
         cloud.running(id);
     }
-    assert_eq!(cloud.call("GET", "ada/tunnels", None).body.as_array().unwrap().len(), 3);
+    let count = |query: &str| {
+        let list = cloud.call("GET", &format!("ada/tunnels{query}"), None).body;
+        list.as_array().unwrap().len()
+    };
+    assert_eq!((count(""), count("?protocol=h2c&protocol=kgp")), (3, 3));
+    assert_eq!(count("?protocol=h2c"), 0);
 }
 
 #[test]
@@ -443,6 +450,16 @@ fn rest_is_reached_with_a_hello_in_pieces_and_beside_slow_clients() {
 }
 
 #[test]
+fn silent_connections_keep_nobody_of_their_address_from_rest() {
+    let cloud = Cloud::start();
+    let silent: Vec<_> = (0..300).map(|_| cloud.dial()).collect();
+    assert_eq!(cloud.call("GET", "ada/tunnels", None).body, json!([]));
+    let mut closed = silent.into_iter().take(40);
+    // Long before the time limit of the others.
+    assert!(closed.all(|mut oldest| matches!(oldest.read(&mut [0]), Ok(0) | Err(_))));
+}
+
+#[test]
 fn a_killed_endpoint_comes_back_on_its_port_under_a_new_key() {
     let cloud = Cloud::start();
     let id = cloud.create(json!({"culvert": {"fingerprint": FINGERPRINT}}));
@@ -513,6 +530,10 @@ fn what_stands_in_the_way_is_one_line_and_a_code() {
     let state = tempfile::tempdir().unwrap();
     let folder = state.path().to_str().unwrap();
     let text = refused(&["serve", "--listen", &address, "--state-dir", folder], 7, &address);
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let cloud = Cloud::start();
+    let held = cloud.state.path().to_str().unwrap();
+    let text = refused(&["serve", "--listen", "127.0.0.1:0", "--state-dir", held], 7, held);
     assert_eq!(text.lines().count(), 1, "{text}");
     let text = refused(
         &["serve", "--listen", "127.0.0.1:0", "--state-dir", "/dev/null/x"],
@@ -589,13 +610,12 @@ fn a_member_with_another_key_gets_no_link() {
     let tunnel = cloud.running(&id);
     let stranger = Arc::new(Identity::generate().unwrap());
     let client = client(&cloud, &tunnel, &stranger);
-    // Lines for the log stand between.
-    let wrong_key = loop {
-        if let Event::DialFailed { wrong_key, .. } = client.events().recv_timeout(PATIENCE).unwrap() {
-            break wrong_key;
-        }
+    let refused = |event| match event {
+        Event::DialFailed { wrong_key, .. } => wrong_key,
+        Event::Log { text, .. } => text.contains("refused our key"),
+        other => panic!("{other:?}"),
     };
-    assert!(wrong_key);
+    while !refused(client.events().recv_timeout(PATIENCE).unwrap()) {}
     let tunnel = cloud.tunnel(&id);
     assert_eq!(
         (&tunnel["is_ready"], &tunnel["last_connected"]),

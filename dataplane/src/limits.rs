@@ -42,6 +42,8 @@ pub const TX_BUDGET_BYTES: usize = 64 * MIB;
 pub const CONTROL_RESERVE_BYTES: usize = 256 * KIB;
 /// Refusals (RESET limit) that may be pending before the session ends.
 pub const REFUSALS_PENDING_MAX: usize = 1_024;
+/// SETTINGS that the control thread has not answered yet; `sc` has one reload in flight, and repeats it after a cut.
+pub const SETTINGS_UNANSWERED_MAX: u32 = 8;
 /// Heads that wait while no link is up.
 pub const WAITING_HEADS_MAX: usize = 1_024;
 /// Waiting heads started in one turn once a link is up.
@@ -290,6 +292,12 @@ pub const ORIGIN_POOL_SITE_MAX: usize = 64;
 pub const ORIGIN_IDLE_MAX: Duration = Duration::from_secs(15);
 /// A request that cannot be repeated takes only a connection used this recently: common servers keep one for 5 s.
 pub const ORIGIN_TRUST_MAX: Duration = Duration::from_secs(2);
+/// How often connections that were kept too long are looked for.
+pub const ORIGIN_SWEEP: Duration = Duration::from_secs(1);
+/// While a site takes nothing of a request, the endpoint is looked at this often: it may have given up.
+pub const PEER_LOOK: Duration = Duration::from_secs(5);
+/// After a whole answer the peer's end of the stream is due at once; without it the stream is reset.
+pub const SETTLE_MAX: Duration = Duration::from_secs(1);
 /// Interim (1xx) answers before a final one.
 pub const INTERIM_ANSWERS_MAX: usize = 64;
 /// What a browser sends before it may (after CONNECT, after Upgrade, pipelined requests) is held this far.

@@ -68,6 +68,7 @@ pub struct Counters {
     pub links_up: Counter,
     pub links_live: Counter,
     pub resumes: Counter,
+    pub frames_replayed: Counter,
     pub events_dropped: Counter,
     resets: [Counter; CODES.len()],
 }
@@ -100,6 +101,8 @@ pub struct Report {
     pub links_up: u16,
     /// Cuts that were bridged.
     pub resumes: u64,
+    /// Frames that were written again after a cut.
+    pub frames_replayed: u64,
     /// Events that the control thread was too slow for.
     pub events_dropped: u64,
     /// Streams that ended before their time, by the name of the reason.
@@ -126,6 +129,7 @@ impl Report {
             bytes_out: sum(|c| &c.bytes_out),
             links_up: u16::try_from(sum(|c| &c.links_up)).unwrap_or(u16::MAX),
             resumes: sum(|c| &c.resumes),
+            frames_replayed: sum(|c| &c.frames_replayed),
             events_dropped: sum(|c| &c.events_dropped),
             resets,
         }

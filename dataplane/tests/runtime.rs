@@ -224,3 +224,29 @@ fn buffers_copy_small_reads_and_hand_over_big_ones() {
         );
     });
 }
+
+/// The runtime can be replaced, and what is not checked by the compiler can be read in one sitting.
+#[test]
+fn one_file_names_monoio_and_is_unsafe() {
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            seen += 1;
+            if path.ends_with("shard/runtime.rs") {
+                continue;
+            }
+            for (number, line) in std::fs::read_to_string(&path).unwrap().lines().enumerate() {
+                let code = line.split("//").next().unwrap_or_default();
+                let broken = code.contains("monoio") || code.contains("unsafe ");
+                assert!(!broken, "{}:{}: {line}", path.display(), number + 1);
+            }
+        }
+    }
+    assert!(seen > 20);
+}

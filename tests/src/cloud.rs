@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use crate::http::{self, Answer, Client};
 use crate::process::{PATIENCE, Process};
 use crate::relay::Relay;
+use crate::seccomp::refuse_io_uring;
 use crate::tls;
 
 /// The line of `sc` after which tests may start.
@@ -31,6 +32,8 @@ const PROXY_PORTS: u16 = 8;
 pub enum Driver {
     IoUring,
     Epoll,
+    /// None is asked for, and the kernel refuses io_uring.
+    Refused,
 }
 
 impl Driver {
@@ -38,6 +41,7 @@ impl Driver {
         match self {
             Self::IoUring => "io_uring",
             Self::Epoll => "epoll",
+            Self::Refused => "auto",
         }
     }
 }
@@ -49,7 +53,7 @@ pub fn left_out(driver: Driver) -> bool {
     let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 0, std::ptr::null_mut::<libc::c_void>()) };
     let errno = std::io::Error::last_os_error().raw_os_error();
     let refused = result < 0 && matches!(errno, Some(libc::ENOSYS | libc::EPERM | libc::EACCES));
-    if driver == Driver::Epoll || !refused {
+    if driver != Driver::IoUring || !refused {
         return false;
     }
     println!("left out: the kernel refuses io_uring");
@@ -156,8 +160,12 @@ impl Cloud {
         let state = tempfile::tempdir().expect("a temporary folder");
         let relay = Relay::start_at(options.public);
         let (first, last) = proxy_ports();
+        let mut command = Command::new(binary("sc-cloud"));
+        if options.driver == Driver::Refused {
+            refuse_io_uring(&mut command);
+        }
         let process = Process::start(
-            Command::new(binary("sc-cloud"))
+            command
                 .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])
                 .arg(state.path())
                 .args(["--proxy-ports", &format!("{first}-{last}")])
@@ -231,6 +239,9 @@ impl Cloud {
             "--cainfo",
         ]);
         command.arg(self.ca()).arg("-l").arg(log);
+        if self.driver == Driver::Refused {
+            refuse_io_uring(&mut command);
+        }
         command
     }
 

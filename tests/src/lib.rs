@@ -12,6 +12,7 @@ pub mod namespace;
 pub mod origin;
 pub mod process;
 pub mod relay;
+pub mod seccomp;
 pub mod simulation;
 pub mod tls;
 pub mod websocket;

@@ -94,7 +94,7 @@ fn a_wrong_fingerprint() {
     // Someone else answers for the endpoint, with a key of their own.
     let impostor = Origin::start();
     place.cloud.relay.divert_links(impostor.https);
-    refused(&mut place.right(), UNREACHABLE, &["fingerprint"]);
+    refused(&mut place.right(), UNREACHABLE, &["key is not the one"]);
     assert_eq!(impostor.counters().requests, 0);
 }
 
@@ -156,7 +156,7 @@ fn no_key_and_no_url() {
     command
         .env_clear()
         .args(["-u", "ada", "-x", "https://127.0.0.1:1/rest/v1"]);
-    refused(&mut command, USAGE, &["access-key"]);
+    refused(&mut command, USAGE, &["api-key", "SAUCE_ACCESS_KEY"]);
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(binary("sc"));
     command

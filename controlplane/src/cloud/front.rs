@@ -1,6 +1,6 @@
 //! The one public port: reads each ClientHello and sends the connection where its server name belongs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
@@ -11,14 +11,14 @@ use std::time::Instant;
 use dataplane::limits::{CLIENT_HELLO_BYTES_MAX, CLIENT_HELLO_MAX, CLIENT_HELLOS_PENDING_MAX};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::Cloud;
 use super::bucket::Bucket;
 use super::hello::{HelloReader, Malformed, Place, place};
 use super::limits::{
     ACCEPT_PAUSE, ACCEPTS_BURST, ACCEPTS_OF_ONE_BURST, ACCEPTS_OF_ONE_PER_SECOND, ACCEPTS_PER_SECOND, ACCEPTS_PER_TURN,
-    ADDRESSES_MAX, ALERT_MAX, LINKS_MAX, PENDING_OF_ONE_MAX, REST_CONNECTIONS_MAX, REST_WAIT_MAX,
+    ADDRESSES_MAX, ALERT_MAX, LINKS_MAX, PENDING_OF_ONE_MAX, REST_CONNECTIONS_MAX, REST_OF_ONE_MAX, REST_WAIT_MAX,
 };
 use super::registry::Command;
 
@@ -29,24 +29,19 @@ const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain
 
 /// Accepts for ever.
 pub async fn run(cloud: Arc<Cloud>, listener: TcpListener) {
-    let pending = Arc::new(Semaphore::new(CLIENT_HELLOS_PENDING_MAX));
     let rest = Arc::new(Semaphore::new(REST_CONNECTIONS_MAX));
     let mut limiter = Limiter::new(Instant::now());
     let mut turn = 0;
     loop {
-        // At the bound the kernel's queue holds the rest; each pending hello ends within its time.
-        let Ok(place) = Arc::clone(&pending).acquire_owned().await else {
-            return;
-        };
         if let Err(wait) = limiter.all.take(Instant::now()) {
             tokio::time::sleep(wait).await;
             continue;
         }
         match listener.accept().await {
             Ok((stream, peer)) => match limiter.admit(peer.ip(), Instant::now()) {
-                Some(share) => {
-                    let (cloud, rest) = (Arc::clone(&cloud), Arc::clone(&rest));
-                    tokio::spawn(connection(cloud, rest, stream, peer, (place, share)));
+                Some((evicted, own)) => {
+                    let (cloud, rest) = (Arc::clone(&cloud), [own, Arc::clone(&rest)]);
+                    tokio::spawn(connection(cloud, rest, stream, peer, evicted));
                 }
                 None => tracing::debug!(%peer, "refused: too many connections"),
             },
@@ -62,23 +57,42 @@ pub async fn run(cloud: Arc<Cloud>, listener: TcpListener) {
     }
 }
 
-/// One connection; `pending` is given back once it is known what it is.
+/// One connection. Until it is known what it is, it ends when `evicted` does.
 async fn connection(
     cloud: Arc<Cloud>,
-    rest: Arc<Semaphore>,
+    rest: [Arc<Semaphore>; 2],
     stream: TcpStream,
     peer: SocketAddr,
-    pending: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    evicted: oneshot::Receiver<()>,
 ) {
-    let Some((stream, first)) = greet(&cloud, stream, peer).await else {
-        return;
+    let arrived = tokio::select! {
+        arrived = arrive(&cloud, &rest, stream, peer) => arrived,
+        _ = evicted => {
+            tracing::debug!(%peer, "no ClientHello, and others want its place");
+            None
+        }
     };
-    let Ok(Ok(_one)) = tokio::time::timeout(REST_WAIT_MAX, rest.acquire()).await else {
-        tracing::warn!(%peer, "refused: {REST_CONNECTIONS_MAX} connections to REST are open");
-        return;
+    if let Some((stream, _places)) = arrived {
+        serve_rest(&cloud, stream).await;
+    }
+}
+
+/// Reads the hello and deals with all but what is REST's: that comes back, with its places there.
+async fn arrive<'a>(
+    cloud: &Cloud,
+    rest: &'a [Arc<Semaphore>; 2],
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Option<(Replayed, [SemaphorePermit<'a>; 2])> {
+    let (stream, first) = greet(cloud, stream, peer).await?;
+    let [own, all] = rest;
+    // One after the other: who waits for a place of its own address keeps none from others.
+    let places = async { Some([own.acquire().await.ok()?, all.acquire().await.ok()?]) };
+    let Ok(places) = tokio::time::timeout(REST_WAIT_MAX, places).await else {
+        tracing::warn!(%peer, "refused: too many connections to REST are open");
+        return None;
     };
-    drop(pending);
-    serve_rest(&cloud, Replayed { first, at: 0, stream }).await;
+    Some((Replayed { first, at: 0, stream }, places?))
 }
 
 /// Reads the hello. Connections of tunnels and bad ones are dealt with here; what is REST's comes back.
@@ -202,29 +216,25 @@ struct Limiter {
     all: Bucket,
     each: HashMap<IpAddr, Share>,
     others: Share,
+    pending: Pending,
 }
 
 /// What one address may have.
 struct Share {
     rate: Bucket,
-    pending: Arc<Semaphore>,
+    rest: Arc<Semaphore>,
 }
 
 impl Share {
     fn new(now: Instant) -> Self {
         Self {
             rate: Bucket::new(ACCEPTS_OF_ONE_BURST, ACCEPTS_OF_ONE_PER_SECOND, now),
-            pending: Arc::new(Semaphore::new(PENDING_OF_ONE_MAX)),
+            rest: Arc::new(Semaphore::new(REST_OF_ONE_MAX)),
         }
     }
 
-    fn take(&mut self, now: Instant) -> Option<OwnedSemaphorePermit> {
-        self.rate.take(now).ok()?;
-        Arc::clone(&self.pending).try_acquire_owned().ok()
-    }
-
     fn is_unused(&mut self, now: Instant) -> bool {
-        self.rate.is_full(now) && self.pending.available_permits() == PENDING_OF_ONE_MAX
+        self.rate.is_full(now) && self.rest.available_permits() == REST_OF_ONE_MAX
     }
 }
 
@@ -234,19 +244,51 @@ impl Limiter {
             all: Bucket::new(ACCEPTS_BURST, ACCEPTS_PER_SECOND, now),
             each: HashMap::new(),
             others: Share::new(now),
+            pending: Pending::default(),
         }
     }
 
-    /// A place for a connection whose hello is pending, if its address may have one more.
-    fn admit(&mut self, peer: IpAddr, now: Instant) -> Option<OwnedSemaphorePermit> {
+    /// Lets a connection in if its address may have one more: what ends when it must make room, and its address's
+    /// places at REST.
+    fn admit(&mut self, peer: IpAddr, now: Instant) -> Option<(oneshot::Receiver<()>, Arc<Semaphore>)> {
         let peer = network(peer);
+        let share = self.share(peer, now);
+        share.rate.take(now).ok()?;
+        let rest = Arc::clone(&share.rest);
+        Some((self.pending.add(peer), rest))
+    }
+
+    fn share(&mut self, peer: IpAddr, now: Instant) -> &mut Share {
         if !self.each.contains_key(&peer) && self.each.len() >= ADDRESSES_MAX {
             self.each.retain(|_, share| !share.is_unused(now));
             if self.each.len() >= ADDRESSES_MAX {
-                return self.others.take(now);
+                return &mut self.others;
             }
         }
-        self.each.entry(peer).or_insert_with(|| Share::new(now)).take(now)
+        self.each.entry(peer).or_insert_with(|| Share::new(now))
+    }
+}
+
+/// Connections whose hello is pending, oldest first: whose each is, and a channel that the connection closes when it
+/// is known, or that is dropped here to end it.
+#[derive(Default)]
+struct Pending(VecDeque<(IpAddr, oneshot::Sender<()>)>);
+
+impl Pending {
+    /// A place for one more. At a bound the oldest makes room, so that silent connections keep nobody out: whoever
+    /// means it sends its hello within a round trip.
+    fn add(&mut self, peer: IpAddr) -> oneshot::Receiver<()> {
+        self.0.retain(|(_, place)| !place.is_closed());
+        let own = |(address, _): &(IpAddr, _)| *address == peer;
+        if self.0.iter().filter(|p| own(p)).count() >= PENDING_OF_ONE_MAX {
+            let oldest = self.0.iter().position(own);
+            oldest.and_then(|at| self.0.remove(at));
+        } else if self.0.len() >= CLIENT_HELLOS_PENDING_MAX {
+            self.0.pop_front();
+        }
+        let (place, evicted) = oneshot::channel();
+        self.0.push_back((peer, place));
+        evicted
     }
 }
 
@@ -263,22 +305,50 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    fn address(n: u32) -> IpAddr {
+        std::net::Ipv4Addr::from(0x0b00_0000 + n).into()
+    }
+
     #[test]
     fn one_address_does_not_use_up_the_place_of_others() {
         let now = Instant::now();
         let mut limiter = Limiter::new(now);
-        let admit = |l: &mut Limiter| l.admit("10.0.0.1".parse().unwrap(), now);
-        let slow: Vec<_> = (0..3_000).filter_map(|_| admit(&mut limiter)).collect();
-        assert_eq!(slow.len(), PENDING_OF_ONE_MAX);
-        drop(slow);
-        assert!(admit(&mut limiter).is_none(), "the rate");
-        assert!(limiter.admit("10.0.0.2".parse().unwrap(), now).is_some());
-        for host in 0..ADDRESSES_MAX as u32 * 2 {
-            limiter.admit(std::net::Ipv4Addr::from(0x0b00_0000 + host).into(), now);
+        let held: Vec<_> = (0..3_000).filter_map(|_| limiter.admit(address(1), now)).collect();
+        assert_eq!(held.len(), ACCEPTS_OF_ONE_BURST as usize, "the rate");
+        assert!(limiter.admit(address(1), now).is_none());
+        let (_, rest) = &held[0];
+        assert_eq!(rest.available_permits(), REST_OF_ONE_MAX);
+        assert!(!Arc::ptr_eq(rest, &limiter.admit(address(2), now).unwrap().1));
+        for n in 0..ADDRESSES_MAX as u32 * 2 {
+            limiter.admit(address(n), now);
         }
         assert!(limiter.each.len() <= ADDRESSES_MAX);
+        drop(held);
         limiter.admit("12.0.0.1".parse().unwrap(), now + Duration::from_secs(60));
         assert_eq!(limiter.each.len(), 1);
+    }
+
+    #[test]
+    fn silent_connections_make_room_for_new_ones() {
+        let mut pending = Pending::default();
+        let mut all: Vec<_> = (0..PENDING_OF_ONE_MAX).map(|_| pending.add(address(1))).collect();
+        let mut newer = pending.add(address(1));
+        assert!(
+            all[0]
+                .try_recv()
+                .is_err_and(|e| e == oneshot::error::TryRecvError::Closed)
+        );
+        let open = |p: &mut oneshot::Receiver<()>| p.try_recv() == Err(oneshot::error::TryRecvError::Empty);
+        assert!(all[1..].iter_mut().all(open) && open(&mut newer), "only the oldest");
+        drop(all.split_off(1));
+        let mut others: Vec<_> = (2..CLIENT_HELLOS_PENDING_MAX as u32 + 1)
+            .map(|n| pending.add(address(n)))
+            .collect();
+        assert_eq!(pending.0.len(), CLIENT_HELLOS_PENDING_MAX);
+        assert!(open(&mut newer) && others.iter_mut().all(open));
+        others.push(pending.add(address(9_999)));
+        assert_eq!(pending.0.len(), CLIENT_HELLOS_PENDING_MAX);
+        assert!(!open(&mut newer) && others.iter_mut().all(open), "the oldest of all");
     }
 
     #[test]

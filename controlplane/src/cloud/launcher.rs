@@ -19,7 +19,7 @@ use super::limits::{
     SEND_MAX, STDERR_FILES_MAX,
 };
 use super::messages::{self, FromEndpoint, ToEndpoint};
-use super::registry::{Command, State};
+use super::registry::{Command, Counts, State};
 use super::seqpacket::{self, Seqpacket};
 use super::{Cloud, history, probe, unix_now};
 
@@ -93,7 +93,7 @@ struct Running {
     probe: Option<Task>,
     /// When streams that are still open are cut.
     deadline: Option<tokio::time::Instant>,
-    streams: Vec<tokio::sync::oneshot::Sender<u64>>,
+    counts: Vec<tokio::sync::oneshot::Sender<Counts>>,
 }
 
 impl Life {
@@ -160,7 +160,7 @@ impl Life {
             lines: Bucket::new(LINES_BURST, LINES_PER_SECOND, now),
             probe: None,
             deadline: None,
-            streams: Vec::new(),
+            counts: Vec::new(),
         };
         loop {
             match messages::receive(&running.control).await {
@@ -229,10 +229,10 @@ impl Life {
                     log(tunnel, &level, &messages::clean(&text));
                 }
             }
-            FromEndpoint::Report { streams, .. } => {
-                for waiting in running.streams.drain(..) {
+            FromEndpoint::Report { requests, streams } => {
+                for waiting in running.counts.drain(..) {
                     // Whoever asked may have gone.
-                    let _ = waiting.send(streams);
+                    let _ = waiting.send(Counts { requests, streams });
                 }
             }
             FromEndpoint::Failed { text } => return Err(messages::clean(&text)),
@@ -271,9 +271,9 @@ impl Life {
                 running.deadline = Some(running.deadline.map_or(deadline, |d| d.min(deadline)));
                 tokio::time::timeout(SEND_MAX, messages::send(&running.control, &ToEndpoint::Drain, &[])).await
             }
-            Command::Streams(answer) => {
-                running.streams.retain(|waiting| !waiting.is_closed());
-                running.streams.push(answer);
+            Command::Counts(answer) => {
+                running.counts.retain(|waiting| !waiting.is_closed());
+                running.counts.push(answer);
                 tokio::time::timeout(SEND_MAX, messages::send(&running.control, &ToEndpoint::Report, &[])).await
             }
         };

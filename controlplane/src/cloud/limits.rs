@@ -29,6 +29,8 @@ pub const REST_HEAD_MAX: Duration = Duration::from_secs(60);
 pub const REST_REQUEST_MAX: Duration = Duration::from_secs(60);
 /// Bodies of all requests but the one that makes a tunnel.
 pub const SMALL_BODY_BYTES_MAX: usize = 256 * 1024;
+/// A body that is too long is read this far, so that its sender gets the answer.
+pub const DISCARDED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Streams of a deleted tunnel whose client waits for its jobs.
 pub const DRAIN_WAITING_MAX: Duration = limits::DRAIN_MAX;
 /// An endpoint that does not say how many streams it has.
@@ -62,11 +64,13 @@ pub const ACCEPTS_OF_ONE_BURST: u32 = 1_024;
 pub const ACCEPTS_OF_ONE_PER_SECOND: u32 = 200;
 /// Addresses with a count of their own; more share one.
 pub const ADDRESSES_MAX: usize = 4_096;
-/// Of one address, hellos that are not complete: four slow addresses must not use up the place of all.
+/// Of one address, hellos that are not complete: its own oldest makes room before those of others do.
 pub const PENDING_OF_ONE_MAX: usize = limits::CLIENT_HELLOS_PENDING_MAX / 4;
-/// Connections to REST; more wait for their place, before TLS is done for them …
+/// Connections to REST; more wait for their place, before TLS is done for them.
 pub const REST_CONNECTIONS_MAX: usize = 512;
-/// … this long.
+/// Of one address: idle connections from there must not keep others from REST.
+pub const REST_OF_ONE_MAX: usize = REST_CONNECTIONS_MAX / 4;
+/// How long a connection waits for its place at REST.
 pub const REST_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A client that goes on sending gets this long to take its alert.
 pub const ALERT_MAX: Duration = Duration::from_secs(1);
@@ -120,6 +124,7 @@ pub const ENDPOINT_TEXT_BYTES_MAX: usize = 1_024;
 /// One tunnel needs no more cores; the broker's bound on waiting sockets is a sum over the shards.
 pub const SHARDS_MAX: usize = 32;
 
+const _: () = assert!(crate::api::BODY_BYTES_MAX < DISCARDED_BYTES_MAX);
 const _: () = assert!(LINKS_MAX <= limits::LINKS_MAX);
 const _: () = assert!(SHARDS_MAX <= MESSAGE_FDS_MAX);
 const _: () = assert!(ACCEPTS_PER_TURN <= limits::BROWSERS_PER_MESSAGE);

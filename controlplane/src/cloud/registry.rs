@@ -9,13 +9,15 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::limits::{COMMANDS_WAITING_MAX, LINKS_MAX, LOST_AFTER, TUNNELS_PER_ACCOUNT_MAX};
 use crate::api::{EndpointInfo, Tunnel, TunnelRequest};
+
+/// Of a request that names none.
+const PROTOCOL: &str = "kgp";
 
 /// Where a tunnel stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,14 +39,23 @@ impl State {
     }
 }
 
+/// What an endpoint has counted since it started.
+#[derive(Clone, Copy, Default)]
+pub struct Counts {
+    /// Exchanges that went through the tunnel: requests, and CONNECTs that stay opaque.
+    pub requests: u64,
+    /// Streams that are open now.
+    pub streams: u64,
+}
+
 /// To the task that owns a tunnel's endpoint.
 pub enum Command {
     /// A link's connection and what was read of it.
     Link { link: u16, socket: OwnedFd, first: Vec<u8> },
     /// End the endpoint; its streams may go on for `limit`.
     Drain { limit: Duration },
-    /// Streams that are open now.
-    Streams(oneshot::Sender<u64>),
+    /// What the endpoint counts.
+    Counts(oneshot::Sender<Counts>),
 }
 
 /// What is new about a tunnel that is to be made.
@@ -282,9 +293,11 @@ impl Registry {
         self.tunnels.get(id).map(|e| e.state)
     }
 
-    /// The tunnels of `owner` as REST shows them, oldest first.
-    pub fn objects(&self, owner: &str) -> Vec<Tunnel> {
-        let mut objects: Vec<_> = self.of(owner).map(|e| self.show(e)).collect();
+    /// The tunnels of `owner` as REST shows them, oldest first: of all protocols if none is named.
+    pub fn objects(&self, owner: &str, protocols: &[&str]) -> Vec<Tunnel> {
+        let protocol = |e: &Entry| e.order.request.protocol.clone().unwrap_or_else(|| PROTOCOL.into());
+        let wanted = |e: &&Entry| protocols.is_empty() || protocols.contains(&protocol(e).as_str());
+        let mut objects: Vec<_> = self.of(owner).filter(wanted).map(|e| self.show(e)).collect();
         objects.sort_by(|a, b| (a.creation_time, &a.id).cmp(&(b.creation_time, &b.id)));
         objects
     }
@@ -340,12 +353,10 @@ impl Registry {
             shards: Some(self.endpoint_shards as u64),
             links_max: Some(u64::from(LINKS_MAX)),
             proxy: Some(e.order.proxy.to_string()),
+            requests: None,
         })
     }
 }
-
-/// The registry as all tasks of the control thread share it. Never held over an await.
-pub type Shared = Arc<std::sync::Mutex<Registry>>;
 
 #[cfg(test)]
 mod tests {

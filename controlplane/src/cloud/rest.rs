@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, RawPathParams, State};
+use axum::body::{Body, HttpBody};
+use axum::extract::{FromRequestParts, Path, Query, RawPathParams, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
@@ -22,10 +21,10 @@ use tokio::sync::oneshot;
 
 use super::launcher::{self, Life};
 use super::limits::{
-    DRAIN_MAX, DRAIN_WAITING_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX, REST_HEAD_MAX, REST_REQUEST_MAX,
-    SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
+    DISCARDED_BYTES_MAX, DRAIN_MAX, DRAIN_WAITING_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX, REST_HEAD_MAX,
+    REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
 };
-use super::registry::{Command, Order};
+use super::registry::{Command, Counts, Order};
 use super::{Cloud, accounts, history, messages, unix_now};
 use crate::api::{self, DeleteArguments, Messages, Outcome, Tunnel, TunnelRequest};
 use crate::secret::{self, Secret};
@@ -45,9 +44,8 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(cloud: &A
 }
 
 fn router(cloud: Arc<Cloud>) -> Router {
-    let create = post(create).layer(DefaultBodyLimit::max(api::BODY_BYTES_MAX));
     let account = Router::new()
-        .route("/tunnels", get(list).merge(create))
+        .route("/tunnels", get(list).post(create))
         .route("/all_tunnels", get(list_all))
         .route("/tunnels/info/updates", get(updates))
         .route("/tunnels/{id}", get(show).delete(delete))
@@ -59,7 +57,6 @@ fn router(cloud: Arc<Cloud>) -> Router {
         .route("/rest/v1/public/tunnels/info/versions", get(versions))
         .fallback(|| async { Failure::new(StatusCode::NOT_FOUND, "Not found") })
         .method_not_allowed_fallback(|| async { Failure::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed") })
-        .layer(DefaultBodyLimit::max(SMALL_BODY_BYTES_MAX))
         .layer(middleware::from_fn(in_time))
         .with_state(cloud)
 }
@@ -157,8 +154,27 @@ fn credentials(headers: &HeaderMap) -> Option<(String, Secret)> {
     Some((name.to_owned(), Secret::new(key)))
 }
 
-fn body(bytes: Result<Bytes, BytesRejection>) -> Result<Bytes, Failure> {
-    bytes.map_err(|e| Failure::new(e.status(), e.body_text()))
+/// A whole body of at most `most` bytes. A longer one is read on, up to a bound: a client that is still writing when the
+/// connection closes would see that and not the reason.
+async fn read(body: Body, most: usize) -> Result<Vec<u8>, Failure> {
+    let too_long = || {
+        let text = format!("The body is longer than {most} bytes");
+        Failure::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+    };
+    let mut body = std::pin::pin!(body);
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        let frame = frame.map_err(|e| Failure::bad(format!("The body ended early: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        length += data.len();
+        if length > DISCARDED_BYTES_MAX {
+            return Err(too_long());
+        }
+        if length <= most {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    if length > most { Err(too_long()) } else { Ok(bytes) }
 }
 
 /// A JSON object; an empty body is one with nothing in it.
@@ -179,9 +195,9 @@ async fn create(
     Account(user): Account,
     headers: HeaderMap,
     uri: Uri,
-    bytes: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Result<Json<Tunnel>, Failure> {
-    let request: TunnelRequest = parse(&body(bytes)?)?;
+    let request: TunnelRequest = parse(&read(body, api::BODY_BYTES_MAX).await?)?;
     request.check().map_err(Failure::bad)?;
     let fingerprint = request.culvert.as_ref().and_then(|c| c.fingerprint.clone());
     if fingerprint.as_deref().is_some_and(|f| secret::unhex::<32>(f).is_none()) {
@@ -251,10 +267,14 @@ fn address(headers: &HeaderMap, uri: &Uri) -> Option<String> {
 async fn list(
     State(cloud): Context,
     Account(user): Account,
-    Query(query): Query<HashMap<String, String>>,
+    Query(query): Query<Vec<(String, String)>>,
 ) -> Json<Value> {
-    let is = |name: &str, value: &str| query.get(name).is_some_and(|v| v == value);
-    let mut tunnels = cloud.registry().objects(&user);
+    let given = |name: &str| {
+        let named = query.iter().filter(|(n, _)| n == name);
+        named.map(|(_, value)| value.as_str()).collect::<Vec<_>>()
+    };
+    let is = |name: &str, value: &str| given(name).contains(&value);
+    let mut tunnels = cloud.registry().objects(&user, &given("protocol"));
     if is("filter", "one_per_pool") {
         let mut seen = std::collections::HashSet::new();
         tunnels.retain(|t| seen.insert(t.tunnel_identifier.clone()));
@@ -284,7 +304,7 @@ async fn list_all(
         None => HISTORY_DEFAULT,
     };
     let limit = limit.min(HISTORY_MAX);
-    let mut tunnels = cloud.registry().objects(&user);
+    let mut tunnels = cloud.registry().objects(&user, &[]);
     tunnels.reverse();
     tunnels.extend(history::ended(&cloud.store, &user, limit).await?);
     tunnels.truncate(limit as usize);
@@ -302,7 +322,11 @@ async fn show(
     Account(user): Account,
     Path(Id { id }): Path<Id>,
 ) -> Result<Json<Tunnel>, Failure> {
-    find(&cloud, &user, &id).await.map(Json)
+    let mut tunnel = find(&cloud, &user, &id).await?;
+    if let Some(endpoint) = &mut tunnel.culvert {
+        endpoint.requests = Some(counts(&cloud, &id).await.requests);
+    }
+    Ok(Json(tunnel))
 }
 
 /// A tunnel of `user`, live or ended.
@@ -326,42 +350,42 @@ async fn num_jobs(
 ) -> Result<Json<Outcome>, Failure> {
     find(&cloud, &user, &id).await?;
     Ok(Json(Outcome {
-        jobs_running: Some(streams(&cloud, &id).await),
+        jobs_running: Some(counts(&cloud, &id).await.streams),
         id: Some(id),
         result: None,
     }))
 }
 
-/// Streams that are open: as long as there is no gateway they are what a job leaves to be seen.
-async fn streams(cloud: &Cloud, id: &str) -> u64 {
+/// Asks the endpoint. As long as there is no gateway, its open streams are what a job leaves to be seen.
+async fn counts(cloud: &Cloud, id: &str) -> Counts {
     let Some(commands) = cloud.registry().commands(id) else {
-        return 0;
+        return Counts::default();
     };
     let (answer, answered) = oneshot::channel();
-    if commands.try_send(Command::Streams(answer)).is_err() {
-        return 0;
+    if commands.try_send(Command::Counts(answer)).is_err() {
+        return Counts::default();
     }
     let answered = tokio::time::timeout(STREAMS_ANSWER_MAX, answered).await;
-    answered.map_or(0, |streams| streams.unwrap_or(0))
+    answered.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 async fn delete(
     State(cloud): Context,
     Account(user): Account,
     Path(Id { id }): Path<Id>,
-    Query(mut arguments): Query<DeleteArguments>,
-    bytes: Result<Bytes, BytesRejection>,
+    Query(query): Query<HashMap<String, String>>,
+    body: Body,
 ) -> Result<Json<Outcome>, Failure> {
-    let more: DeleteArguments = parse(&body(bytes)?)?;
-    arguments.reason = arguments.reason.or(more.reason.clone());
+    let more: DeleteArguments = parse(&read(body, SMALL_BODY_BYTES_MAX).await?)?;
+    let arguments = DeleteArguments::of_query(&query);
     find(&cloud, &user, &id).await?;
-    let jobs = streams(&cloud, &id).await;
+    let jobs = counts(&cloud, &id).await.streams;
     let limit = if arguments.waits() || more.waits() {
         DRAIN_WAITING_MAX
     } else {
         DRAIN_MAX
     };
-    let mut reason = messages::clean(arguments.reason.as_deref().unwrap_or("user"));
+    let mut reason = messages::clean(arguments.reason.or(more.reason).as_deref().unwrap_or("user"));
     while reason.len() > REASON_BYTES_MAX {
         reason.pop();
     }
@@ -377,10 +401,10 @@ async fn connected(
     State(cloud): Context,
     Account(user): Account,
     Path(Id { id }): Path<Id>,
-    bytes: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Result<Json<Outcome>, Failure> {
     // That it comes counts; what it says is for people.
-    let _: api::Heartbeat = parse(&body(bytes)?)?;
+    let _: api::Heartbeat = parse(&read(body, SMALL_BODY_BYTES_MAX).await?)?;
     let live = cloud.registry().heartbeat(&id, &user, Instant::now());
     let result = match live {
         Some(live) => live,
@@ -412,8 +436,8 @@ async fn versions(Query(query): Query<HashMap<String, String>>) -> Json<Value> {
     }))
 }
 
-async fn crashed(Account(user): Account, bytes: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Failure> {
-    let bytes = body(bytes)?;
+async fn crashed(Account(user): Account, body: Body) -> Result<Json<Value>, Failure> {
+    let bytes = read(body, SMALL_BODY_BYTES_MAX).await?;
     tracing::warn!(user, bytes = bytes.len(), "a client reports that it crashed");
     Ok(Json(json!({ "result": true })))
 }

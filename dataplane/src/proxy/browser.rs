@@ -4,14 +4,15 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-use super::flow::{cut_at_end, linger};
+use super::flow::{Activity, Inlet, cut_at_end, linger};
+use super::relay::relay;
 use super::{connect, fetch};
 use crate::http::page::Page;
 use crate::http::{Bad, Finder, Form, Framing, Request, Scheme};
 use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, EARLY_BYTES_MAX, HEAD_TIME_MAX, KEEP_ALIVE_IDLE_MAX};
-use crate::mux::{Kind, Open};
-use crate::shard::Shard;
+use crate::mux::{Code, Kind, Open};
 use crate::shard::runtime::{self, Socket};
+use crate::shard::{Shard, Stream};
 use crate::time::Time;
 
 /// One read of a head.
@@ -28,8 +29,8 @@ pub(super) enum Next {
     Close,
     /// Something was cut, and the browser must see that, as it does unless told otherwise.
     Abort,
-    /// It was relayed to its end.
-    Ended,
+    /// It is opaque from here on. The request is forgotten first: a relay may live for days.
+    Relay(Stream),
 }
 
 /// The connection between two exchanges.
@@ -61,7 +62,13 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool) {
     };
     match next {
         Next::Again | Next::Close => linger(&browser.socket).await,
-        Next::Abort | Next::Ended => {}
+        Next::Abort => {}
+        Next::Relay(stream) => {
+            let early = browser.inbox.split().freeze();
+            let mut inlet = Inlet::new(&stream);
+            let activity = Activity::new();
+            relay(&browser.socket, &stream, early, &mut inlet, Code::Cancelled, &activity).await;
+        }
     }
 }
 
@@ -198,12 +205,17 @@ pub(super) fn is_bodyless(request: &Request<'_>) -> bool {
     matches!(request.framing, Framing::None | Framing::Length(0))
 }
 
-/// Waits for bytes and appends them; 0 is the end.
+/// Waits for bytes and appends them; 0 is the end. While it waits for the first ones it holds no buffer.
 pub(super) async fn read_into(socket: &Socket, inbox: &mut BytesMut) -> io::Result<usize> {
     loop {
         inbox.reserve(HEAD_READ_BYTES);
         match socket.try_read(std::slice::from_mut(inbox), HEAD_READ_BYTES) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => socket.readable().await?,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if inbox.is_empty() {
+                    *inbox = BytesMut::new();
+                }
+                socket.readable().await?;
+            }
             read => return read,
         }
     }

@@ -1,10 +1,8 @@
 //! CONNECT: an opaque stream to the site.
 
 use super::browser::{Browser, Next, PROBE_HOST, watch};
-use super::flow::{Activity, Inlet};
-use super::relay::relay;
 use crate::http::{CONNECTED, Request};
-use crate::mux::{Code, Kind};
+use crate::mux::Kind;
 use crate::shard::runtime::{Either, select};
 
 /// Opens the stream at once, answers when the site is connected, and relays. What the browser sends before the answer
@@ -37,9 +35,5 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     if browser.socket.write_all(CONNECTED).await.is_err() {
         return Next::Abort;
     }
-    let early = browser.inbox.split();
-    let mut inlet = Inlet::new(&stream);
-    let activity = Activity::new();
-    relay(&browser.socket, &stream, &early, &mut inlet, Code::Cancelled, &activity).await;
-    Next::Ended
+    Next::Relay(stream)
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::origin::Pool;
 use super::resolve::{Lookups, Resolver, forbidden};
-use crate::limits::{DIAL_ADDRESS_MAX, DIAL_ALL_MAX, DIAL_STAGGER, LOOKUP_TIME_MAX};
+use crate::limits::{DIAL_ADDRESS_MAX, DIAL_ALL_MAX, DIAL_STAGGER, IDLE_MAX, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
 use crate::mux::{Code, Opened, Timings};
 use crate::shard::runtime::{self, Signal, Socket, select};
 use crate::shard::{Counted, Shard};
@@ -124,10 +124,14 @@ impl Sites {
         let found = self.addresses(host).await?;
         let looked_up = Time::now();
         let allowed = allowed(shard, host, port, &found)?;
-        let raced = runtime::timeout(DIAL_ALL_MAX, race(allowed)).await;
-        let (socket, address) = raced
-            .unwrap_or(Err(Code::ConnectTimeout))
-            .map_err(|code| (code, format!("{host}:{port}: {}", told(code))))?;
+        let raced = match self.race(allowed.clone()).await {
+            Err(Code::Limit) if !self.pool.borrow().is_empty() => {
+                self.pool.borrow_mut().clear();
+                self.race(allowed).await
+            }
+            raced => raced,
+        };
+        let (socket, address) = raced.map_err(|code| (code, format!("{host}:{port}: {}", told(code))))?;
         Ok(Dialled {
             site: Site {
                 socket,
@@ -138,13 +142,22 @@ impl Sites {
             connect: Time::now().since(looked_up),
         })
     }
+
+    async fn race(&self, addresses: Vec<SocketAddr>) -> Result<(Socket, SocketAddr), Code> {
+        let raced = runtime::timeout(DIAL_ALL_MAX, race(addresses)).await;
+        raced.unwrap_or(Err(Code::ConnectTimeout))
+    }
 }
 
 /// Takes the resolver's answers in and closes connections that have waited too long, as long as the shard lives.
 async fn keep(sites: Rc<Sites>, bell: Socket) {
     loop {
-        let pause = if sites.pool.borrow().is_empty() { 3_600 } else { 1 };
-        let stirred = select(sites.filled.wait(), runtime::sleep(Duration::from_secs(pause)));
+        let pause = if sites.pool.borrow().is_empty() {
+            IDLE_MAX
+        } else {
+            ORIGIN_SWEEP
+        };
+        let stirred = select(sites.filled.wait(), runtime::sleep(pause));
         if let runtime::Either::Left(Err(_)) = select(bell.readable(), stirred).await {
             return;
         }

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::future::pending;
 use std::io;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -11,14 +10,11 @@ use super::answer::Answer;
 use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES};
 use super::relay::full_read;
 use crate::http::{BadBody, Body, Request};
-use crate::limits::{FIRST_BYTE_MAX, FRAME_HEADER_BYTES, IDLE_MAX};
+use crate::limits::{FIRST_BYTE_MAX, FRAME_HEADER_BYTES, IDLE_MAX, PEER_LOOK};
 use crate::mux::Code;
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, Socket, select};
 use crate::time::Time;
-
-/// While the site takes nothing, the peer is looked at this often: it may have given up.
-const PEER_LOOK: Duration = Duration::from_secs(5);
 
 /// How far an exchange has come.
 #[derive(Default)]

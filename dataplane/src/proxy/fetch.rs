@@ -7,8 +7,8 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 
 use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
-use super::flow::{Activity, End, Inlet, NoHead, Outlet, TURN_BYTES};
-use super::relay::{full_read, relay};
+use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES};
+use super::relay::full_read;
 use crate::http::{Bad, BadBody, Body, Finder, Request, Response, Scheme, Version, page, rewrite};
 use crate::limits::{BODY_PAUSE_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX};
 use crate::mux::{Code, Kind};
@@ -52,11 +52,11 @@ impl From<NoHead> for Fault {
 }
 
 /// What became of an answer.
-enum Answered<'a> {
+enum Answered {
     /// Delivered whole; whether the browser was told that its connection stays open.
     Whole { keep_alive: bool },
-    /// 101 was delivered.
-    Upgraded(Inlet<'a>),
+    /// 101 was delivered; what the stream brought beyond it will come again.
+    Upgraded,
 }
 
 /// Carries one exchange.
@@ -95,12 +95,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     match answered {
         Ok(Answered::Whole { keep_alive }) if keep_alive && progress.sent.get() => Next::Again,
         Ok(Answered::Whole { .. }) => Next::Close,
-        Ok(Answered::Upgraded(mut inlet)) => {
-            let early = browser.inbox.split();
-            let activity = Activity::new();
-            relay(&browser.socket, &stream, &early, &mut inlet, Code::Cancelled, &activity).await;
-            Next::Ended
-        }
+        Ok(Answered::Upgraded) => Next::Relay(stream),
         Err(fault) => {
             let sent = progress.sent.get();
             if progress.begun.get() {
@@ -239,12 +234,12 @@ pub(super) fn clamp(length: u64) -> usize {
 }
 
 /// Stream to browser: interim answers, then the final one.
-async fn deliver<'a>(
+async fn deliver(
     socket: &Socket,
-    stream: &'a Stream,
+    stream: &Stream,
     request: &Request<'_>,
     progress: &Progress,
-) -> Result<Answered<'a>, Fault> {
+) -> Result<Answered, Fault> {
     let mut inlet = Inlet::new(stream);
     let dechunks = request.version == Version::Http10;
     let mut outlet = if dechunks { Outlet::holding() } else { Outlet::new() };
@@ -272,12 +267,15 @@ async fn deliver<'a>(
             continue;
         }
         if response.is_upgrade() {
-            return Ok(Answered::Upgraded(inlet));
+            inlet.let_go(0);
+            return Ok(Answered::Upgraded);
         }
         if request.upgrade {
             stream.finish(None);
         }
         let body = Body::new(response.framing);
+        // It may be a slice of a link's buffer, and the body may take hours.
+        drop(head);
         deliver_body(socket, &mut inlet, &mut outlet, body, delivery.dechunk).await?;
         inlet.settle().await;
         // Bytes after the end: the other side cannot be trusted with this browser's next answer.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::http::{Bad, Finder};
-use crate::limits::{IDLE_MAX, LINGER_BYTES_MAX, LINGER_MAX};
+use crate::limits::{IDLE_MAX, LINGER_BYTES_MAX, LINGER_MAX, SETTLE_MAX};
 use crate::mux::{Code, Recv};
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Socket};
@@ -117,7 +117,7 @@ impl<'a> Inlet<'a> {
 
     /// Holds nothing any more: the last `unwritten` bytes that were taken, and the slice, will come again. What is
     /// held here would keep whole buffers of the link in memory.
-    fn let_go(&mut self, unwritten: usize) {
+    pub fn let_go(&mut self, unwritten: usize) {
         self.slice = Bytes::new();
         self.taken_before += unwritten;
         self.stream.rewind();
@@ -152,7 +152,7 @@ impl<'a> Inlet<'a> {
 
     /// Waits a moment for the end that is due, so that dropping the stream does not reset it.
     pub async fn settle(&mut self) {
-        runtime::timeout(Duration::from_secs(1), self.fill()).await;
+        runtime::timeout(SETTLE_MAX, self.fill()).await;
     }
 }
 

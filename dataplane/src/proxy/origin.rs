@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
-
 use crate::limits::{ORIGIN_IDLE_MAX, ORIGIN_POOL_MAX, ORIGIN_POOL_SITE_MAX, ORIGIN_TRUST_MAX};
 use crate::time::Time;
 
@@ -95,14 +93,15 @@ impl<C> Pool<C> {
         self.count = count;
     }
 
+    /// Closes all of them: their descriptors are needed.
+    pub fn clear(&mut self) {
+        self.idle.clear();
+        self.count = 0;
+    }
+
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
-}
-
-/// Whether sending the request twice has the effect of sending it once (RFC 9110 section 9.2.2).
-pub fn is_idempotent(method: &[u8]) -> bool {
-    matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
 }
 
 /// What is known of an attempt that failed.
@@ -121,11 +120,6 @@ impl Attempt {
     pub fn may_repeat(self) -> bool {
         self.pooled && !self.answered && self.repeatable
     }
-}
-
-/// Whether a request head with this method can be sent again.
-pub fn is_repeatable(method: &Bytes, has_body: bool) -> bool {
-    is_idempotent(method) && !has_body
 }
 
 #[cfg(test)]
@@ -182,17 +176,18 @@ mod tests {
 
     #[test]
     fn only_an_unanswered_repeatable_request_on_a_used_connection_goes_out_again() {
-        let sent = Attempt {
-            pooled: true,
-            answered: false,
-            repeatable: is_repeatable(&Bytes::from_static(b"GET"), false),
-        };
-        assert!(sent.may_repeat());
-        assert!(!Attempt { pooled: false, ..sent }.may_repeat());
-        assert!(!Attempt { answered: true, ..sent }.may_repeat());
-        for (method, body) in [("POST", false), ("PATCH", false), ("PUT", true), ("get", false)] {
-            let repeatable = is_repeatable(&Bytes::from_static(method.as_bytes()), body);
-            assert!(!Attempt { repeatable, ..sent }.may_repeat(), "{method}");
+        for (pooled, answered, repeatable, may) in [
+            (true, false, true, true),
+            (false, false, true, false),
+            (true, true, true, false),
+            (true, false, false, false),
+        ] {
+            let attempt = Attempt {
+                pooled,
+                answered,
+                repeatable,
+            };
+            assert_eq!(attempt.may_repeat(), may, "{attempt:?}");
         }
     }
 }

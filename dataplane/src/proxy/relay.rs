@@ -6,6 +6,8 @@ use std::net::Shutdown;
 use std::pin::pin;
 use std::task::Poll;
 
+use bytes::Bytes;
+
 use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES, cut_at_end, linger};
 use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
 use crate::mux::Code;
@@ -26,7 +28,7 @@ enum Cut {
 pub async fn relay(
     socket: &Socket,
     stream: &Stream,
-    early: &[u8],
+    early: Bytes,
     inlet: &mut Inlet<'_>,
     gone: Code,
     activity: &Activity,
@@ -42,10 +44,11 @@ pub async fn relay(
 }
 
 /// Socket to stream, until the socket's end or until the peer wants no more.
-async fn upload(socket: &Socket, stream: &Stream, early: &[u8], activity: &Activity) -> Result<(), Cut> {
-    if stream.send(early).await.is_err() {
+async fn upload(socket: &Socket, stream: &Stream, early: Bytes, activity: &Activity) -> Result<(), Cut> {
+    if stream.send(&early).await.is_err() {
         return Ok(());
     }
+    drop(early);
     let mut turn = 0;
     loop {
         let Ok(room) = stream.room().await else { return Ok(()) };

@@ -55,12 +55,7 @@ impl Call<'_> {
         let mut inlet = Inlet::new(self.stream);
         let Some(dialled) = self.dial().await else { return };
         self.stream.opened(dialled.opened());
-        let activity = Activity::new();
-        let socket = &dialled.site.socket;
-        let relayed = relay(socket, self.stream, &[], &mut inlet, Code::SiteReset, &activity);
-        if let Either::Right(()) = select(relayed, activity.silence(|| IDLE_MAX)).await {
-            self.reset(Code::IdleTimeout, "no byte in either direction");
-        }
+        self.relay(&dialled.site, &mut inlet).await;
     }
 
     /// Dials; `None` if it failed or nobody waits for it any more.
@@ -96,7 +91,8 @@ impl Call<'_> {
         let mut inlet = Inlet::new(self.stream);
         let mut finder = Finder::forwarded();
         let head = match runtime::timeout(IDLE_MAX, inlet.head(&mut finder)).await {
-            Some(Ok(head)) => head,
+            // It may be a slice of a link's buffer, and the exchange may take hours.
+            Some(Ok(head)) => Bytes::copy_from_slice(&head),
             Some(Err(NoHead::Bad(bad))) => return self.reset(Code::Protocol, bad.reason),
             Some(Err(NoHead::Ended(_))) => return self.stream.reset(Code::Cancelled, ""),
             None => return self.reset(Code::IdleTimeout, "the request did not arrive"),
@@ -110,11 +106,16 @@ impl Call<'_> {
         if !names_site || !matches!(request.form, Form::Origin | Form::Asterisk) {
             return self.reset(Code::Protocol, "the request names another site than its stream");
         }
-        self.exchange(&mut inlet, &request, head.clone()).await;
+        let upgraded = self.exchange(&mut inlet, &request, &head).await;
+        drop(head);
+        if let Some(site) = upgraded {
+            self.relay(&site, &mut inlet).await;
+        }
     }
 
-    /// Sends the request on a kept connection or a new one; a second time only where that does no harm.
-    async fn exchange(&self, inlet: &mut Inlet<'_>, request: &Request<'_>, head: Bytes) {
+    /// Sends the request on a kept connection or a new one; a second time only where that does no harm. Returns the
+    /// connection if it is opaque from here on.
+    async fn exchange(&self, inlet: &mut Inlet<'_>, request: &Request<'_>, head: &Bytes) -> Option<Site> {
         let begun = Time::now();
         let key = Key::new(self.host.as_bytes(), self.port);
         let repeatable = request.is_idempotent() && matches!(request.framing, Framing::None | Framing::Length(0));
@@ -128,7 +129,7 @@ impl Call<'_> {
                         let timings = dialled.timings();
                         (dialled.site, timings)
                     }
-                    None => return,
+                    None => return None,
                 },
             };
             let progress = Progress::default();
@@ -149,39 +150,53 @@ impl Call<'_> {
                 repeatable,
             };
             match ran {
-                Err(Fault::Silent) if attempt.may_repeat() => continue,
+                Err(Fault::Silent) if attempt.may_repeat() => {}
                 Err(fault) => {
                     let (code, text) = fault.reset();
                     cut_at_end(&site.socket);
-                    return self.reset(code, text);
+                    self.reset(code, text);
+                    return None;
                 }
-                Ok(()) if answer.is_upgraded() => return self.upgraded(&site, inlet).await,
-                Ok(()) => {}
+                Ok(()) if answer.is_upgraded() => return Some(site),
+                Ok(()) => {
+                    let first_byte = progress.first_byte.get().unwrap_or(begun).since(begun);
+                    self.stream.finish(Some(Timings {
+                        first_byte_us: micros(first_byte),
+                        ..timings
+                    }));
+                    let reusable = answer.keep_alive() && !progress.surplus.get();
+                    self.conclude(inlet, site, key, progress.sent.get(), reusable).await;
+                    return None;
+                }
             }
-            let first_byte = progress.first_byte.get().unwrap_or(begun).since(begun);
-            let timings = Timings {
-                first_byte_us: micros(first_byte),
-                ..timings
-            };
-            self.stream.finish(Some(timings));
-            let sent = progress.sent.get();
-            if sent && answer.keep_alive() && !progress.surplus.get() {
-                self.sites.pool.borrow_mut().put(Time::now(), key, site);
-                self.sites.filled.raise();
-            }
-            if !sent {
-                self.stream
-                    .reset(Code::Cancelled, "answered before the request was complete");
-            } else if inlet.end().is_none() {
-                inlet.settle().await;
-            }
-            return;
         }
     }
 
-    async fn upgraded(&self, site: &Site, inlet: &mut Inlet<'_>) {
+    /// After a whole answer: keeps the connection if all of the request went over it, else stops the endpoint.
+    async fn conclude(&self, inlet: &mut Inlet<'_>, site: Site, key: Key, sent: bool, reusable: bool) {
+        if !sent {
+            let text = "answered before the request was complete";
+            return self.stream.reset(Code::Cancelled, text);
+        }
+        if reusable {
+            self.sites.pool.borrow_mut().put(Time::now(), key, site);
+            self.sites.filled.raise();
+        }
+        if inlet.end().is_none() {
+            inlet.settle().await;
+        }
+    }
+
+    async fn relay(&self, site: &Site, inlet: &mut Inlet<'_>) {
         let activity = Activity::new();
-        let relayed = relay(&site.socket, self.stream, &[], inlet, Code::SiteReset, &activity);
+        let relayed = relay(
+            &site.socket,
+            self.stream,
+            Bytes::new(),
+            inlet,
+            Code::SiteReset,
+            &activity,
+        );
         if let Either::Right(()) = select(relayed, activity.silence(|| IDLE_MAX)).await {
             self.reset(Code::IdleTimeout, "no byte in either direction");
         }

@@ -179,7 +179,12 @@ fn fill(
         sealer.key_update(out)?;
     }
     if link.carried_by(connection) {
-        link.ask(shard, |s, b, now| s.poll_transmit(now, b, frames));
+        let replayed = link.ask(shard, |s, b, now| {
+            let before = s.frames_replayed();
+            s.poll_transmit(now, b, frames);
+            s.frames_replayed() - before
+        });
+        shard.0.counters.frames_replayed.add(replayed);
     }
     if !frames.is_empty() {
         sealer.seal(frames, out)?;

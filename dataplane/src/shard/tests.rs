@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
 
 use super::runtime::{self, Driver, Socket};
@@ -353,6 +354,23 @@ impl Pair {
         }
     }
 
+    /// Waits until the newest connection takes no more bytes, and still does not some times later.
+    fn await_blocked(&self) {
+        let socket = self.connections.lock().unwrap().last().unwrap().1.try_clone().unwrap();
+        let moment = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 10_000_000,
+        };
+        let since = Instant::now();
+        let mut in_a_row = 0;
+        while in_a_row < 10 {
+            assert!(since.elapsed() < PATIENCE, "the path still takes bytes");
+            let mut poll = [PollFd::new(&socket, PollFlags::OUT)];
+            let writable = rustix::event::poll(&mut poll, Some(&moment)).unwrap() > 0;
+            in_a_row = if writable { 0 } else { in_a_row + 1 };
+        }
+    }
+
     /// Cuts every connection of a link.
     fn cut(&self, link: u16) {
         self.connections.lock().unwrap().retain(|(number, socket)| {
@@ -493,26 +511,37 @@ fn many_cuts_lose_and_double_nothing() {
     });
 }
 
-/// A dead path blocks the link's writes, so the last of many OPENs never leave, and are withdrawn when the link has been
-/// down for a second. No browser sees any of it.
+/// A dead path blocks the link's writes, so the last OPENs never leave, and are withdrawn when the link has been down for a
+/// second. No browser sees any of it.
 #[test]
 fn opens_that_never_left_are_placed_anew() {
-    const BROWSERS: usize = 400;
+    const FIRST: usize = 150;
+    const LATE: usize = 10;
     let (pair, path) = Pair::over(Driver::Auto, 1);
     assert_eq!(pair.probe(0), "echoed");
     path.stop(true);
     let bytes = pattern(20_000, 5);
     let mut browsers = Vec::new();
-    for _ in 0..BROWSERS {
-        let mut browser = pair.browser(0, 0);
-        browser.write_all(&bytes).unwrap();
-        browser.shutdown(Shutdown::Write).unwrap();
-        browsers.push(browser);
-    }
-    let credit = BROWSERS / 2 * BASE_CREDIT_PEER_BYTES;
-    while pair.endpoint.report().bytes_out < credit as u64 {
+    let mut open = |count| {
+        for _ in 0..count {
+            let mut browser = pair.browser(0, 0);
+            browser.write_all(&bytes).unwrap();
+            browser.shutdown(Shutdown::Write).unwrap();
+            browsers.push(browser);
+        }
+        let (opened, since) = (1 + browsers.len() as u64, Instant::now());
+        while pair.endpoint.report().streams_opened < opened {
+            assert!(since.elapsed() < PATIENCE, "{:?}", pair.endpoint.report());
+            std::thread::yield_now();
+        }
+    };
+    open(FIRST);
+    // Half of them send as much as their first credit, far more than the path's kernel buffers hold.
+    while pair.endpoint.report().bytes_out < (FIRST / 2 * BASE_CREDIT_PEER_BYTES) as u64 {
         std::thread::yield_now();
     }
+    pair.await_blocked();
+    open(LATE);
     path.cut();
     let client = pair.client.as_ref().unwrap();
     let (mut lost, mut failures) = (None, 0);
@@ -534,7 +563,7 @@ fn opens_that_never_left_are_placed_anew() {
     }
     let report = pair.endpoint.report();
     assert!(
-        report.streams_moved > 0 && report.streams_moved < BROWSERS as u64,
+        report.streams_moved >= LATE as u64 && report.streams_moved <= FIRST as u64,
         "{report:?}"
     );
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::tunnel::{field, on_both_drivers, pattern, read_chunks, read_head, site};
+use crate::tunnel::{PATIENCE, field, on_both_drivers, pattern, read_chunks, read_head, site};
 
 /// Answers each request with its target, on connections that stay open.
 fn echo_targets(mut connection: BufReader<TcpStream>) {
@@ -324,5 +324,47 @@ fn a_refused_upgrade_leaves_an_ordinary_connection() {
         browser.send(&[upgrade.as_bytes(), next.as_bytes()].concat());
         assert_eq!(browser.answer("GET").body, b"/ws");
         assert_eq!(browser.answer("GET").body, b"/next");
+    });
+}
+
+#[test]
+fn many_browsers_at_once_leave_nothing_behind() {
+    const BROWSERS: usize = 40;
+    const REQUESTS: usize = 50;
+    on_both_drivers(|tunnel| {
+        let site = site(|mut connection| {
+            loop {
+                let head = read_head(&mut connection);
+                let Some(length) = head.split(['/', ' ']).nth(2).and_then(|n| n.parse().ok()) else {
+                    return;
+                };
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").into_bytes();
+                let answer = [answer, pattern(length, length)].concat();
+                connection.get_mut().write_all(&answer).unwrap();
+            }
+        });
+        std::thread::scope(|threads| {
+            for n in 0..BROWSERS {
+                let mut browser = tunnel.browser();
+                threads.spawn(move || {
+                    for i in 0..REQUESTS {
+                        let length = (n * 977 + i * 3_331) % 70_000;
+                        browser.get(&format!("http://{site}/{length}"));
+                        assert!(
+                            browser.answer("GET").body == pattern(length, length),
+                            "the body differs"
+                        );
+                    }
+                });
+            }
+        });
+        let report = tunnel.endpoint.report();
+        assert_eq!(report.requests, (BROWSERS * REQUESTS) as u64);
+        assert!(report.resets.iter().all(|(_, n)| *n == 0), "{:?}", report.resets);
+        let since = std::time::Instant::now();
+        while tunnel.endpoint.report().streams_open > 0 || tunnel.endpoint.report().connections > 0 {
+            assert!(since.elapsed() < PATIENCE, "{:?}", tunnel.endpoint.report());
+            std::thread::yield_now();
+        }
     });
 }

@@ -1,6 +1,7 @@
 //! What breaks, when, and how it is applied.
 
 use dataplane::mux::GoAwayReason;
+use dataplane::mux::frame::kind;
 
 use super::coverage::{Cell, cells};
 use super::network::Ending;
@@ -15,6 +16,11 @@ pub enum FaultKind {
         side: Side,
         after: u64,
         ending: Ending,
+    },
+    /// Only `sc` learns that the connection is gone: the endpoint meets the next one while it still holds the old.
+    /// `again`: the new one breaks during the cut-over.
+    HalfCut {
+        again: bool,
     },
     /// The connection breaks inside the next such frame.
     Aim(Cell),
@@ -32,6 +38,11 @@ pub enum FaultKind {
     Outage {
         for_us: u64,
         refuse: bool,
+    },
+    /// An outage that ends as the resume window does, with a HELLO on its way.
+    Brink {
+        for_us: u64,
+        late_us: u64,
     },
     /// The next connections are so much later with their first byte.
     LateHello {
@@ -67,20 +78,25 @@ pub fn draw(rng: &mut Prng, pairs: usize, members: usize, active: u64) -> Vec<Fa
     let mut out = Vec::new();
     let all = cells();
     for _ in 0..rng.between(2, 4) {
-        let kind = match rng.below(10) {
-            0..=5 => FaultKind::Aim(rng.pick(&all)),
-            6 => FaultKind::Dead {
+        let kind = match rng.below(12) {
+            0..=6 => FaultKind::Aim(rng.pick(&all)),
+            7 => FaultKind::HalfCut { again: rng.chance(50) },
+            8 => FaultKind::Dead {
                 sides: rng.pick(&[[true, true], [true, false], [false, true]]),
                 for_us: rng.pick(&[500 * MS, 2 * SECOND, 5 * SECOND, 12 * SECOND]),
                 old_only: rng.chance(40),
             },
             _ => cut(rng),
         };
-        out.push(Fault {
-            at: rng.below(active),
-            target: rng.below(pairs as u64) as usize,
-            kind,
-        });
+        let at = rng.below(active);
+        let target = rng.below(pairs as u64) as usize;
+        out.push(Fault { at, target, kind });
+        if let FaultKind::Aim(cell) = kind
+            && let Some(kind) = cause(cell)
+        {
+            let at = at + rng.below(500 * MS);
+            out.push(Fault { at, target, kind });
+        }
     }
     for _ in 0..2 {
         if rng.chance(60) {
@@ -98,6 +114,15 @@ pub fn draw(rng: &mut Prng, pairs: usize, members: usize, active: u64) -> Vec<Fa
     out
 }
 
+/// What makes a rare frame leave.
+fn cause(cell: Cell) -> Option<FaultKind> {
+    match cell.kind {
+        kind::GOAWAY => Some(FaultKind::GoAway { side: cell.side }),
+        kind::SETTINGS | kind::SETTINGS_ACK => Some(FaultKind::Settings),
+        _ => None,
+    }
+}
+
 fn cut(rng: &mut Prng) -> FaultKind {
     FaultKind::Cut {
         side: rng.pick(&[CLIENT, ENDPOINT]),
@@ -107,7 +132,11 @@ fn cut(rng: &mut Prng) -> FaultKind {
 }
 
 fn rare(rng: &mut Prng) -> FaultKind {
-    match rng.below(12) {
+    match rng.below(13) {
+        12 => FaultKind::Brink {
+            for_us: rng.between(41_000, 45_000) * MS,
+            late_us: rng.between(1_000, 2_800) * MS,
+        },
         0 => FaultKind::SmallOnly {
             for_us: rng.pick(&[4, 20, 75]) * SECOND,
         },
@@ -155,6 +184,7 @@ impl World {
         self.note(|| format!("fault {:?} on link {p}", fault.kind));
         match fault.kind {
             FaultKind::Cut { side, after, ending } => self.cut_soon(p, side, after, ending),
+            FaultKind::HalfCut { again } => self.half_cut(p, again),
             FaultKind::Aim(cell) => self.aims.push(cell),
             FaultKind::Dead {
                 sides,
@@ -166,6 +196,14 @@ impl World {
                 self.pairs[p].path.refuse = refuse;
                 self.silence(p, [true; 2], for_us, false);
                 if refuse && let Some(c) = self.pairs[p].ends[CLIENT].conn {
+                    self.break_conn(c, CLIENT, Ending::Reset);
+                }
+            }
+            FaultKind::Brink { for_us, late_us } => {
+                self.pairs[p].path.late_after_us = late_us;
+                self.pairs[p].path.refuse = true;
+                self.silence(p, [true; 2], for_us, false);
+                if let Some(c) = self.pairs[p].ends[CLIENT].conn {
                     self.break_conn(c, CLIENT, Ending::Reset);
                 }
             }
@@ -212,6 +250,15 @@ impl World {
         }
     }
 
+    fn half_cut(&mut self, p: usize, again: bool) {
+        self.pairs[p].break_cut_over |= again;
+        if let Some(c) = self.pairs[p].ends[CLIENT].conn {
+            self.conns[c].faulted = true;
+            self.conns[c].open[CLIENT] = false;
+            self.gone(c, CLIENT, false);
+        }
+    }
+
     fn silence(&mut self, p: usize, sides: [bool; 2], for_us: u64, old_only: bool) {
         let conn = self.newest_conn(p);
         for (side, dead) in sides.into_iter().enumerate() {
@@ -223,6 +270,7 @@ impl World {
             }
             if let Some(c) = conn {
                 self.conns[c].pipes[side].dead = true;
+                self.conns[c].silent_since[1 - side].get_or_insert(self.now);
             }
         }
         if let Some(c) = conn {
@@ -260,13 +308,18 @@ impl World {
         path.dead = [false; 2];
         path.small_only = false;
         path.refuse = false;
-        path.late_us = 0;
-        path.healthy = true;
+        path.late_us = std::mem::take(&mut path.late_after_us);
+        path.healthy = path.late_us == 0;
         path.healthy_since = path.healthy_since.max(self.now);
+        if !path.healthy {
+            path.heals_at = self.now + 4 * SECOND;
+            self.push(self.now + 4 * SECOND, Wake::Heal(p));
+        }
         for c in 0..self.conns.len() {
             if self.conns[c].pair == p {
                 for side in [CLIENT, ENDPOINT] {
                     self.conns[c].pipes[side].revive(self.now);
+                    self.conns[c].silent_since[side] = None;
                     self.after_pipe(c, side);
                 }
             }

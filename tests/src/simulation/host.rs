@@ -36,6 +36,8 @@ pub struct Path {
     pub small_only: bool,
     pub refuse: bool,
     pub late_us: u64,
+    /// Once healed, first bytes come so late for a while.
+    pub late_after_us: u64,
     pub heals_at: u64,
     pub healthy: bool,
     pub healthy_since: u64,
@@ -63,6 +65,8 @@ pub struct End {
     /// Its streams were ended (or the process is new): the other side's will end as well.
     pub ended_at: Option<u64>,
     pub live_since: Option<u64>,
+    /// When it last had no stream open.
+    pub quiet_since: u64,
     pub epoch_accepted: u64,
     pub sessions_ended: u32,
 }
@@ -78,6 +82,8 @@ pub struct Pair {
     /// Replaced: its endpoint end waits for its expiry.
     pub retired: bool,
     pub cut_in_replay: bool,
+    /// The next connection breaks during its cut-over.
+    pub break_cut_over: bool,
     /// Simulated stream → where its OPEN went.
     pub placed: BTreeMap<u32, StreamRef>,
 }
@@ -140,6 +146,7 @@ impl World {
             lost_since: None,
             ended_at: None,
             live_since: None,
+            quiet_since: self.now,
             epoch_accepted: 0,
             sessions_ended: 0,
         }
@@ -165,6 +172,7 @@ impl World {
                 small_only: false,
                 refuse: false,
                 late_us: 0,
+                late_after_us: 0,
                 heals_at: 0,
                 healthy: true,
                 healthy_since: awake,
@@ -173,6 +181,7 @@ impl World {
             draining: false,
             retired: false,
             cut_in_replay: false,
+            break_cut_over: false,
             placed: BTreeMap::new(),
         });
         self.touch(key, CLIENT);
@@ -252,7 +261,7 @@ impl World {
         for q in links {
             self.kill_side(q, CLIENT);
             let link = self.pairs[q].link;
-            if same_key {
+            if same_key && !self.pairs[q].draining {
                 let end = self.new_end(CLIENT, q, slot, link, host);
                 self.pairs[q].ends[CLIENT] = end;
                 self.pairs[q].ends[CLIENT].ended_at = Some(self.now);

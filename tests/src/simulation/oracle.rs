@@ -139,7 +139,11 @@ impl World {
         self.coverage
             .count(if resumed { "resumes" } else { "fresh sessions" }, 1);
         let same = self.pairs[p].ends[CLIENT].track.session == self.pairs[p].ends[ENDPOINT].track.session;
-        if side == CLIENT && same {
+        if !resumed {
+            self.pairs[p].ends[side].lost_since = None;
+        }
+        let just_ended = resumed && self.pairs[p].ends[CLIENT].ended_at == Some(self.now);
+        if side == CLIENT && same && !just_ended {
             self.pairs[p].ends[CLIENT].ended_at = None;
             self.pairs[p].ends[ENDPOINT].ended_at = None;
         }
@@ -155,9 +159,11 @@ impl World {
             Code::TunnelDown => lost_us >= window || (other_ended && lost_us >= 29 * SECOND),
             Code::PeerRestarted => other_ended && lost_us <= 31 * SECOND,
             Code::Shutdown => self.pairs[p].draining,
+            Code::Limit => self.scenario.floods,
             _ => false,
         };
-        if peer_at_fault || !fits {
+        let unfair = peer_at_fault && code != Code::Limit;
+        if unfair || !fits {
             let text = format!(
                 "link {p} side {side} ended as {} after {} s without, other ended {other_ended}: {text}",
                 code.name(),
@@ -165,14 +171,23 @@ impl World {
             );
             return self.fail(Failure::new("sessions end rightly", text));
         }
+        if code == Code::TunnelDown && self.is_offered(p, side) {
+            let text = format!("link {p} side {side} expires while a HELLO offers it");
+            return self.fail(Failure::new("resume window", text));
+        }
         self.coverage.count("sessions ended", 1);
+        if code == Code::Limit {
+            self.coverage.count("sessions ended by a flood", 1);
+        }
         let end = &mut self.pairs[p].ends[side];
         end.sessions_ended += 1;
         end.ended_at = Some(now);
         end.lost_since = end.conn.is_none().then_some(now);
         let hit: Vec<u32> = end.streams.values().copied().collect();
         for n in hit {
-            for code in [Code::TunnelDown, Code::PeerRestarted, code] {
+            let lost = [Code::TunnelDown, Code::PeerRestarted];
+            let broken = (code == Code::Limit).then_some(Code::Protocol);
+            for code in lost.into_iter().chain(broken) {
                 self.streams[n as usize].excuse(code);
             }
         }
@@ -183,6 +198,22 @@ impl World {
             self.send_settings(slot);
         }
         self.replace_drained(p);
+    }
+
+    /// A HELLO that offers the session is on its way, or being taken over.
+    fn is_offered(&self, p: usize, side: Side) -> bool {
+        let end = &self.pairs[p].ends[side];
+        if side == ENDPOINT {
+            return end.cut_over.is_some();
+        }
+        end.conn.is_some_and(|c| {
+            let conn = &self.conns[c];
+            let asked = conn.lines[CLIENT].hello.as_ref();
+            asked.is_some_and(|h| h.session == end.track.session)
+                && !conn.lines[ENDPOINT].hello_read
+                && !conn.deaf[CLIENT]
+                && conn.open[CLIENT]
+        })
     }
 
     /// A side closes its connection: only with a reason.
@@ -201,12 +232,11 @@ impl World {
     pub fn check_budgets(&mut self, host: usize) {
         let h = &self.hosts[host];
         let config = &h.config;
-        let links = self.scenario.members * usize::from(self.scenario.links) * 2;
         let rx_max = config.pool_bytes
             + config.streams_peer_max * BASE_CREDIT_PEER_BYTES
             + config.streams_own_max * BASE_CREDIT_OWN_BYTES;
         let (rx, tx, charged) = (h.budget.rx_outstanding(), h.budget.tx_held(), h.budget.rx_charged());
-        let tx_max = config.tx_bytes + links * CONTROL_RESERVE_BYTES;
+        let tx_max = config.tx_bytes;
         let broken = if rx > rx_max {
             format!("rx {rx} of {rx_max}")
         } else if tx > tx_max {
@@ -237,6 +267,15 @@ impl World {
                 + config.streams_own_max * BASE_CREDIT_OWN_BYTES;
             let links = self.pairs.len().max(1) * 2;
             let tx_max = config.tx_bytes + links * CONTROL_RESERVE_BYTES;
+            let ended = self.local_ends(host).all(|(n, side)| {
+                let flow = self.streams[n as usize].ways[1 - side];
+                flow.fin_heard || flow.over
+            });
+            let rx = self.hosts[host].budget.rx_outstanding() as u64;
+            if ended && self.hosts[host].alive && rx > held {
+                let text = format!("host {host}: {rx} outstanding, but all streams have ended and {held} is held");
+                self.fail(Failure::new("unused credit comes back", text));
+            }
             let charged = self.hosts[host].budget.rx_charged();
             if held as usize > rx_max || retained as usize > tx_max {
                 let text = format!("host {host}: {held} held, {retained} retained");
@@ -310,12 +349,26 @@ impl World {
                 if !end.alive || end.finished || self.hosts[end.host].suspended_until > self.now {
                     continue;
                 }
+                let silent = end.conn.and_then(|c| self.conns[c].silent_since[side]);
+                let open = end.session.streams_open() > 0;
+                let srtt = end.session.srtt().map_or(0, |d| d.as_micros() as u64);
+                let patience = (if open { 2 } else { 15 } + 3) * SECOND + 4 * srtt + 3 * SECOND;
+                let awake = pair.path.healthy_since;
+                end.quiet_since = if open { end.quiet_since } else { self.now };
+                let since = silent.map(|at| at.max(awake).max(end.quiet_since));
+                if since.is_some_and(|at| self.now > at + patience) {
+                    let text = format!("link {p} side {side} has heard nothing since {since:?}");
+                    self.fail(Failure::new("a dead path is noticed", text));
+                    return;
+                }
                 let live = end.conn.is_some() && end.session.is_live();
                 end.live_since = match live {
                     true => end.live_since.or(Some(self.now)),
                     false => None,
                 };
-                let lost = end.lost_since.filter(|_| end.ended_at.is_none());
+                let lost = end
+                    .lost_since
+                    .filter(|_| end.ended_at.is_none() && end.track.sessions > 0);
                 if lost.is_some_and(|at| self.now > at + EXPIRES_WITHIN_US) && !pair.draining {
                     let text = format!("link {p} side {side} lives on without progress");
                     self.fail(Failure::new("resume window", text));
@@ -415,7 +468,10 @@ impl World {
                 *self.coverage.frames.entry(cell).or_default() += 1;
             }
             let host = &self.hosts[pair.ends[side].host];
-            if host.budget.tx_held() * 4 >= host.config.tx_bytes * 3 {
+            // Each link may hold half of what the others leave.
+            let links = (self.pairs.iter()).filter(|q| q.ends[side].host == pair.ends[side].host && q.ends[side].alive);
+            let reachable = host.config.tx_bytes - (host.config.tx_bytes >> links.count().min(20));
+            if host.budget.tx_held() * 10 >= reachable * 8 {
                 self.coverage.hit("send budget nearly full");
             }
             let base =

@@ -1,8 +1,11 @@
 //! What a seed stands for: topology, budgets, paths, streams and faults.
 
+use dataplane::mux::frame::kind;
 use dataplane::mux::{BudgetConfig, Code, Kind};
 
-use super::faults::Fault;
+use super::coverage::Cell;
+
+use super::faults::{Fault, FaultKind};
 use super::network::Profile;
 use super::prng::Prng;
 use super::{CLIENT, ENDPOINT, MS, SECOND, Side};
@@ -62,6 +65,21 @@ pub struct Plan {
     pub start_tls: bool,
 }
 
+impl Plan {
+    /// One exchange of so many bytes each way, both from the start.
+    pub fn exchange(at: u64, opener: Side, bytes: [u64; 2]) -> Self {
+        Self {
+            at,
+            opener,
+            kind: if opener == CLIENT { Kind::Relay } else { Kind::Http },
+            slot: 0,
+            ways: bytes.map(Way::plain),
+            wait: false,
+            start_tls: false,
+        }
+    }
+}
+
 /// A whole run.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -81,6 +99,8 @@ pub struct Scenario {
     pub insist: bool,
     /// Calm time until everything must be over.
     pub patience_us: u64,
+    /// One side opens more streams than the other can refuse in time.
+    pub floods: bool,
 }
 
 impl Scenario {
@@ -98,6 +118,7 @@ impl Scenario {
             settings: 1,
             insist: false,
             patience_us: 600 * SECOND,
+            floods: false,
         }
     }
 
@@ -105,17 +126,20 @@ impl Scenario {
         let mut rng = Prng::new(seed);
         let members = if rng.chance(20) { 3 } else { 1 };
         let links = rng.between(1, 3) as u16;
-        let small = rng.chance(40);
+        let small = rng.chance(45);
         let few = rng.chance(15);
         let client = budget(&mut rng, small, few, CLIENT);
         let endpoint = budget(&mut rng, small, few, ENDPOINT);
         let paths = paths(&mut rng);
         let active = rng.between(4, 25) * SECOND;
         let calm_at = active + 2 * SECOND;
-        let streams = streams(&mut rng, members, active, calm_at);
+        let mut streams = streams(&mut rng, members, active, calm_at);
+        let hoards = small && rng.chance(60);
+        let hoarded = hoards.then(|| hoard(&mut rng, &mut streams, active));
         let pairs = members * usize::from(links);
-        let faults = super::faults::draw(&mut rng, pairs, members, active);
-        Self {
+        let mut faults = super::faults::draw(&mut rng, pairs, members, active);
+        faults.extend(hoarded.into_iter().flatten());
+        let mut scenario = Self {
             members,
             links,
             client,
@@ -127,7 +151,14 @@ impl Scenario {
             settings: if rng.chance(20) { 0 } else { 1 },
             insist: true,
             patience_us: 200 * SECOND,
+            floods: false,
+        };
+        if rng.chance(1) {
+            flood(&mut scenario);
+        } else if rng.chance(15) {
+            bulk(&mut rng, &mut scenario);
         }
+        scenario
     }
 }
 
@@ -235,4 +266,93 @@ fn streams(rng: &mut Prng, members: usize, active: u64, calm_at: u64) -> Vec<Pla
             }
         })
         .collect()
+}
+
+/// Long streams that pause: they fill the budgets, and their idle credit is recalled. The recall is to be cut.
+fn hoard(rng: &mut Prng, streams: &mut [Plan], active: u64) -> [Fault; 2] {
+    let way = rng.pick(&[CLIENT, ENDPOINT]);
+    for plan in streams.iter_mut().take(6) {
+        let bytes = rng.between(120_000, 400_000);
+        let mut long = Way::plain(bytes);
+        long.burst = rng.between(50_000, 150_000);
+        long.pause_us = rng.between(1, 4) * SECOND;
+        if rng.chance(30) {
+            long.stall = Some((rng.below(bytes), rng.between(active / 2, active)));
+        }
+        plan.ways[way] = long;
+        plan.ways[1 - way].after = 0;
+    }
+    [(kind::RECALL, 1 - way), (kind::RETURN, way)].map(|(kind, side)| Fault {
+        at: rng.below(active / 2),
+        target: 0,
+        kind: FaultKind::Aim(Cell {
+            kind,
+            side,
+            header: rng.chance(50),
+        }),
+    })
+}
+
+/// Writes that stand in a slow path for long, opens and settings behind them, then silence.
+fn bulk(rng: &mut Prng, scenario: &mut Scenario) {
+    let way = rng.pick(&[CLIENT, ENDPOINT]);
+    scenario.paths[way] = Profile::new(20 * MS, rng.pick(&[400, 800]), 60_000);
+    scenario.client = budget(rng, false, false, CLIENT);
+    scenario.endpoint = budget(rng, false, false, ENDPOINT);
+    for plan in scenario.streams.iter_mut().take(7) {
+        plan.at = rng.below(SECOND);
+        plan.ways[way] = Way::plain(rng.between(200_000, 400_000));
+        plan.ways[1 - way].after = 0;
+    }
+    for plan in scenario.streams.iter_mut().skip(7) {
+        plan.at = rng.below(5 * SECOND);
+    }
+    for _ in 0..3 {
+        scenario.faults.push(Fault {
+            at: rng.between(500, 4_500) * MS,
+            target: rng.below(9) as usize,
+            kind: FaultKind::Settings,
+        });
+    }
+    if rng.chance(60) {
+        scenario.faults.push(Fault {
+            at: rng.between(500, 3_000) * MS,
+            target: rng.below(9) as usize,
+            kind: FaultKind::Dead {
+                sides: rng.pick(&[[true, true], [true, false], [false, true]]),
+                for_us: 12 * SECOND,
+                old_only: true,
+            },
+        });
+    }
+}
+
+/// Streams that a full client must refuse while its own bytes stand still.
+fn flood(scenario: &mut Scenario) {
+    scenario.members = 1;
+    scenario.links = 1;
+    scenario.floods = true;
+    scenario.client.streams_peer_max = 5;
+    (scenario.client.pool_bytes, scenario.client.tx_bytes) = (16 << 20, 16 << 20);
+    (scenario.endpoint.pool_bytes, scenario.endpoint.tx_bytes) = (16 << 20, 16 << 20);
+    scenario.endpoint.streams_own_max = 4_096;
+    scenario.paths = [Profile::new(5 * MS, 2_000, 20_000); 2];
+    let plan = |at, bytes| Plan::exchange(at, ENDPOINT, [bytes, 10]);
+    scenario.streams = (0..5).map(|_| plan(0, 400_000)).collect();
+    scenario.streams.extend((0..1_400).map(|i| plan(1_000 * MS + i, 100)));
+    scenario
+        .faults
+        .retain(|f| matches!(f.kind, FaultKind::Aim(_) | FaultKind::Cut { .. }));
+    for fault in &mut scenario.faults {
+        fault.at += 4 * SECOND;
+    }
+    scenario.faults.push(Fault {
+        at: 900 * MS,
+        target: 0,
+        kind: FaultKind::Dead {
+            sides: [true, false],
+            for_us: 2 * SECOND,
+            old_only: true,
+        },
+    });
 }

@@ -41,18 +41,17 @@ impl World {
             self.push(self.hosts[host].suspended_until, Wake::Session(p, side));
             return;
         }
-        while let Some(event) = self.pairs[p].ends[side].session.poll_event() {
-            self.on_event(p, side, event);
-            if self.failure.is_some() || !self.pairs[p].ends[side].alive {
-                return;
+        self.drain_events(p, side);
+        loop {
+            self.unblock(host);
+            self.transmit(p, side);
+            self.unblock(host);
+            if !self.drain_events(p, side) {
+                break;
             }
         }
-        self.unblock(host);
-        self.transmit(p, side);
-        self.unblock(host);
-        if let Some(event) = self.pairs[p].ends[side].session.poll_event() {
-            self.on_event(p, side, event);
-            self.touch(p, side);
+        if self.failure.is_some() || !self.pairs[p].ends[side].alive {
+            return;
         }
         self.check_budgets(host);
         let end = &mut self.pairs[p].ends[side];
@@ -61,6 +60,27 @@ impl World {
         {
             end.armed = at.max(self.now);
             self.push(at, Wake::Session(p, side));
+        }
+    }
+
+    /// Acts on all events; whether there were any.
+    fn drain_events(&mut self, p: usize, side: Side) -> bool {
+        let mut any = false;
+        loop {
+            let end = &mut self.pairs[p].ends[side];
+            if self.failure.is_some() || !end.alive {
+                return false;
+            }
+            let mut events: Vec<_> = std::iter::from_fn(|| end.session.poll_event()).collect();
+            if events.is_empty() {
+                return any;
+            }
+            any = true;
+            // A stream may be asked before the queue comes to the reason of its end.
+            events.sort_by_key(|e| !matches!(e, Event::SessionEnded { .. }));
+            for event in events {
+                self.on_event(p, side, event);
+            }
         }
     }
 
@@ -254,9 +274,10 @@ impl World {
             first: BytesMut::new(),
             faulted,
             broken: false,
-            deaf: false,
+            deaf: [false; 2],
             cut_ending: Ending::Reset,
             since: self.now,
+            silent_since: [None; 2],
         });
         let c = self.conns.len() - 1;
         self.pairs[p].ends[CLIENT].dialing = Some(c);
@@ -359,11 +380,15 @@ impl World {
         end.epoch_accepted = hello.epoch;
         end.session.begin_cut_over();
         end.cut_over = Some((c, hello));
-        if end.conn.is_some() {
-            let wait = self.rng.below(60 * MS);
-            self.push(self.now + wait, Wake::CutOver(p));
-        } else {
-            self.cut_over_done(p);
+        let old = end.conn.is_some();
+        let long = !self.pairs[p].path.healthy && self.rng.chance(50);
+        if !old && !long {
+            return self.cut_over_done(p);
+        }
+        let wait = self.rng.below(if long { 2 * SECOND } else { 60 * MS });
+        self.push(self.now + wait, Wake::CutOver(p));
+        if std::mem::take(&mut self.pairs[p].break_cut_over) {
+            self.push(self.now + wait / 2, Wake::Break(c));
         }
     }
 
@@ -391,6 +416,7 @@ impl World {
         end.closing = false;
         let budget = &mut self.hosts[end.host].budget;
         end.session.connected_by(now, budget, &hello);
+        self.drain_events(p, ENDPOINT);
         self.touch(p, ENDPOINT);
         if !rest.is_empty() {
             self.feed(c, ENDPOINT, rest);
@@ -421,7 +447,7 @@ impl World {
         }
         let now = self.time();
         let end = &mut self.pairs[p].ends[to];
-        let news = if self.conns[c].deaf && to == CLIENT {
+        let news = if self.conns[c].deaf[to] {
             Vec::new()
         } else {
             wire::heard(to, &mut end.track, &mut self.conns[c].lines, &bytes)
@@ -461,7 +487,7 @@ impl World {
     }
 
     /// Tells the session that its connection is gone and all it brought was fed.
-    fn gone(&mut self, c: usize, side: Side, clean: bool) {
+    pub fn gone(&mut self, c: usize, side: Side, clean: bool) {
         let p = self.conns[c].pair;
         let now = self.time();
         let end = &mut self.pairs[p].ends[side];
@@ -471,7 +497,9 @@ impl World {
         end.conn = None;
         end.writing = false;
         end.closing = false;
-        end.lost_since.get_or_insert(self.now);
+        if end.track.sessions > 0 {
+            end.lost_since.get_or_insert(self.now);
+        }
         end.live_since = None;
         let budget = &mut self.hosts[end.host].budget;
         end.session.disconnected(now, budget, clean);
@@ -483,8 +511,10 @@ impl World {
             return;
         };
         self.check_close(p, c, side);
-        // Given up before its HELLO came: what it still brings is not part of any session.
-        self.conns[c].deaf |= side == CLIENT && !self.conns[c].lines[ENDPOINT].hello_read;
+        // Given up before its HELLO came, or with its session: what it still brings belongs to none.
+        let unknown = side == CLIENT && !self.conns[c].lines[ENDPOINT].hello_read;
+        let ended = self.pairs[p].ends[side].ended_at == Some(self.now);
+        self.conns[c].deaf[side] |= unknown || ended;
         if abort {
             self.shut(c, side, false);
         } else {
@@ -517,6 +547,11 @@ impl World {
         }
         self.conns[c].open[side] = false;
         let late = self.rng.chance(60);
+        // A broken path may swallow the end: the other side does not learn that this one has gone.
+        let swallowed = !notify && !self.pairs[self.conns[c].pair].path.healthy && self.rng.chance(50);
+        if swallowed {
+            return self.gone(c, side, false);
+        }
         let pipe = &mut self.conns[c].pipes[side];
         if pipe.ending.is_none() {
             let ending = Ending::Fin { notify };

@@ -358,18 +358,17 @@ impl World {
         }
     }
 
-    pub fn extra_stream(&mut self) {
+    /// Adds a stream that starts `plan.at` from now.
+    pub fn add_stream(&mut self, plan: Plan) -> u32 {
         let n = self.streams.len() as u32;
-        self.streams.push(Stream::new(Plan {
-            at: 0,
-            opener: ENDPOINT,
-            kind: Kind::Http,
-            slot: 0,
-            ways: [Way::plain(40_000); 2],
-            wait: false,
-            start_tls: false,
-        }));
-        self.push(self.now, Wake::Start(n));
+        self.streams.push(Stream::new(plan));
+        self.push(self.now + plan.at, Wake::Start(n));
+        n
+    }
+
+    /// Whether side `to` has read the whole of stream `n`.
+    pub fn has_read(&self, n: u32, to: Side) -> bool {
+        self.streams[n as usize].ways[1 - to].over
     }
 
     // ── Writing ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ use super::faults::Fault;
 use super::host::{Host, Pair, Slot};
 use super::network::{Ending, Pipe};
 use super::prng::Prng;
-use super::scenario::Scenario;
+use super::scenario::{Plan, Scenario};
 use super::traffic::Stream;
 use super::wire::Line;
 use super::{CLIENT, ENDPOINT, Failure, MS, SECOND, Side};
@@ -40,6 +40,7 @@ pub enum Wake {
     Place,
     Fault(usize),
     Heal(usize),
+    Break(usize),
     Parsed(usize, u32),
     Check,
 }
@@ -59,10 +60,12 @@ pub struct Conn {
     /// A fault touched it: its death is no surprise.
     pub faulted: bool,
     pub broken: bool,
-    /// `sc` gave it up before it read a HELLO.
-    pub deaf: bool,
+    /// That side belongs to no session any more.
+    pub deaf: [bool; 2],
     pub cut_ending: Ending,
     pub since: u64,
+    /// Since when nothing can reach that side.
+    pub silent_since: [Option<u64>; 2],
 }
 
 pub struct World {
@@ -162,6 +165,10 @@ impl World {
         while !self.step() {}
         match self.failure.take() {
             Some(failure) => Err(failure),
+            None if self.scenario.floods && self.coverage.total("sessions ended by a flood") == 0 => {
+                let text = "more streams were refused than may be pending".to_owned();
+                Err(Failure::new("floods", text))
+            }
             None => {
                 self.count_totals();
                 Ok(self.coverage.clone())
@@ -249,6 +256,10 @@ impl World {
                 self.apply(fault);
             }
             Wake::Heal(p) => self.heal(p),
+            Wake::Break(c) => {
+                let side = self.rng.pick(&[CLIENT, ENDPOINT]);
+                self.break_conn(c, side, Ending::Reset);
+            }
             Wake::Parsed(p, version) => self.settings_parsed(p, version),
             Wake::Check => {
                 self.push(self.now + CHECK_US, Wake::Check);
@@ -335,7 +346,7 @@ impl World {
     /// Every seed must hold two cuts and a replay: makes what is still missing.
     fn insist(&mut self) {
         let early = self.now + 2 * SECOND < self.calm_at || self.insisted_enough();
-        if early || !self.aims.is_empty() && self.insisted % 8 != 0 {
+        if early || !self.aims.is_empty() && !self.insisted.is_multiple_of(8) {
             self.insisted += u32::from(!early);
             return;
         }
@@ -350,7 +361,7 @@ impl World {
             side: self.rng.pick(&[CLIENT, ENDPOINT]),
             header: false,
         });
-        self.extra_stream();
+        self.add_stream(Plan::exchange(0, ENDPOINT, [40_000; 2]));
     }
 
     fn count_totals(&mut self) {
