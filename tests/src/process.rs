@@ -1,7 +1,7 @@
 //! A program under test: its lines as they come, signals, its end; killed when dropped.
 
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
@@ -54,6 +54,14 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        // SAFETY: prctl only sets a flag of the fresh process, and is allowed between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                // Whatever ends this test, a time-out of its suite included, ends the program too.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{name} does not start: {e}"));
         let (stdout, stderr) = (Arc::new(Lines::default()), Arc::new(Lines::default()));
         let readers = vec![
@@ -145,6 +153,16 @@ impl Process {
         status
             .code()
             .unwrap_or_else(|| panic!("{} ended by signal {:?}", self.name, status.signal()))
+    }
+
+    /// Processes that this one has started and that live.
+    pub fn children(&self) -> Vec<u32> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).expect("procfs");
+        let lists = threads.map(|thread| std::fs::read_to_string(thread.expect("procfs").path().join("children")));
+        let text: String = lists.flatten().collect();
+        text.split_whitespace()
+            .map(|id| id.parse().expect("a process id"))
+            .collect()
     }
 
     /// `cmdline` and `environ` of this process, as others on the machine may see them.

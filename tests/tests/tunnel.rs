@@ -21,6 +21,7 @@ both_drivers![
     cuts_show,
     localhost_is_the_tunnel_host,
     many_at_once,
+    the_endpoint_has_the_driver_asked_for_and_no_listener,
 ];
 
 fn requests_and_bodies(driver: Driver) {
@@ -194,6 +195,33 @@ fn many_at_once(driver: Driver) {
         }
     });
     assert_eq!(origin.counters().requests, 1_000);
+    tunnel.stop();
+}
+
+fn the_endpoint_has_the_driver_asked_for_and_no_listener(driver: Driver) {
+    let cloud = Cloud::start(driver);
+    let tunnel = cloud.start_tunnel();
+    let endpoint = cloud.process.children()[0];
+    let links = fs::read_dir(format!("/proc/{endpoint}/fd"))
+        .unwrap()
+        .map(|entry| fs::read_link(entry.unwrap().path()));
+    let open: Vec<String> = links
+        .flatten()
+        .map(|link| link.to_string_lossy().into_owned())
+        .collect();
+    let rings = open.iter().filter(|link| link.contains("io_uring")).count();
+    assert_eq!(rings > 0, driver == Driver::IoUring, "{open:?}");
+    // Of a line of /proc/net/tcp: state is field 3, 0A for listening; the inode is field 9.
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let listeners: Vec<String> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields.get(3) == Some(&"0A"))
+        .map(|fields| format!("socket:[{}]", fields[9]))
+        .collect();
+    // The control: the cloud, whose listeners these are, is in the table.
+    assert!(listeners.len() >= 2, "{table}");
+    assert!(open.iter().all(|link| !listeners.contains(link)), "{open:?}");
     tunnel.stop();
 }
 
