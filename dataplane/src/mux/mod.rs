@@ -15,11 +15,14 @@
 //! [`Session::consumed`] gives back once the local socket has them; while that socket is full nobody keeps slices,
 //! [`Session::rewind`] makes `recv` give them again. The holder ends with [`Session::release`].
 
+mod connection;
 mod credit;
+mod ending;
 mod flood;
 pub mod frame;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod holder;
 mod liveness;
 pub mod planted;
 mod receive;

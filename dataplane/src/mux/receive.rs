@@ -405,6 +405,8 @@ impl Session {
         let discard = !after_fin || planted("discard-before-fin");
         if discard && s.rx != Rx::Done {
             s.rx = Rx::Reset(code, text);
+            // Told again even if its holder has not come for what was there: that is discarded now.
+            s.readable_told = false;
             self.receiving_ended(budget, r);
             self.discard_inbox(budget, r);
         }

@@ -390,7 +390,7 @@ async fn keep_time(shard: Shard, link: Rc<Link>) {
         let deadline = link.session.borrow().poll_timeout();
         link.armed.set(deadline);
         match deadline {
-            None if link.retired.get() && !link.is_connected() => break,
+            None if link.retired.get() && !link.is_connected() && !link.cutting.get() => break,
             None => link.timer.wait().await,
             Some(deadline) => match runtime::select(link.timer.wait(), runtime::sleep_until(deadline)).await {
                 Either::Left(()) => {}
