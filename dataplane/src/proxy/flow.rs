@@ -12,7 +12,7 @@ use crate::http::{Bad, Finder};
 use crate::limits::{IDLE_MAX, LINGER_BYTES_MAX, LINGER_MAX, SETTLE_MAX};
 use crate::mux::{Code, Recv};
 use crate::shard::Stream;
-use crate::shard::runtime::{self, Socket};
+use crate::shard::runtime::{self, Either, Socket, select};
 use crate::time::Time;
 
 /// Slices handed to one `writev`.
@@ -222,9 +222,13 @@ impl Outlet {
                     if self.lets_go {
                         self.let_go(inlet);
                     }
-                    runtime::timeout(IDLE_MAX, socket.writable())
-                        .await
-                        .ok_or(io::ErrorKind::TimedOut)??;
+                    // A cut is not held up by a socket that takes nothing.
+                    let change = select(socket.writable(), inlet.stream.arrival());
+                    match runtime::timeout(IDLE_MAX, change).await {
+                        Some(Either::Left(writable)) => writable?,
+                        Some(Either::Right(())) => {}
+                        None => return Err(io::ErrorKind::TimedOut.into()),
+                    }
                 }
                 Err(e) => return Err(e),
             }

@@ -160,6 +160,11 @@ impl Stream {
         }
     }
 
+    /// Waits until something new has arrived, an end above all. May be dropped.
+    pub async fn arrival(&self) {
+        self.cell.readable.wait().await;
+    }
+
     /// As [`Stream::next`] without waiting: may be `Pending`.
     pub fn recv(&self) -> Recv {
         if let Some((code, text)) = &*self.lost.borrow() {

@@ -97,6 +97,41 @@ fn a_browser_that_resets_is_seen_as_cut_by_the_site() {
     });
 }
 
+#[test]
+fn a_cut_is_not_held_up_by_a_browser_that_does_not_read() {
+    // The streams of a member that is gone end after the resume window of 45 s.
+    if std::env::var_os("CULVERT_LONG").is_none() {
+        return;
+    }
+    on_both_drivers(|tunnel| {
+        let (tell, full) = mpsc::channel();
+        let site = site(move |connection| {
+            let mut site = connection.get_ref();
+            site.set_write_timeout(Some(std::time::Duration::from_millis(300)))
+                .unwrap();
+            // Until everything between here and the browser is full.
+            while site.write(&[7; 65_536]).is_ok() {}
+            tell.send(()).unwrap();
+            // Stays open as long as the tunnel wants it.
+            let _ = site.read(&mut [0; 1]);
+        });
+        let mut browser = tunnel.browser();
+        browser.send(format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\n\r\n").as_bytes());
+        assert_eq!(browser.answer("CONNECT").status, 200);
+        full.recv_timeout(PATIENCE).unwrap();
+        tunnel.endpoint.detach(tunnel.member);
+        let begun = std::time::Instant::now();
+        while tunnel.endpoint.report().connections > 0 {
+            assert!(
+                begun.elapsed() < 4 * PATIENCE,
+                "a browser that does not read keeps what was cut"
+            );
+            std::thread::yield_now();
+        }
+        drop(browser);
+    });
+}
+
 /// Set in the child process: where it finds its browser.
 const BROWSER: &str = "CULVERT_TEST_BROWSER";
 

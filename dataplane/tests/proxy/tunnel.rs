@@ -25,6 +25,7 @@ pub const SETTINGS: u32 = 3;
 pub struct Tunnel {
     client: Option<Client>,
     pub endpoint: Arc<Endpoint>,
+    pub member: [u8; 16],
     broker: OwnedFd,
 }
 
@@ -97,6 +98,7 @@ impl Tunnel {
         let tunnel = Self {
             client: None,
             endpoint,
+            member,
             broker,
         };
         (tunnel, config)
