@@ -3,6 +3,8 @@
 //! Lenient where it reads: any field may be absent or null, unknown ones are ignored. Strict about sizes, so that
 //! what is kept stays bounded.
 
+use std::collections::HashMap;
+
 use dataplane::limits;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -271,6 +273,16 @@ pub struct DeleteArguments {
 }
 
 impl DeleteArguments {
+    /// What the query says; of a name that stands twice the last value.
+    pub fn of_query(query: &HashMap<String, String>) -> Self {
+        let value = |name: &str| query.get(name).cloned().map(Value::String);
+        Self {
+            reason: query.get("reason").cloned(),
+            wait: value("wait"),
+            wait_for_jobs: value("wait_for_jobs"),
+        }
+    }
+
     /// Whether the tunnel's jobs may end first.
     pub fn waits(&self) -> bool {
         [&self.wait, &self.wait_for_jobs]

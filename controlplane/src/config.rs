@@ -2,6 +2,7 @@
 
 mod file;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use dataplane::client::Driver;
@@ -220,6 +221,9 @@ impl<'a> Sources<'a> {
             .env("XDG_CONFIG_HOME")
             .or_else(|| sources.env("HOME").map(|home| format!("{home}/.config")));
         let own = home.map(|folder| PathBuf::from(folder).join("culvert/sc.yaml"));
+        // A HOME that is somebody else's, as service managers leave it, holds no file of ours.
+        let closed = |path: &PathBuf| matches!(path.metadata(), Err(e) if e.kind() == ErrorKind::PermissionDenied);
+        let own = own.filter(|path| !closed(path));
         for path in own.into_iter().chain([PathBuf::from("/etc/culvert/sc.yaml")]) {
             sources.files.extend(Lines::read(&path)?);
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use controlplane::api::TunnelRequest;
+use controlplane::cloud::limits::REST_OF_ONE_MAX;
 use dataplane::client::{self, Client, ClientConfig};
 use dataplane::endpoint::{Driver, Event};
 use dataplane::settings::Settings;
@@ -329,6 +330,8 @@ fn refusals_name_their_reason() {
         assert_eq!(answer.status, 400, "{body}");
         assert!(!text(&answer).is_empty());
     }
+    let twice = cloud.call("DELETE", &format!("ada/tunnels/{id}?wait=1&wait=0"), None);
+    assert_eq!((twice.status, &twice.body["result"]), (200, &json!(true)));
     let long = json!({"tunnel_identifier": "x".repeat(10_000)}).to_string();
     assert_eq!(cloud.call("POST", "ada/tunnels", Some(&long)).status, 400);
     let huge = "x".repeat(400 * 1024);
@@ -366,7 +369,24 @@ fn a_newer_tunnel_of_the_same_name_replaces_the_older() {
     for id in [&second, &other, &pooled] {
         cloud.running(id);
     }
-    assert_eq!(cloud.call("GET", "ada/tunnels", None).body.as_array().unwrap().len(), 3);
+    let count = |query: &str| {
+        let list = cloud.call("GET", &format!("ada/tunnels{query}"), None).body;
+        list.as_array().unwrap().len()
+    };
+    assert_eq!((count(""), count("?protocol=h2c&protocol=kgp")), (3, 3));
+    assert_eq!(count("?protocol=h2c"), 0);
+}
+
+/// TLS of a client that trusts this cloud only.
+fn trusting(cloud: &Cloud) -> Arc<rustls::ClientConfig> {
+    use rustls::pki_types::pem::PemObject;
+    let pem = std::fs::read(cloud.state.path().join("ca.pem")).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(rustls::pki_types::CertificateDer::from_pem_slice(&pem).unwrap())
+        .unwrap();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots);
+    config.with_no_client_auth().into()
 }
 
 #[test]
@@ -411,16 +431,7 @@ fn rest_is_reached_with_a_hello_in_pieces_and_beside_slow_clients() {
             stream
         })
         .collect();
-    let pem = std::fs::read(cloud.state.path().join("ca.pem")).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    use rustls::pki_types::pem::PemObject;
-    roots
-        .add(rustls::pki_types::CertificateDer::from_pem_slice(&pem).unwrap())
-        .unwrap();
-    let config = rustls::ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut tls = rustls::ClientConnection::new(config.into(), "localhost".try_into().unwrap()).unwrap();
+    let mut tls = rustls::ClientConnection::new(trusting(&cloud), "localhost".try_into().unwrap()).unwrap();
     let mut stream = cloud.dial();
     stream.set_nodelay(true).unwrap();
     let mut first = Vec::new();
@@ -440,6 +451,39 @@ fn rest_is_reached_with_a_hello_in_pieces_and_beside_slow_clients() {
     for mut stream in slow {
         let _ = stream.read_to_end(&mut end);
     }
+}
+
+#[test]
+fn silent_connections_keep_nobody_of_their_address_from_rest() {
+    let cloud = Cloud::start();
+    let silent: Vec<_> = (0..300).map(|_| cloud.dial()).collect();
+    assert_eq!(cloud.call("GET", "ada/tunnels", None).body, json!([]));
+    let mut closed = silent.into_iter().take(40);
+    // Long before the time limit of the others.
+    assert!(closed.all(|mut oldest| matches!(oldest.read(&mut [0]), Ok(0) | Err(_))));
+}
+
+#[test]
+fn idle_connections_keep_nobody_of_their_address_from_rest() {
+    let cloud = Cloud::start();
+    let config = trusting(&cloud);
+    let idle: Vec<_> = (0..REST_OF_ONE_MAX)
+        .map(|n| {
+            let mut tls = rustls::ClientConnection::new(config.clone(), "localhost".try_into().unwrap()).unwrap();
+            let mut stream = cloud.dial();
+            while tls.is_handshaking() {
+                tls.complete_io(&mut stream).unwrap();
+            }
+            // Every other one waits in the middle of a request.
+            if n % 2 == 0 {
+                rustls::Stream::new(&mut tls, &mut stream).write_all(b"GET /").unwrap();
+            }
+            stream
+        })
+        .collect();
+    assert_eq!(cloud.call("GET", "ada/tunnels", None).body, json!([]));
+    let mut oldest = &idle[0];
+    assert!(oldest.read_to_end(&mut Vec::new()).is_ok(), "not closed");
 }
 
 #[test]
@@ -513,6 +557,10 @@ fn what_stands_in_the_way_is_one_line_and_a_code() {
     let state = tempfile::tempdir().unwrap();
     let folder = state.path().to_str().unwrap();
     let text = refused(&["serve", "--listen", &address, "--state-dir", folder], 7, &address);
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let cloud = Cloud::start();
+    let held = cloud.state.path().to_str().unwrap();
+    let text = refused(&["serve", "--listen", "127.0.0.1:0", "--state-dir", held], 7, held);
     assert_eq!(text.lines().count(), 1, "{text}");
     let text = refused(
         &["serve", "--listen", "127.0.0.1:0", "--state-dir", "/dev/null/x"],

@@ -42,6 +42,8 @@ pub const TX_BUDGET_BYTES: usize = 64 * MIB;
 pub const CONTROL_RESERVE_BYTES: usize = 256 * KIB;
 /// Refusals (RESET limit) that may be pending before the session ends.
 pub const REFUSALS_PENDING_MAX: usize = 1_024;
+/// SETTINGS of a session that the control thread has not answered yet: many short ones, or a few of the longest.
+pub const SETTINGS_UNANSWERED_BYTES_MAX: usize = 4 * SETTINGS_BYTES_MAX;
 /// Heads that wait while no link is up.
 pub const WAITING_HEADS_MAX: usize = 1_024;
 /// Waiting heads started in one turn once a link is up.
@@ -249,6 +251,10 @@ pub const CONNECTION_OPTIONS_MAX: usize = 32;
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
 /// A browser's body may pause this long, else 408.
 pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A browser that sends no more but waits for its answer is asked this often whether it is still there …
+pub const BROWSER_ASKED: Duration = Duration::from_secs(2);
+/// … and gone after this many questions without a reply: longer than an outage that resumes.
+pub const BROWSER_SILENT_MAX: u32 = 30;
 /// A keep-alive connection without a request is closed.
 pub const KEEP_ALIVE_IDLE_MAX: Duration = Duration::from_secs(300);
 /// One address of a site, and all of them.

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dataplane::limits::FRAME_HEADER_BYTES;
-use dataplane::mux::frame::{Frame, Header, decode};
-use dataplane::mux::{Budget, BudgetConfig, Code, Config, Event, Kind, Open, Recv, Session, Side, StreamRef};
+use dataplane::mux::frame::{self, Frame, Header, decode};
+use dataplane::mux::{
+    Budget, BudgetConfig, Code, Config, Event, GoAwayReason, Hello, Kind, Open, Recv, Reject, Session, Side, StreamRef,
+    Timings,
+};
 use dataplane::time::Time;
 
 struct Host {
@@ -45,6 +48,20 @@ fn host(side: Side) -> Host {
 }
 
 impl Host {
+    /// Feeds one frame as if the peer had sent it.
+    fn feed(&mut self, now: Time, f: &Frame) {
+        let mut bytes = BytesMut::new();
+        frame::encode(f, &mut bytes);
+        self.session.handle_bytes(now, &mut self.budget, bytes.freeze());
+    }
+
+    fn saw(&mut self, wanted: impl Fn(&Event) -> bool) -> bool {
+        while let Some(event) = self.session.poll_event() {
+            self.events.push(event);
+        }
+        self.events.iter().any(wanted)
+    }
+
     fn transmit(&mut self, now: Time) -> BytesMut {
         let mut frames = Vec::new();
         let mut out = BytesMut::new();
@@ -145,7 +162,8 @@ impl Pair {
             .disconnected(self.now, &mut self.endpoint.budget, false);
     }
 
-    fn open(&mut self) -> (StreamRef, StreamRef) {
+    /// Opens at the endpoint; the OPEN has not left yet.
+    fn open_here(&mut self) -> StreamRef {
         let open = Open {
             kind: Kind::Http,
             settings: 1,
@@ -154,11 +172,14 @@ impl Pair {
             host: Bytes::from_static(b"site"),
             shown: None,
         };
-        let here = self
-            .endpoint
+        self.endpoint
             .session
             .open(self.now, &mut self.endpoint.budget, open)
-            .expect("live");
+            .expect("live")
+    }
+
+    fn open(&mut self) -> (StreamRef, StreamRef) {
+        let here = self.open_here();
         self.exchange();
         let there = self.sc.events.iter().rev().find_map(|e| match e {
             Event::Opened(r, _) => Some(*r),
@@ -240,4 +261,430 @@ fn a_restarted_peer_ends_the_streams_by_name() {
         p.sc.read(p.now, s, &mut Vec::new()),
         Some(Recv::Reset(Code::PeerRestarted, Bytes::new()))
     );
+}
+
+/// How long `sc` waits before it dials again after a cut now; afterwards it dials.
+fn redial_after(p: &mut Pair) -> Duration {
+    let cut_at = p.now;
+    p.sc.events.clear();
+    p.cut();
+    for _ in 0..1_000 {
+        p.tick(Duration::ZERO);
+        if p.sc.saw(|e| *e == Event::Dial) {
+            return p.now.since(cut_at);
+        }
+        p.now = p.now + Duration::from_millis(50);
+    }
+    panic!("no dial");
+}
+
+#[test]
+fn old_session_errors_do_not_slow_a_later_redial() {
+    let mut p = Pair::new();
+    p.connect();
+    for _ in 0..3 {
+        p.endpoint
+            .feed(p.now, &Frame::Data(9, Bytes::from_static(b"never opened")));
+        p.exchange();
+        assert!(p.sc.saw(|e| matches!(e, Event::SessionEnded { .. })));
+        redial_after(&mut p);
+        p.connect();
+    }
+    for _ in 0..100 {
+        p.tick(Duration::from_secs(1));
+        p.exchange();
+    }
+    assert_eq!(redial_after(&mut p), Duration::ZERO);
+}
+
+#[test]
+fn goaway_moves_streams_whose_open_is_still_queued_whatever_it_names_as_last() {
+    let mut p = Pair::new();
+    p.connect();
+    p.tick(Duration::from_millis(30));
+    p.exchange();
+    let queued = p.open_here();
+    let text = Bytes::new();
+    let reason = GoAwayReason::Drain;
+    p.endpoint.feed(
+        p.now,
+        &Frame::GoAway {
+            last: u64::MAX,
+            reason,
+            text,
+        },
+    );
+    assert!(
+        p.endpoint
+            .saw(|e| matches!(e, Event::Withdrawn { stream, .. } if *stream == queued))
+    );
+    assert_eq!(p.endpoint.budget.streams(), (0, 0));
+}
+
+#[test]
+fn a_second_goaway_is_a_session_error() {
+    let mut p = Pair::new();
+    p.connect();
+    p.open();
+    let goaway = Frame::GoAway {
+        last: 2,
+        reason: GoAwayReason::Drain,
+        text: Bytes::new(),
+    };
+    p.endpoint.feed(p.now, &goaway);
+    p.endpoint.feed(p.now, &goaway);
+    assert!(p.endpoint.saw(|e| matches!(
+        e,
+        Event::SessionEnded {
+            peer_at_fault: true,
+            ..
+        }
+    )));
+}
+
+#[test]
+fn a_fresh_session_needs_a_name() {
+    let p = Pair::new();
+    let hello = Hello {
+        version_min: frame::VERSION,
+        version_max: frame::VERSION,
+        link: 0,
+        links: 1,
+        member: [7; 16],
+        session: [0; 16],
+        fresh: [0; 16],
+        epoch: 1,
+        received: 0,
+        first_credit: 0,
+    };
+    assert_eq!(p.endpoint.session.check_hello(&hello), Err(Reject::Mismatch));
+}
+
+#[test]
+fn a_ping_answered_after_a_suspension_says_nothing_of_the_round_trip() {
+    let mut p = Pair::new();
+    p.connect();
+    p.tick(Duration::from_secs(16));
+    let ping = p.sc.transmit(p.now);
+    assert!(!ping.is_empty());
+    p.now = p.now + Duration::from_secs(8 * 3_600);
+    p.endpoint
+        .session
+        .handle_bytes(p.now, &mut p.endpoint.budget, ping.freeze());
+    p.exchange();
+    assert!(p.sc.session.srtt().expect("known") < Duration::from_secs(1));
+    assert_eq!(p.sc.session.dial_time_max(), Duration::from_secs(3));
+}
+
+#[test]
+fn a_drained_session_without_a_connection_is_over_with_its_last_stream() {
+    let mut p = Pair::new();
+    p.connect();
+    let (e, s) = p.open();
+    p.endpoint.session.finish(p.now, e, None);
+    p.sc.session.finish(p.now, s, None);
+    p.sc.session.go_away(p.now, GoAwayReason::Shutdown, "");
+    p.exchange();
+    p.tick(Duration::from_millis(30));
+    p.exchange();
+    p.cut();
+    assert!(!p.endpoint.saw(|e| *e == Event::Finished));
+    for (host, r) in [(&mut p.sc, s), (&mut p.endpoint, e)] {
+        assert_eq!(host.read(p.now, r, &mut Vec::new()), Some(Recv::Fin(None)));
+        host.session.release(p.now, &mut host.budget, r);
+        assert!(host.saw(|e| *e == Event::Finished));
+    }
+    p.tick(Duration::from_secs(2));
+    assert_eq!(p.sc.session.poll_timeout(), None, "it does not dial again");
+    assert_eq!(p.endpoint.session.poll_timeout(), None);
+}
+
+#[test]
+fn short_whole_answers_whose_requests_are_cut_off_are_no_flood() {
+    let mut p = Pair::new();
+    p.connect();
+    let instant = p.now;
+    for _ in 0..20_000 {
+        p.now = instant;
+        let (e, s) = p.open();
+        p.sc.write(p.now, s, b"204");
+        p.sc.session.finish(p.now, s, None);
+        p.exchange();
+        assert_eq!(p.endpoint.read(p.now, e, &mut Vec::new()), Some(Recv::Fin(None)));
+        p.endpoint
+            .session
+            .reset(p.now, &mut p.endpoint.budget, e, Code::Cancelled, "");
+        p.endpoint.session.release(p.now, &mut p.endpoint.budget, e);
+        p.exchange();
+        p.sc.session.release(p.now, &mut p.sc.budget, s);
+        p.sc.events.clear();
+        p.endpoint.events.clear();
+    }
+    assert!(p.sc.session.is_live());
+}
+
+#[test]
+fn an_end_that_was_not_taken_does_not_outlive_the_own_reset() {
+    let mut p = Pair::new();
+    p.connect();
+    let (e, s) = p.open();
+    p.endpoint.write(p.now, e, b"half of it is thrown away by the reset");
+    p.endpoint.session.finish(p.now, e, None);
+    p.exchange();
+    p.sc.session.reset(p.now, &mut p.sc.budget, s, Code::SiteReset, "");
+    assert_eq!(p.sc.session.recv(&mut p.sc.budget, s), Recv::Gone);
+}
+
+#[test]
+fn what_outlives_its_session_moves_out_of_the_read_buffer_too() {
+    let mut p = Pair::new();
+    p.connect();
+    let (e, s) = p.open();
+    p.endpoint.write(p.now, e, b"short");
+    p.endpoint.session.finish(p.now, e, Some(Timings::default()));
+    p.exchange();
+    let charged = p.sc.budget.rx_charged();
+    assert!(charged > 5, "with the frames around it");
+    p.sc.feed(p.now, &Frame::Data(999, Bytes::from_static(b"never opened")));
+    p.tick(Duration::from_millis(10));
+    assert_eq!((p.sc.budget.rx_held(), p.sc.budget.rx_charged()), (5, 5));
+    let mut got = Vec::new();
+    p.sc.read(p.now, s, &mut got);
+    assert_eq!(got, b"short");
+}
+
+#[test]
+fn long_rules_do_not_hold_up_the_streams() {
+    let mut p = Pair::new();
+    p.connect();
+    let (e, s) = p.open();
+    let bulk = vec![7; 12_000];
+    assert_eq!(p.sc.write(p.now, s, &bulk), bulk.len());
+    p.sc.session.send_settings(2, Bytes::from(vec![b' '; 1 << 20]));
+    let rules = p.sc.transmit(p.now);
+    assert!(rules.len() > 200 << 10, "the reserve is full");
+    let more: usize = (0..3).map(|_| p.sc.write(p.now, s, &bulk)).sum();
+    assert!(more > 2 * dataplane::limits::QUANTUM_BYTES);
+    let rest = p.sc.transmit(p.now);
+    for bytes in [rules, rest] {
+        p.endpoint
+            .session
+            .handle_bytes(p.now, &mut p.endpoint.budget, bytes.freeze());
+    }
+    let mut got = Vec::new();
+    p.endpoint.read(p.now, e, &mut got);
+    assert_eq!(got.len(), bulk.len() + more);
+    p.exchange();
+    assert!(
+        p.endpoint
+            .saw(|e| matches!(e, Event::Settings { version: 2, json } if json.len() == 1 << 20))
+    );
+}
+
+#[test]
+fn rules_that_nobody_has_looked_at_are_bounded() {
+    let mut p = Pair::new();
+    p.connect();
+    let rules = Bytes::from(vec![b' '; 16_000]);
+    for version in 2..1_200 {
+        let frame = Frame::Settings {
+            version,
+            part: 0,
+            parts: 1,
+            bytes: rules.clone(),
+        };
+        p.endpoint.feed(p.now, &frame);
+    }
+    p.endpoint.saw(|_| false);
+    let settings = p.endpoint.events.iter().filter(|e| matches!(e, Event::Settings { .. }));
+    assert!(settings.count() * rules.len() <= dataplane::limits::SETTINGS_UNANSWERED_BYTES_MAX);
+    assert!(p.endpoint.saw(|e| matches!(
+        e,
+        Event::SessionEnded {
+            code: Code::Limit,
+            peer_at_fault: true,
+            ..
+        }
+    )));
+}
+
+#[test]
+fn a_refusal_that_has_not_left_keeps_a_draining_session() {
+    let mut p = Pair::new();
+    p.connect();
+    p.sc.budget = Budget::new(BudgetConfig {
+        pool_bytes: 8 << 20,
+        tx_bytes: 8 << 20,
+        streams_peer_max: 0,
+        streams_own_max: 0,
+    });
+    let refused = p.open_here();
+    let open = p.endpoint.transmit(p.now);
+    p.sc.session.handle_bytes(p.now, &mut p.sc.budget, open.freeze());
+    let goaway = Frame::GoAway {
+        last: 0,
+        reason: GoAwayReason::Drain,
+        text: Bytes::new(),
+    };
+    p.sc.feed(p.now, &goaway);
+    assert!(!p.sc.saw(|e| *e == Event::Finished));
+    p.exchange();
+    let end = p.endpoint.read(p.now, refused, &mut Vec::new());
+    assert!(matches!(end, Some(Recv::Reset(Code::Limit, _))));
+}
+
+/// A small generator (xorshift), so that a failure names its seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+
+    fn offset(&mut self) -> u64 {
+        match self.below(4) {
+            0 => self.below(200),
+            1 => self.below(40_000),
+            2 => self.below(1 << 20),
+            _ => u64::MAX - self.below(2),
+        }
+    }
+
+    /// Frames that keep the rules more often than not, else the session would end before anything is reached. `opened`
+    /// counts streams: of the host, then of its peer.
+    fn frame(&mut self, own: u64, opened: &mut [u64; 2]) -> Frame {
+        let side = self.below(2);
+        let reach = if self.below(200) == 0 {
+            40
+        } else {
+            opened[side as usize].max(1)
+        };
+        let first = if side == 0 { own } else { 3 - own };
+        let id = first + 2 * self.below(reach);
+        let text = Bytes::new();
+        let kind = if opened[side as usize] == 0 && reach == 1 {
+            self.below(4)
+        } else {
+            self.below(40)
+        };
+        match kind {
+            0..=3 => {
+                opened[1] += 1;
+                Frame::Open(
+                    3 - own + 2 * (opened[1] - 1),
+                    Open {
+                        kind: if own == 2 { Kind::Relay } else { Kind::Probe },
+                        settings: 1,
+                        credit: self.below(1 << 17) as u32,
+                        port: 0,
+                        host: Bytes::new(),
+                        shown: None,
+                    },
+                )
+            }
+            4..=17 => Frame::Data(id, vec![7; 1 + self.below(3_000) as usize].into()),
+            18 => Frame::Fin(id, None),
+            19..=20 => Frame::Reset(id, Code::Cancelled, text),
+            21..=28 => Frame::Credit(id, self.offset()),
+            29 if self.below(20) == 0 => Frame::Ack(self.offset()),
+            30..=32 => Frame::Ping([0; 8]),
+            33 => Frame::Pong(self.below(9).to_be_bytes()),
+            34..=36 => Frame::Recall(id, self.offset()),
+            37 if self.below(40) == 0 => Frame::Return(id, self.offset()),
+            38 if self.below(40) == 0 => Frame::GoAway {
+                last: self.offset(),
+                reason: GoAwayReason::Drain,
+                text,
+            },
+            _ => Frame::Extension,
+        }
+    }
+}
+
+/// What a holder may do to a stream, whatever its state.
+fn handle(host: &mut Host, now: Time, dice: &mut Dice, r: StreamRef) {
+    let (session, budget) = (&mut host.session, &mut host.budget);
+    match dice.below(10) {
+        0..=2 => drop(host.write(now, r, &[1; 5_000])),
+        3 => session.finish(now, r, None),
+        4 => session.reset(now, budget, r, Code::SiteReset, "no more"),
+        5 => session.release(now, budget, r),
+        6 => session.rewind(r),
+        _ => {
+            if let Recv::Data(bytes) = session.recv(budget, r) {
+                session.consumed(now, budget, r, dice.below(1 + bytes.len() as u64) as usize);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_frames_of_a_peer_break_the_process_or_the_budgets() {
+    for seed in 1..=3_000 {
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let mut p = Pair::new();
+        p.connect();
+        p.tick(Duration::from_millis(30));
+        p.exchange();
+        let client = seed % 2 == 0;
+        let (mut refs, mut opened) = (Vec::new(), [0, 0]);
+        for _ in 0..80 {
+            let now = p.now;
+            let host = if client { &mut p.sc } else { &mut p.endpoint };
+            match dice.below(12) {
+                0 => p.now = p.now + Duration::from_millis(dice.below(900)),
+                1 => host.session.handle_timeout(now, &mut host.budget),
+                2 => drop(host.transmit(now)),
+                3 => {
+                    let open = Open {
+                        kind: if client { Kind::Relay } else { Kind::Probe },
+                        settings: 1,
+                        credit: 0,
+                        port: 0,
+                        host: Bytes::new(),
+                        shown: None,
+                    };
+                    if let Ok(r) = host.session.open(now, &mut host.budget, open) {
+                        refs.push(r);
+                        host.transmit(now);
+                        opened[0] += 1;
+                    }
+                }
+                4..=6 if !refs.is_empty() => {
+                    let r = refs[dice.below(refs.len() as u64) as usize];
+                    handle(host, now, &mut dice, r);
+                }
+                _ => host.feed(now, &dice.frame(if client { 1 } else { 2 }, &mut opened)),
+            }
+            let host = if client { &mut p.sc } else { &mut p.endpoint };
+            host.saw(|_| false);
+            for event in host.events.drain(..) {
+                if let Event::Opened(r, _) = event {
+                    refs.push(r);
+                }
+            }
+            let budget = &host.budget;
+            assert!(budget.rx_outstanding() <= budget.rx_outstanding_max(), "seed {seed}");
+            assert!(budget.tx_held() <= budget.tx_held_max(), "seed {seed}");
+        }
+        let host = if client { &mut p.sc } else { &mut p.endpoint };
+        host.session.disconnected(p.now, &mut host.budget, false);
+        let end = p.now + Duration::from_secs(60);
+        host.session.handle_timeout(end, &mut host.budget);
+        for r in refs {
+            host.session.release(end, &mut host.budget, r);
+        }
+        let b = &host.budget;
+        let left = (
+            b.tx_held(),
+            b.rx_outstanding(),
+            b.rx_held(),
+            b.rx_charged(),
+            b.streams(),
+        );
+        assert_eq!(left, (0, 0, 0, 0, (0, 0)), "seed {seed}");
+    }
 }

@@ -46,6 +46,19 @@ fn seeds_of_faults() {
     println!("{}\n{seeds} seeds in {:.1?}", coverage.table(), started.elapsed());
     assert_eq!(failures, 0, "seeds failed");
     assert_eq!(coverage.total("seeds"), seeds);
+    for rare in [
+        "old epochs refused",
+        "cut-overs of a living connection",
+        "streams withdrawn",
+        "sessions ended",
+        "sessions ended by a flood",
+        "restarts of sc",
+        "restarts of the endpoint",
+        "settings changes",
+        "TLS shaken on a tcp stream",
+    ] {
+        assert!(coverage.total(rare) > 0 || seeds < SEEDS, "no seed had: {rare}");
+    }
     let holes = coverage.holes();
     assert!(holes.is_empty() || seeds < SEEDS, "no cut reached {holes:?}");
 }

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-/// Overwrites `key` in every argument that is or ends with it (`-k KEY`, `-kKEY`, `--api-key=KEY`) with stars. Until
+/// Overwrites `key` with stars in every argument that is it, and in every option that ends with it (`-k KEY`,
+/// `-vkKEY`, `--api-key=KEY`). Until
 /// then, a few milliseconds after the start, it was readable: a key in the environment or in a file never is.
 /// Does nothing where the kernel does not tell the place.
 pub fn hide(key: &str) {
@@ -29,12 +30,7 @@ fn range() -> Option<(usize, usize)> {
 fn overwrite(area: &mut [u8], key: &[u8]) {
     for argument in area.split_mut(|b| *b == 0).skip(1) {
         let prefix = argument.len().saturating_sub(key.len());
-        let option = [&b""[..], b"-k", b"--api-key=", b"--access-key="];
-        if !key.is_empty()
-            && argument.len() >= key.len()
-            && option.contains(&&argument[..prefix])
-            && argument[prefix..] == *key
-        {
+        if !key.is_empty() && argument.ends_with(key) && (prefix == 0 || argument[0] == b'-') {
             argument[prefix..].fill(b'*');
         }
     }
@@ -46,12 +42,9 @@ mod tests {
 
     #[test]
     fn only_the_key_is_overwritten() {
-        let mut area = *b"key\0-k\0key\0-kkey\0--api-key=key\0--access-key=key\0-u\0monkey\0";
+        let mut area = *b"key\0-k\0key\0-kkey\0-vk=key\0--access-key=key\0-u\0monkey\0";
         overwrite(&mut area, b"key");
-        assert_eq!(
-            &area,
-            b"key\0-k\0***\0-k***\0--api-key=***\0--access-key=***\0-u\0monkey\0"
-        );
+        assert_eq!(&area, b"key\0-k\0***\0-k***\0-vk=***\0--access-key=***\0-u\0monkey\0");
         let before = area;
         overwrite(&mut area, b"");
         assert_eq!(area, before);

@@ -187,8 +187,11 @@ pub fn failure(rest: &Rest, error: RestError) -> Failure {
         RestError::Status(401 | 403, _) => {
             Failure::NotAuthorized(format!("user {user:?} or its access key is wrong ({base})"))
         }
-        RestError::Status(404, Some(text)) => Failure::NotAuthorized(format!("user {user:?}: {text} ({base})")),
-        RestError::Status(404, None) => Failure::Unreachable(format!("there is no REST API at {base} (HTTP 404)")),
+        // Servers say so of a path that they do not know, too.
+        RestError::Status(404, Some(text)) if text.to_lowercase().contains("user") => {
+            Failure::NotAuthorized(format!("user {user:?}: {text} ({base})"))
+        }
+        RestError::Status(404, _) => Failure::Unreachable(format!("there is no REST API at {base}: {error}")),
         RestError::Status(400..=499, _) => Failure::Refused(format!("the cloud refuses the tunnel: {error}")),
         RestError::Unreachable(_) => Failure::Unreachable(format!("cannot reach the REST API at {base}: {error}")),
         RestError::Status(..) | RestError::Garbage(_) => {

@@ -189,6 +189,9 @@ fn cause(e: &reqwest::Error) -> String {
         inner = next;
     }
     let text = inner.to_string();
+    if text.contains("InvalidContentType") {
+        return format!("what answers there speaks no TLS ({text})");
+    }
     if text.contains("UnknownIssuer") {
         return format!("{text} (name the cloud's own CA with --cainfo FILE)");
     }

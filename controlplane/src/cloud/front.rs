@@ -1,24 +1,24 @@
 //! The one public port: reads each ClientHello and sends the connection where its server name belongs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use dataplane::limits::{CLIENT_HELLO_BYTES_MAX, CLIENT_HELLO_MAX, CLIENT_HELLOS_PENDING_MAX};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 
 use super::Cloud;
 use super::bucket::Bucket;
 use super::hello::{HelloReader, Malformed, Place, place};
 use super::limits::{
     ACCEPT_PAUSE, ACCEPTS_BURST, ACCEPTS_OF_ONE_BURST, ACCEPTS_OF_ONE_PER_SECOND, ACCEPTS_PER_SECOND, ACCEPTS_PER_TURN,
-    ADDRESSES_MAX, ALERT_MAX, LINKS_MAX, PENDING_OF_ONE_MAX, REST_CONNECTIONS_MAX, REST_WAIT_MAX,
+    ADDRESSES_MAX, ALERT_MAX, LINKS_MAX, PENDING_OF_ONE_MAX, REST_CONNECTIONS_MAX, REST_OF_ONE_MAX,
 };
 use super::registry::Command;
 
@@ -29,31 +29,31 @@ const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain
 
 /// Accepts for ever.
 pub async fn run(cloud: Arc<Cloud>, listener: TcpListener) {
-    let pending = Arc::new(Semaphore::new(CLIENT_HELLOS_PENDING_MAX));
-    let rest = Arc::new(Semaphore::new(REST_CONNECTIONS_MAX));
+    let rest = Arc::new(Mutex::new(Places::new(REST_OF_ONE_MAX, REST_CONNECTIONS_MAX)));
     let mut limiter = Limiter::new(Instant::now());
-    let mut turn = 0;
+    let (mut turn, mut failing) = (0, false);
     loop {
-        // At the bound the kernel's queue holds the rest; each pending hello ends within its time.
-        let Ok(place) = Arc::clone(&pending).acquire_owned().await else {
-            return;
-        };
         if let Err(wait) = limiter.all.take(Instant::now()) {
             tokio::time::sleep(wait).await;
             continue;
         }
-        match listener.accept().await {
+        let accepted = listener.accept().await;
+        // Once for each time that it begins, not for each attempt.
+        if let Err(e) = &accepted
+            && !failing
+        {
+            tracing::warn!("the public port pauses: {e}");
+        }
+        failing = accepted.is_err();
+        match accepted {
             Ok((stream, peer)) => match limiter.admit(peer.ip(), Instant::now()) {
-                Some(share) => {
+                Some(evicted) => {
                     let (cloud, rest) = (Arc::clone(&cloud), Arc::clone(&rest));
-                    tokio::spawn(connection(cloud, rest, stream, peer, (place, share)));
+                    tokio::spawn(connection(cloud, rest, stream, peer, evicted));
                 }
                 None => tracing::debug!(%peer, "refused: too many connections"),
             },
-            Err(e) => {
-                tracing::warn!("the public port pauses: {e}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
         turn += 1;
         if turn % ACCEPTS_PER_TURN == 0 {
@@ -62,23 +62,29 @@ pub async fn run(cloud: Arc<Cloud>, listener: TcpListener) {
     }
 }
 
-/// One connection; `pending` is given back once it is known what it is.
+/// One connection. Until it is known what it is, it ends when `evicted` does.
 async fn connection(
     cloud: Arc<Cloud>,
-    rest: Arc<Semaphore>,
+    rest: Arc<Mutex<Places>>,
     stream: TcpStream,
     peer: SocketAddr,
-    pending: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    evicted: oneshot::Receiver<()>,
 ) {
-    let Some((stream, first)) = greet(&cloud, stream, peer).await else {
+    let greeted = tokio::select! {
+        greeted = greet(&cloud, stream, peer) => greeted,
+        _ = evicted => {
+            tracing::debug!(%peer, "no ClientHello, and others want its place");
+            None
+        }
+    };
+    let Some((stream, first)) = greeted else {
         return;
     };
-    let Ok(Ok(_one)) = tokio::time::timeout(REST_WAIT_MAX, rest.acquire()).await else {
-        tracing::warn!(%peer, "refused: {REST_CONNECTIONS_MAX} connections to REST are open");
-        return;
-    };
-    drop(pending);
-    serve_rest(&cloud, Replayed { first, at: 0, stream }).await;
+    let evicted = rest
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .add(network(peer.ip()));
+    serve_rest(&cloud, Replayed { first, at: 0, stream }, evicted).await;
 }
 
 /// Reads the hello. Connections of tunnels and bad ones are dealt with here; what is REST's comes back.
@@ -150,10 +156,14 @@ async fn refuse(mut stream: TcpStream, reason: &[u8]) {
     let _ = tokio::time::timeout(ALERT_MAX, farewell).await;
 }
 
-async fn serve_rest(cloud: &Arc<Cloud>, stream: Replayed) {
-    let handshake = cloud.tls.accept(stream);
-    match tokio::time::timeout(CLIENT_HELLO_MAX, handshake).await {
-        Ok(Ok(stream)) => super::rest::serve(cloud, stream).await,
+async fn serve_rest(cloud: &Arc<Cloud>, stream: Replayed, mut evicted: oneshot::Receiver<()>) {
+    let handshake = tokio::time::timeout(CLIENT_HELLO_MAX, cloud.tls.accept(stream));
+    let done = tokio::select! {
+        done = handshake => done,
+        _ = &mut evicted => return,
+    };
+    match done {
+        Ok(Ok(stream)) => super::rest::serve(cloud, stream, evicted).await,
         Ok(Err(e)) => tracing::debug!("TLS of REST: {e}"),
         Err(_) => tracing::debug!("TLS of REST: not done in time"),
     }
@@ -200,32 +210,11 @@ impl AsyncWrite for Replayed {
 /// How many connections are let in, before anything is read of them.
 struct Limiter {
     all: Bucket,
-    each: HashMap<IpAddr, Share>,
-    others: Share,
-}
-
-/// What one address may have.
-struct Share {
-    rate: Bucket,
-    pending: Arc<Semaphore>,
-}
-
-impl Share {
-    fn new(now: Instant) -> Self {
-        Self {
-            rate: Bucket::new(ACCEPTS_OF_ONE_BURST, ACCEPTS_OF_ONE_PER_SECOND, now),
-            pending: Arc::new(Semaphore::new(PENDING_OF_ONE_MAX)),
-        }
-    }
-
-    fn take(&mut self, now: Instant) -> Option<OwnedSemaphorePermit> {
-        self.rate.take(now).ok()?;
-        Arc::clone(&self.pending).try_acquire_owned().ok()
-    }
-
-    fn is_unused(&mut self, now: Instant) -> bool {
-        self.rate.is_full(now) && self.pending.available_permits() == PENDING_OF_ONE_MAX
-    }
+    each: HashMap<IpAddr, Bucket>,
+    /// Of all addresses that have none of their own.
+    others: Bucket,
+    /// Connections whose hello is not complete.
+    pending: Places,
 }
 
 impl Limiter {
@@ -233,20 +222,61 @@ impl Limiter {
         Self {
             all: Bucket::new(ACCEPTS_BURST, ACCEPTS_PER_SECOND, now),
             each: HashMap::new(),
-            others: Share::new(now),
+            others: rate_of_one(now),
+            pending: Places::new(PENDING_OF_ONE_MAX, CLIENT_HELLOS_PENDING_MAX),
         }
     }
 
-    /// A place for a connection whose hello is pending, if its address may have one more.
-    fn admit(&mut self, peer: IpAddr, now: Instant) -> Option<OwnedSemaphorePermit> {
+    /// Lets a connection in if its address may have one more, until what comes back ends.
+    fn admit(&mut self, peer: IpAddr, now: Instant) -> Option<oneshot::Receiver<()>> {
         let peer = network(peer);
+        self.rate(peer, now).take(now).ok()?;
+        Some(self.pending.add(peer))
+    }
+
+    fn rate(&mut self, peer: IpAddr, now: Instant) -> &mut Bucket {
         if !self.each.contains_key(&peer) && self.each.len() >= ADDRESSES_MAX {
-            self.each.retain(|_, share| !share.is_unused(now));
+            self.each.retain(|_, rate| !rate.is_full(now));
             if self.each.len() >= ADDRESSES_MAX {
-                return self.others.take(now);
+                return &mut self.others;
             }
         }
-        self.each.entry(peer).or_insert_with(|| Share::new(now)).take(now)
+        self.each.entry(peer).or_insert_with(|| rate_of_one(now))
+    }
+}
+
+fn rate_of_one(now: Instant) -> Bucket {
+    Bucket::new(ACCEPTS_OF_ONE_BURST, ACCEPTS_OF_ONE_PER_SECOND, now)
+}
+
+/// Places for connections, so many for each address and for all together. Of each connection, oldest first: its
+/// address, and a channel that the connection closes when it leaves, or that is dropped here to end it.
+struct Places {
+    of_one: usize,
+    all: usize,
+    taken: VecDeque<(IpAddr, oneshot::Sender<()>)>,
+}
+
+impl Places {
+    fn new(of_one: usize, all: usize) -> Self {
+        let taken = VecDeque::new();
+        Self { of_one, all, taken }
+    }
+
+    /// A place for one more. At a bound the oldest makes room, so that silent connections keep nobody out: whoever
+    /// means it says what it wants within a round trip.
+    fn add(&mut self, peer: IpAddr) -> oneshot::Receiver<()> {
+        self.taken.retain(|(_, place)| !place.is_closed());
+        let own = |(address, _): &(IpAddr, _)| *address == peer;
+        if self.taken.iter().filter(|place| own(place)).count() >= self.of_one {
+            let oldest = self.taken.iter().position(own);
+            oldest.and_then(|at| self.taken.remove(at));
+        } else if self.taken.len() >= self.all {
+            self.taken.pop_front();
+        }
+        let (place, evicted) = oneshot::channel();
+        self.taken.push_back((peer, place));
+        evicted
     }
 }
 
@@ -263,22 +293,47 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    fn address(n: u32) -> IpAddr {
+        std::net::Ipv4Addr::from(0x0b00_0000 + n).into()
+    }
+
     #[test]
     fn one_address_does_not_use_up_the_place_of_others() {
         let now = Instant::now();
         let mut limiter = Limiter::new(now);
-        let admit = |l: &mut Limiter| l.admit("10.0.0.1".parse().unwrap(), now);
-        let slow: Vec<_> = (0..3_000).filter_map(|_| admit(&mut limiter)).collect();
-        assert_eq!(slow.len(), PENDING_OF_ONE_MAX);
-        drop(slow);
-        assert!(admit(&mut limiter).is_none(), "the rate");
-        assert!(limiter.admit("10.0.0.2".parse().unwrap(), now).is_some());
-        for host in 0..ADDRESSES_MAX as u32 * 2 {
-            limiter.admit(std::net::Ipv4Addr::from(0x0b00_0000 + host).into(), now);
+        let held: Vec<_> = (0..3_000).filter_map(|_| limiter.admit(address(1), now)).collect();
+        assert_eq!(held.len(), ACCEPTS_OF_ONE_BURST as usize, "the rate");
+        assert!(limiter.admit(address(1), now).is_none());
+        assert!(limiter.admit(address(2), now).is_some());
+        for n in 0..ADDRESSES_MAX as u32 * 2 {
+            limiter.admit(address(n), now);
         }
         assert!(limiter.each.len() <= ADDRESSES_MAX);
         limiter.admit("12.0.0.1".parse().unwrap(), now + Duration::from_secs(60));
         assert_eq!(limiter.each.len(), 1);
+    }
+
+    #[test]
+    fn silent_connections_make_room_for_new_ones() {
+        let mut pending = Places::new(PENDING_OF_ONE_MAX, CLIENT_HELLOS_PENDING_MAX);
+        let mut all: Vec<_> = (0..PENDING_OF_ONE_MAX).map(|_| pending.add(address(1))).collect();
+        let mut newer = pending.add(address(1));
+        assert!(
+            all[0]
+                .try_recv()
+                .is_err_and(|e| e == oneshot::error::TryRecvError::Closed)
+        );
+        let open = |p: &mut oneshot::Receiver<()>| p.try_recv() == Err(oneshot::error::TryRecvError::Empty);
+        assert!(all[1..].iter_mut().all(open) && open(&mut newer), "only the oldest");
+        drop(all.split_off(1));
+        let mut others: Vec<_> = (2..CLIENT_HELLOS_PENDING_MAX as u32 + 1)
+            .map(|n| pending.add(address(n)))
+            .collect();
+        assert_eq!(pending.taken.len(), CLIENT_HELLOS_PENDING_MAX);
+        assert!(open(&mut newer) && others.iter_mut().all(open));
+        others.push(pending.add(address(9_999)));
+        assert_eq!(pending.taken.len(), CLIENT_HELLOS_PENDING_MAX);
+        assert!(!open(&mut newer) && others.iter_mut().all(open), "the oldest of all");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::limits::TUNNELS_KEPT_MAX;
+use super::limits::{TUNNEL_KEPT_BYTES_MAX, TUNNELS_KEPT_MAX};
 use super::store::Store;
 use crate::api::Tunnel;
 
@@ -11,7 +11,7 @@ use crate::api::Tunnel;
 /// # Errors
 /// The store fails.
 pub async fn save(store: &Store, tunnel: &Tunnel) -> rusqlite::Result<()> {
-    let object = serde_json::to_string(tunnel).unwrap_or_default();
+    let object = kept(tunnel);
     let (id, owner, status) = (tunnel.id.clone(), tunnel.owner.clone(), tunnel.status.clone());
     let created = seconds(tunnel.creation_time.unwrap_or_default());
     store
@@ -29,6 +29,25 @@ pub async fn save(store: &Store, tunnel: &Tunnel) -> rusqlite::Result<()> {
             Ok(())
         })
         .await
+}
+
+/// A tunnel as JSON; one with long rules without them, or a tenant could fill the disk, and an answer with many of
+/// them the memory.
+fn kept(tunnel: &Tunnel) -> String {
+    let whole = serde_json::to_string(tunnel).unwrap_or_default();
+    if whole.len() <= TUNNEL_KEPT_BYTES_MAX {
+        return whole;
+    }
+    let short = Tunnel {
+        domain_names: None,
+        direct_domains: None,
+        fast_fail_regexps: None,
+        no_ssl_bump_domains: None,
+        extra_info: None,
+        metadata: None,
+        ..tunnel.clone()
+    };
+    serde_json::to_string(&short).unwrap_or_default()
 }
 
 /// A tunnel of `owner`, as it was last saved.
@@ -108,6 +127,16 @@ mod tests {
             creation_time: Some(created),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn long_rules_are_not_kept() {
+        let mut long = tunnel("a", "terminated", 1);
+        long.direct_domains = Some(vec!["x".into()]);
+        assert!(kept(&long).contains(r#""direct_domains":["x"]"#));
+        long.fast_fail_regexps = Some(vec!["y".repeat(1_024); 4_000]);
+        let text = kept(&long);
+        assert!(text.len() <= TUNNEL_KEPT_BYTES_MAX && text.contains(r#""status":"terminated""#));
     }
 
     #[test]

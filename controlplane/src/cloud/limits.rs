@@ -51,6 +51,8 @@ pub const STORE_CALLS_MAX: usize = 256;
 pub const STORE_BUSY_MS_MAX: u64 = 5_000;
 /// Tunnels kept for all accounts together; the oldest make room.
 pub const TUNNELS_KEPT_MAX: u32 = 10_000;
+/// Of each: together at most 160 MB on disk, and 16 MB in the longest answer. Rules alone may be 4 MiB.
+pub const TUNNEL_KEPT_BYTES_MAX: usize = 16 * 1024;
 
 // ── Front ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -64,12 +66,13 @@ pub const ACCEPTS_OF_ONE_BURST: u32 = 1_024;
 pub const ACCEPTS_OF_ONE_PER_SECOND: u32 = 200;
 /// Addresses with a count of their own; more share one.
 pub const ADDRESSES_MAX: usize = 4_096;
-/// Of one address, hellos that are not complete: four slow addresses must not use up the place of all.
+/// Of one address, hellos that are not complete: its own oldest makes room before those of others do.
 pub const PENDING_OF_ONE_MAX: usize = limits::CLIENT_HELLOS_PENDING_MAX / 4;
-/// Connections to REST; more wait for their place, before TLS is done for them …
+/// Connections to REST, and of one address; at the bound the oldest makes room: clients keep idle ones for long.
 pub const REST_CONNECTIONS_MAX: usize = 512;
-/// … this long.
-pub const REST_WAIT_MAX: Duration = Duration::from_secs(5);
+pub const REST_OF_ONE_MAX: usize = REST_CONNECTIONS_MAX / 4;
+/// The request under way on a connection that makes room; most take milliseconds.
+pub const REST_FAREWELL_MAX: Duration = Duration::from_secs(2);
 /// A client that goes on sending gets this long to take its alert.
 pub const ALERT_MAX: Duration = Duration::from_secs(1);
 /// Descriptors have run out: look again after this.

@@ -168,6 +168,26 @@ fn make_state(state: &Path) -> Result<(), Failure> {
     made.map_err(|e| Failure::local(format!("cannot make the state folder {}: {e}", state.display())))
 }
 
+/// Holds the state folder for as long as the file is open: a second `serve` would call the tunnels of the first lost.
+fn hold(state: &Path) -> Result<std::fs::File, Failure> {
+    make_state(state)?;
+    let path = state.join("serve.lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| Failure::local(format!("cannot write {}: {e}", path.display())))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let text = format!("another sc-cloud serves from {}", state.display());
+            Err(Failure::local(text))
+        }
+        Err(e) => Err(Failure::local(format!("cannot lock {}: {e}", path.display()))),
+    }
+}
+
 fn open_store(state: &Path) -> Result<rusqlite::Connection, Failure> {
     make_state(state)?;
     let path = state.join("culvert.db");
@@ -192,6 +212,7 @@ pub fn serve(options: Options) -> Result<(), Failure> {
         tracing::info!("io_uring is refused here: the control thread runs on epoll");
     }
     runtime.block_on(async {
+        let _held = hold(&options.state)?;
         let connection = open_store(&options.state)?;
         let authority = Authority::open(&options.state)
             .map_err(|e| Failure::local(format!("cannot use the CA in {}: {e}", options.state.display())))?;

@@ -9,13 +9,15 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::limits::{COMMANDS_WAITING_MAX, LINKS_MAX, LOST_AFTER, TUNNELS_PER_ACCOUNT_MAX};
 use crate::api::{EndpointInfo, Tunnel, TunnelRequest};
+
+/// Of a request that names none.
+const PROTOCOL: &str = "kgp";
 
 /// Where a tunnel stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,9 +293,11 @@ impl Registry {
         self.tunnels.get(id).map(|e| e.state)
     }
 
-    /// The tunnels of `owner` as REST shows them, oldest first.
-    pub fn objects(&self, owner: &str) -> Vec<Tunnel> {
-        let mut objects: Vec<_> = self.of(owner).map(|e| self.show(e)).collect();
+    /// The tunnels of `owner` as REST shows them, oldest first: of all protocols if none is named.
+    pub fn objects(&self, owner: &str, protocols: &[&str]) -> Vec<Tunnel> {
+        let protocol = |e: &Entry| e.order.request.protocol.clone().unwrap_or_else(|| PROTOCOL.into());
+        let wanted = |e: &&Entry| protocols.is_empty() || protocols.contains(&protocol(e).as_str());
+        let mut objects: Vec<_> = self.of(owner).filter(wanted).map(|e| self.show(e)).collect();
         objects.sort_by(|a, b| (a.creation_time, &a.id).cmp(&(b.creation_time, &b.id)));
         objects
     }
@@ -353,9 +357,6 @@ impl Registry {
         })
     }
 }
-
-/// The registry as all tasks of the control thread share it. Never held over an await.
-pub type Shared = Arc<std::sync::Mutex<Registry>>;
 
 #[cfg(test)]
 mod tests {

@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 
 use super::launcher::{self, Life};
 use super::limits::{
-    DISCARDED_BYTES_MAX, DRAIN_MAX, DRAIN_WAITING_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX, REST_HEAD_MAX,
-    REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
+    DISCARDED_BYTES_MAX, DRAIN_MAX, DRAIN_WAITING_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX,
+    REST_FAREWELL_MAX, REST_HEAD_MAX, REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
 };
 use super::registry::{Command, Counts, Order};
 use super::{Cloud, accounts, history, messages, unix_now};
@@ -31,14 +31,26 @@ use crate::secret::{self, Secret};
 
 type Context = State<Arc<Cloud>>;
 
-/// Serves one connection to its end.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(cloud: &Arc<Cloud>, stream: S) {
+/// Serves one connection to its end; when `evicted` ends it is closed after the request under way.
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    cloud: &Arc<Cloud>,
+    stream: S,
+    evicted: oneshot::Receiver<()>,
+) {
     let service = hyper_util::service::TowerToHyperService::new(router(Arc::clone(cloud)));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
         .header_read_timeout(REST_HEAD_MAX)
         .serve_connection(hyper_util::rt::TokioIo::new(stream), service);
-    if let Err(e) = connection.await {
+    let mut connection = std::pin::pin!(connection);
+    let done = tokio::select! {
+        done = connection.as_mut() => done,
+        _ = evicted => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(REST_FAREWELL_MAX, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(e) = done {
         tracing::debug!("REST connection: {e}");
     }
 }
@@ -267,10 +279,14 @@ fn address(headers: &HeaderMap, uri: &Uri) -> Option<String> {
 async fn list(
     State(cloud): Context,
     Account(user): Account,
-    Query(query): Query<HashMap<String, String>>,
+    Query(query): Query<Vec<(String, String)>>,
 ) -> Json<Value> {
-    let is = |name: &str, value: &str| query.get(name).is_some_and(|v| v == value);
-    let mut tunnels = cloud.registry().objects(&user);
+    let given = |name: &str| {
+        let named = query.iter().filter(|(n, _)| n == name);
+        named.map(|(_, value)| value.as_str()).collect::<Vec<_>>()
+    };
+    let is = |name: &str, value: &str| given(name).contains(&value);
+    let mut tunnels = cloud.registry().objects(&user, &given("protocol"));
     if is("filter", "one_per_pool") {
         let mut seen = std::collections::HashSet::new();
         tunnels.retain(|t| seen.insert(t.tunnel_identifier.clone()));
@@ -300,7 +316,7 @@ async fn list_all(
         None => HISTORY_DEFAULT,
     };
     let limit = limit.min(HISTORY_MAX);
-    let mut tunnels = cloud.registry().objects(&user);
+    let mut tunnels = cloud.registry().objects(&user, &[]);
     tunnels.reverse();
     tunnels.extend(history::ended(&cloud.store, &user, limit).await?);
     tunnels.truncate(limit as usize);
@@ -369,11 +385,11 @@ async fn delete(
     State(cloud): Context,
     Account(user): Account,
     Path(Id { id }): Path<Id>,
-    Query(mut arguments): Query<DeleteArguments>,
+    Query(query): Query<HashMap<String, String>>,
     body: Body,
 ) -> Result<Json<Outcome>, Failure> {
     let more: DeleteArguments = parse(&read(body, SMALL_BODY_BYTES_MAX).await?)?;
-    arguments.reason = arguments.reason.or(more.reason.clone());
+    let arguments = DeleteArguments::of_query(&query);
     find(&cloud, &user, &id).await?;
     let jobs = counts(&cloud, &id).await.streams;
     let limit = if arguments.waits() || more.waits() {
@@ -381,7 +397,7 @@ async fn delete(
     } else {
         DRAIN_MAX
     };
-    let mut reason = messages::clean(arguments.reason.as_deref().unwrap_or("user"));
+    let mut reason = messages::clean(arguments.reason.or(more.reason).as_deref().unwrap_or("user"));
     while reason.len() > REASON_BYTES_MAX {
         reason.pop();
     }

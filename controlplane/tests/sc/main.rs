@@ -256,6 +256,7 @@ fn an_answer_that_is_no_tunnel_is_3() {
         ((200, json!({})), "without an id"),
         ((302, json!({})), "HTTP 302"),
         ((404, json!("page")), "no REST API at"),
+        ((404, json!({"error": "Not found"})), "no REST API at"),
     ] {
         stub.api().create = vec![answer];
         let (code, line) = last_line(&["-u", "U", "-k", KEY, "-x", &stub.url]);

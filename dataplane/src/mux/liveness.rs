@@ -92,6 +92,10 @@ impl Liveness {
             return false;
         };
         self.ping = None;
+        // A connection does not live so long without an answer: this process did not run meanwhile.
+        if now.since(written) > DEAD_WITHOUT_PROGRESS {
+            return true;
+        }
         let sample = (now.since(written).as_micros() as u64).max(1);
         self.srtt_us = Some(self.srtt_us.map_or(sample, |s| (s * 7 + sample) / 8));
         if now.since(self.stretch) > RTT_MEMORY {

@@ -18,6 +18,8 @@
 mod credit;
 mod flood;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod liveness;
 pub mod planted;
 mod receive;

@@ -10,7 +10,7 @@ use super::stream::{Rx, Slice, Stream, StreamRef, Tx};
 use crate::limits::{
     ACK_BYTES, ACK_DELAY, BASE_CREDIT_PEER_BYTES, EARLY_RESET_BYTES, EARLY_RESET_GRACE, FIRST_GRANT_BYTES,
     FRAME_HEADER_BYTES, PONGS_PENDING_MAX, RECALL_IDLE, RECALL_INTERVAL, REFUSALS_PENDING_MAX, SETTINGS_BYTES_MAX,
-    SLICE_AGE_MAX, SLICE_MERGE_BYTES,
+    SETTINGS_UNANSWERED_BYTES_MAX, SLICE_AGE_MAX, SLICE_MERGE_BYTES, WINDOW_BYTES_MAX,
 };
 use crate::time::Time;
 
@@ -84,7 +84,7 @@ impl Session {
             self.partial = BytesMut::from(input);
         }
         self.ack_when_due(now);
-        self.check_finished(budget);
+        self.check_finished(now, budget);
     }
 
     fn ack_when_due(&mut self, now: Time) {
@@ -186,6 +186,10 @@ impl Session {
         whole.json.extend_from_slice(bytes);
         whole.next += 1;
         if whole.next == parts {
+            self.settings_unanswered += whole.json.len() + size_of::<Event>();
+            if self.settings_unanswered > SETTINGS_UNANSWERED_BYTES_MAX {
+                return Err(flood("too many SETTINGS at once"));
+            }
             self.events.push_back(Event::Settings {
                 version,
                 json: whole.json,
@@ -202,15 +206,15 @@ impl Session {
             self.session_over(now, budget, reason, &words, false);
             return Ok(());
         }
-        self.goaway_read = true;
+        if std::mem::replace(&mut self.goaway_read, true) {
+            return Err(protocol("a second GOAWAY"));
+        }
         for r in self.streams.refs() {
             if self.streams.get(r).is_some_and(|s| s.own && !s.orphan && s.id > last) {
                 self.withdraw(now, budget, r);
             }
         }
-        self.schedule
-            .ordered
-            .retain(|o| !matches!(o, super::schedule::Ordered::Open(..)));
+        self.withdraw_unwritten(now, budget);
         self.events.push_back(Event::GoAway { reason, text });
         Ok(())
     }
@@ -249,7 +253,7 @@ impl Session {
         let grant = budget.first_grant(warm);
         if warm > FIRST_GRANT_BYTES && grant > BASE_CREDIT_PEER_BYTES {
             budget.set_offsets(&mut stream, grant as u64, 0);
-            stream.window = grant as u64;
+            stream.window = (2 * grant).min(WINDOW_BYTES_MAX) as u64;
             stream.flags.credit = true;
         }
         let r = self.streams.insert(stream);
@@ -384,7 +388,9 @@ impl Session {
         let Some(s) = self.streams.get_mut(r) else {
             return Ok(());
         };
-        let early = !s.own && s.written < EARLY_RESET_BYTES && !in_grace;
+        // A whole answer is served, however short: its opener does not count such a reset either.
+        let served = s.written >= EARLY_RESET_BYTES || s.tx == Tx::Ended;
+        let early = !s.own && !served && !in_grace;
         if early && !self.buckets.early_reset(now) {
             return Err(flood("too many streams reset before they were served"));
         }

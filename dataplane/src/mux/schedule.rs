@@ -82,6 +82,8 @@ pub(super) struct Schedule {
     new: VecDeque<Entry>,
     old: VecDeque<Entry>,
     blocked: Vec<StreamRef>,
+    /// As `blocked`, for SETTINGS.
+    settings_blocked: bool,
     pub settings: Option<SettingsOut>,
     /// The newest rules that came while others were leaving.
     pub settings_next: Option<(u32, Bytes)>,
@@ -199,7 +201,7 @@ impl Session {
             self.transmit_control(budget, &mut w);
             self.transmit_streams(budget, &mut w);
         }
-        self.check_finished(budget);
+        self.check_finished(now, budget);
         if self.ack_now {
             self.transmit_head(now, &mut w);
         }
@@ -379,19 +381,25 @@ impl Session {
         }
     }
 
-    /// One part of the SETTINGS that are leaving; whether the turn is over and others may go on.
+    /// One part of the SETTINGS that are leaving; false when the write is full.
     fn transmit_settings(&mut self, w: &mut Write) -> bool {
+        let list = self.schedule.front_list();
         let Some(mut settings) = self.schedule.settings.take() else {
-            self.schedule.pop(self.schedule.front_list());
+            self.schedule.pop(list);
             return true;
         };
         let part = settings.next_part();
-        if self.offer(&part, w) != Offer::Written {
+        let offer = self.offer(&part, w);
+        if offer != Offer::Written {
             settings.next -= 1;
             self.schedule.settings = Some(settings);
-            return false;
+            if offer == Offer::NoReserve {
+                self.schedule.pop(list);
+                self.schedule.settings_blocked = true;
+            }
+            return offer == Offer::NoReserve;
         }
-        self.schedule.pop(self.schedule.front_list());
+        self.schedule.pop(list);
         if settings.next < settings.parts {
             self.schedule.settings = Some(settings);
             self.schedule.push_old(Entry::Settings);
@@ -454,6 +462,9 @@ impl Session {
 
     /// Room in the reserve again: what waited for it gets turns.
     pub(super) fn unblock_control(&mut self) {
+        if std::mem::take(&mut self.schedule.settings_blocked) {
+            self.schedule.push_old(Entry::Settings);
+        }
         for r in std::mem::take(&mut self.schedule.blocked) {
             if let Some(s) = self.streams.get_mut(r).filter(|s| s.turn == Turn::Blocked) {
                 s.turn = Turn::None;

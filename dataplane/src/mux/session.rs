@@ -16,7 +16,7 @@ use super::stream::{Rx, Stream, StreamRef, Streams, Tx};
 use crate::limits::{
     BASE_CREDIT_PEER_BYTES, CONNECTION_LIFE_MIN, DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, FIRST_DIAL_MAX, FIRST_GRANT_BYTES,
     FRAME_HEADER_BYTES, LINK_DOWN_GRACE, OUTAGE_INVISIBLE, RESUME_WINDOW, SESSION_ERRORS_BACKOFF, SESSION_ERRORS_MAX,
-    SESSION_ERRORS_SPAN,
+    SESSION_ERRORS_SPAN, WINDOW_BYTES_MAX,
 };
 use crate::time::Time;
 
@@ -143,7 +143,7 @@ pub enum Reject {
     Version,
     /// Lower or equal epoch: an older connection that arrived late.
     OldEpoch,
-    /// Another member, link or number of links.
+    /// Another member, link or number of links, or no name for a fresh session.
     Mismatch,
 }
 
@@ -223,6 +223,8 @@ pub struct Session {
     pub(super) buckets: Buckets,
     pub(super) partial: BytesMut,
     pub(super) settings_in: Option<super::receive::SettingsIn>,
+    /// Bytes of the SETTINGS handed on since the last answer.
+    pub(super) settings_unanswered: usize,
     pub(super) events: VecDeque<Event>,
 
     peer_credit: u32,
@@ -286,6 +288,7 @@ impl Session {
             buckets: Buckets::new(now),
             partial: BytesMut::new(),
             settings_in: None,
+            settings_unanswered: 0,
             events: VecDeque::new(),
             peer_credit: 0,
             next_own: if client { 1 } else { 2 },
@@ -336,7 +339,8 @@ impl Session {
         if !(hello.version_min..=hello.version_max).contains(&frame::VERSION) {
             return Err(Reject::Version);
         }
-        if hello.member != c.member || hello.link != c.link || hello.links != c.links {
+        let unnamed = hello.fresh == [0; 16];
+        if hello.member != c.member || hello.link != c.link || hello.links != c.links || unnamed {
             return Err(Reject::Mismatch);
         }
         if hello.epoch <= self.epoch && !planted("accept-old-epoch") {
@@ -504,6 +508,8 @@ impl Session {
     pub fn disconnected(&mut self, now: Time, budget: &mut Budget, clean: bool) {
         let was = std::mem::replace(&mut self.conn, Conn::Down);
         (self.closing, self.hello_out, self.farewell) = (None, None, None);
+        // What was to be closed is gone: the next connection must not be taken for it.
+        self.events.retain(|e| !matches!(e, Event::Close { .. }));
         (self.ack_due, self.ack_now) = (None, false);
         self.partial.clear();
         self.pongs.clear();
@@ -520,21 +526,24 @@ impl Session {
             self.lost_at = Some(now);
             self.withdrawn_since_loss = false;
         }
-        self.check_finished(budget);
+        self.check_finished(now, budget);
         if clean && self.goaway_read && self.streams.open == 0 {
-            self.finish_session(budget);
+            self.finish_session(now, budget);
         }
         self.closing = None;
         if self.finished {
-            self.end_session(now, budget, Code::Shutdown);
-            self.session = [0; 16];
-            self.outage = None;
-            return;
+            return self.forget_session(now, budget);
         }
         if self.config.side == Side::Client {
             self.schedule_dial(now, was);
         }
         self.expire(now, budget);
+    }
+
+    fn forget_session(&mut self, now: Time, budget: &mut Budget) {
+        self.end_session(now, budget, Code::Shutdown);
+        self.session = [0; 16];
+        self.outage = None;
     }
 
     fn drop_pending_fins(&mut self) {
@@ -551,9 +560,14 @@ impl Session {
         }
         let lived = now.since(self.up_since) >= CONNECTION_LIFE_MIN;
         self.dial_at = Some(if lived { now } else { now + CONNECTION_LIFE_MIN });
+        self.forget_old_errors(now);
         if self.errors.len() >= SESSION_ERRORS_MAX {
             self.dial_at = Some(now + SESSION_ERRORS_BACKOFF);
         }
+    }
+
+    fn forget_old_errors(&mut self, now: Time) {
+        self.errors.retain(|t| now.since(*t) < SESSION_ERRORS_SPAN);
     }
 
     fn back_off(&mut self, now: Time) {
@@ -690,7 +704,7 @@ impl Session {
         };
         self.end_session(now, budget, Code::Protocol);
         self.failed = true;
-        self.errors.retain(|t| now.since(*t) < SESSION_ERRORS_SPAN);
+        self.forget_old_errors(now);
         self.errors.push_back(now);
         if self.errors.len() > SESSION_ERRORS_MAX {
             self.errors.pop_front();
@@ -715,8 +729,8 @@ impl Session {
             self.forget(budget, &frame);
         }
         self.schedule = Schedule::default();
-        self.young.clear();
         self.settings_in = None;
+        self.settings_unanswered = 0;
         (self.received, self.ack_sent, self.ack_due, self.ack_now) = (0, 0, None, false);
         self.recall_at = None;
     }
@@ -747,7 +761,7 @@ impl Session {
     }
 
     /// OPENs that never left move on: gaps in ids are allowed.
-    fn withdraw_unwritten(&mut self, now: Time, budget: &mut Budget) {
+    pub(super) fn withdraw_unwritten(&mut self, now: Time, budget: &mut Budget) {
         let mut kept = VecDeque::new();
         for item in std::mem::take(&mut self.schedule.ordered) {
             match item {
@@ -825,7 +839,8 @@ impl Session {
         self.next_own += 2;
         self.unserved += 1;
         stream.unserved = true;
-        stream.window = credit.max(FIRST_GRANT_BYTES) as u64;
+        // Twice the grant: a window of one round trip, refilled at its half, would carry half of what the link does.
+        stream.window = (2 * credit).clamp(FIRST_GRANT_BYTES, WINDOW_BYTES_MAX) as u64;
         stream.limit = u64::from(self.peer_credit);
         stream.refusals_seen = budget.refusals;
         budget.set_offsets(&mut stream, credit as u64, 0);
@@ -920,8 +935,9 @@ impl Session {
         mark_served(&mut self.unserved, s);
         let finished = s.finished();
         s.flags.reset = Some((code, frame::short_text(text)));
+        // An end that was not taken yet goes with the bytes before it: they would look complete.
+        s.rx = Rx::Done;
         if !rx_over {
-            s.rx = Rx::Done;
             let (advertised, consumed) = (s.received, s.consumed);
             budget.set_offsets(s, advertised, consumed);
             s.flags.credit = false;
@@ -1017,7 +1033,9 @@ impl Session {
             return;
         }
         let target = s.window.min(budget.refill_max(s) as u64);
-        let worth = target >= outstanding + s.window / 8 || outstanding <= super::credit::base(s) as u64 / 2;
+        // Where the pool holds the window down, credit goes in quarters of what it leaves: halves would fall into a
+        // rhythm of little more than half of that in a round trip.
+        let worth = target >= outstanding + target / 4;
         if target > outstanding && worth {
             let consumed = s.consumed;
             budget.set_offsets(s, consumed + target, consumed);
@@ -1044,6 +1062,7 @@ impl Session {
             self.discard_inbox(budget, r);
         }
         self.settle(budget, r);
+        self.check_finished(now, budget);
     }
 
     /// `sc`: the site of a `tcp` stream is connected.
@@ -1077,6 +1096,7 @@ impl Session {
 
     /// Endpoint: the rules in force from here on, behind every OPEN already queued.
     pub fn settings_ack(&mut self, version: u32, accepted: bool, text: &str) {
+        self.settings_unanswered = 0;
         if accepted {
             self.config.settings = version;
         }
@@ -1121,20 +1141,25 @@ impl Session {
     }
 
     /// GOAWAY was sent or read, no stream is left, all own bytes are acknowledged: nothing is left to do.
-    pub(super) fn check_finished(&mut self, budget: &mut Budget) {
+    pub(super) fn check_finished(&mut self, now: Time, budget: &mut Budget) {
         let draining = self.goaway_last.is_some() || self.goaway_read;
-        let idle = self.streams.open == 0 && self.retention.is_empty() && self.schedule.ordered.is_empty();
+        let queue = &self.schedule;
+        let written = self.retention.is_empty() && queue.ordered.is_empty() && queue.refusals.is_empty();
+        let idle = self.streams.open == 0 && written;
         if draining && idle && !self.finished && !self.failed {
-            self.finish_session(budget);
+            self.finish_session(now, budget);
         }
     }
 
-    fn finish_session(&mut self, _budget: &mut Budget) {
+    fn finish_session(&mut self, now: Time, budget: &mut Budget) {
         if !self.finished {
             self.finished = true;
             self.ack_now = true;
             self.events.push_back(Event::Finished);
             self.close(false);
+        }
+        if matches!(self.conn, Conn::Down | Conn::Dialing) {
+            self.forget_session(now, budget);
         }
     }
 

@@ -1,16 +1,15 @@
 //! A browser's connection to the proxy port: one request after the other.
 
-use std::future::pending;
 use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-use super::flow::{Activity, Inlet, abort, linger};
+use super::flow::{Activity, Inlet, cut_at_end, linger};
 use super::relay::relay;
 use super::{connect, fetch};
 use crate::http::page::Page;
 use crate::http::{Bad, Finder, Form, Framing, Request, Scheme};
-use crate::limits::{EARLY_BYTES_MAX, HEAD_TIME_MAX, KEEP_ALIVE_IDLE_MAX};
+use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, EARLY_BYTES_MAX, HEAD_TIME_MAX, KEEP_ALIVE_IDLE_MAX};
 use crate::mux::{Code, Kind, Open};
 use crate::shard::runtime::{self, Socket};
 use crate::shard::{Shard, Stream};
@@ -28,7 +27,7 @@ pub(super) enum Next {
     Again,
     /// The last answer was delivered whole.
     Close,
-    /// Something was cut, and the browser must see that.
+    /// Something was cut, and the browser must see that, as it does unless told otherwise.
     Abort,
     /// It is opaque from here on. The request is forgotten first: a relay may live for days.
     Relay(Stream),
@@ -48,6 +47,7 @@ pub(super) struct Browser {
 /// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
 pub async fn serve(shard: Shard, socket: Socket, is_probe: bool) {
     let _counted = shard.count_connection();
+    cut_at_end(&socket);
     let mut browser = Browser {
         shard,
         socket,
@@ -62,7 +62,7 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool) {
     };
     match next {
         Next::Again | Next::Close => linger(&browser.socket).await,
-        Next::Abort => abort(&browser.socket),
+        Next::Abort => {}
         Next::Relay(stream) => {
             let early = browser.inbox.split().freeze();
             let mut inlet = Inlet::new(&stream);
@@ -222,7 +222,7 @@ pub(super) async fn read_into(socket: &Socket, inbox: &mut BytesMut) -> io::Resu
 }
 
 /// Watches a browser that waits: holds what it sends already, as far as the bound goes, and returns once its
-/// connection broke. Its end alone changes nothing: a half-closed browser still reads.
+/// connection broke.
 pub(super) async fn watch(socket: &Socket, inbox: &mut BytesMut, eof: &mut bool) {
     while !*eof && inbox.len() < EARLY_BYTES_MAX {
         match read_into(socket, inbox).await {
@@ -231,5 +231,21 @@ pub(super) async fn watch(socket: &Socket, inbox: &mut BytesMut, eof: &mut bool)
             Err(_) => return,
         }
     }
-    pending::<()>().await;
+    forgotten(socket).await;
+}
+
+/// Waits until the connection broke where no read tells of it. A browser's end alone changes nothing: it may be half
+/// closed and still read. One that has closed looks the same, so it is asked with keep-alive probes, which its system
+/// answers with a reset once it has forgotten the connection.
+async fn forgotten(socket: &Socket) {
+    let socket = socket2::SockRef::from(socket);
+    let ask = socket2::TcpKeepalive::new()
+        .with_time(BROWSER_ASKED)
+        .with_interval(BROWSER_ASKED)
+        .with_retries(BROWSER_SILENT_MAX);
+    // Fails only if the connection is gone, which the next look shows.
+    let _ = socket.set_tcp_keepalive(&ask);
+    while matches!(socket.take_error(), Ok(None)) {
+        runtime::sleep(BROWSER_ASKED).await;
+    }
 }

@@ -307,7 +307,7 @@ async fn deliver_body(
             }
         }
         outlet.flush(socket, inlet).await.map_err(|_| Fault::BrowserGone)?;
-        if body.is_done() {
+        if body.is_done() && !inlet.has_lost() {
             return Ok(());
         }
         match inlet.end() {

@@ -110,6 +110,11 @@ impl<'a> Inlet<'a> {
         self.end.as_ref().filter(|_| self.slice.is_empty())
     }
 
+    /// Bytes that were taken never reached the socket: it was full, and the stream was reset meanwhile.
+    pub fn has_lost(&self) -> bool {
+        self.taken_before > 0 && matches!(self.end(), Some(End::Cut(..)))
+    }
+
     /// Holds nothing any more: the last `unwritten` bytes that were taken, and the slice, will come again. What is
     /// held here would keep whole buffers of the link in memory.
     pub fn let_go(&mut self, unwritten: usize) {
@@ -291,8 +296,9 @@ impl Activity {
     }
 }
 
-/// Closes the socket so that the other side sees a cut: with RST.
-pub fn abort(socket: &Socket) {
+/// From now on the socket's end is a cut for the other side, with RST, whatever brings it about: a process that dies
+/// ends nothing cleanly. [`linger`] takes it back.
+pub fn cut_at_end(socket: &Socket) {
     // Fails only if the connection is gone already.
     let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
@@ -300,6 +306,7 @@ pub fn abort(socket: &Socket) {
 /// Closes after a whole answer: what still comes in is read and dropped for a while, for a socket closed with unread
 /// bytes is reset, and a reset may overtake the answer.
 pub async fn linger(socket: &Socket) {
+    let _ = socket2::SockRef::from(socket).set_linger(None);
     socket.shutdown(Shutdown::Write);
     let drained = async {
         let mut dropped = 0;

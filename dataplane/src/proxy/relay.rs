@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES, abort, linger};
+use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES, cut_at_end, linger};
 use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
 use crate::mux::Code;
 use crate::shard::Stream;
@@ -33,15 +33,13 @@ pub async fn relay(
     gone: Code,
     activity: &Activity,
 ) {
+    cut_at_end(socket);
     let up = upload(socket, stream, early, activity);
     let down = download(socket, inlet, activity);
     match both(up, down).await {
         Ok(()) => linger(socket).await,
-        Err(Cut::Local) => {
-            stream.reset(gone, "the connection was broken off");
-            abort(socket);
-        }
-        Err(Cut::Peer) => abort(socket),
+        Err(Cut::Local) => stream.reset(gone, "the connection was broken off"),
+        Err(Cut::Peer) => {}
     }
 }
 

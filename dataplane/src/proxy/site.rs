@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::answer::Answer;
 use super::dial::{Dialled, Site, Sites, Unreached, micros};
 use super::exchange::{self, Fault, Progress};
-use super::flow::{Activity, Inlet, NoHead, abort};
+use super::flow::{Activity, Inlet, NoHead, cut_at_end};
 use super::origin::{Attempt, Key};
 use super::relay::relay;
 use crate::http::{Finder, Form, Framing, Request, Scheme};
@@ -153,7 +153,7 @@ impl Call<'_> {
                 Err(Fault::Silent) if attempt.may_repeat() => {}
                 Err(fault) => {
                     let (code, text) = fault.reset();
-                    abort(&site.socket);
+                    cut_at_end(&site.socket);
                     self.reset(code, text);
                     return None;
                 }
@@ -199,7 +199,6 @@ impl Call<'_> {
         );
         if let Either::Right(()) = select(relayed, activity.silence(|| IDLE_MAX)).await {
             self.reset(Code::IdleTimeout, "no byte in either direction");
-            abort(&site.socket);
         }
     }
 }

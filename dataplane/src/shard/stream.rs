@@ -82,6 +82,25 @@ struct Returned {
     finished: Option<Option<Timings>>,
 }
 
+impl Returned {
+    /// The next frame, or its first `room` bytes (> 0) if it has more: whoever waited for room for all of it would not be
+    /// told when there is some.
+    fn take(&mut self, room: usize) -> Option<BytesMut> {
+        let frame = self.frames.pop_front()?;
+        let payload = &frame[FRAME_HEADER_BYTES..];
+        if payload.len() <= room {
+            return Some(
+                frame
+                    .try_into_mut()
+                    .unwrap_or_else(|f| buffers::frame(&f[FRAME_HEADER_BYTES..])),
+            );
+        }
+        let (now, later) = payload.split_at(room);
+        self.frames.push_front(buffers::frame(later).freeze());
+        Some(buffers::frame(now))
+    }
+}
+
 impl Stream {
     /// Opens a stream on a live link, or waits for one.
     pub(super) async fn open_own(shard: &Shard, open: Open) -> Result<Self, (Code, String)> {
@@ -334,23 +353,23 @@ impl Stream {
             if self.cell.withdrawals.get() != round || self.lost.borrow().is_some() {
                 return false;
             }
-            let next = self.cell.returned.borrow().frames.front().map(Bytes::len);
-            let Some(length) = next else {
+            if self.cell.returned.borrow().frames.is_empty() {
                 if let Some(timings) = self.cell.returned.take().finished {
                     self.with(|s, _, now, stream| s.finish(now, stream, timings));
                 }
                 return true;
-            };
-            let room = self.ask(|s, b, now, stream| s.room(now, b, stream));
-            if room.is_ok_and(|room| room < length - FRAME_HEADER_BYTES) {
-                self.cell.replayable.wait().await;
-                continue;
             }
-            // A stream that was stopped takes the frame and drops it: the holder learns of the end by itself.
-            if let Some(frame) = self.cell.returned.borrow_mut().frames.pop_front() {
-                let frame = frame
-                    .try_into_mut()
-                    .unwrap_or_else(|shared| buffers::frame(&shared[FRAME_HEADER_BYTES..]));
+            let room = match self.ask(|s, b, now, stream| s.room(now, b, stream)) {
+                Ok(0) => {
+                    self.cell.replayable.wait().await;
+                    continue;
+                }
+                Ok(room) => room,
+                // A stream that was stopped takes the frame and drops it: the holder learns of the end by itself.
+                Err(_) => FRAME_PAYLOAD_BYTES_MAX,
+            };
+            let frame = self.cell.returned.borrow_mut().take(room);
+            if let Some(frame) = frame {
                 self.with(|s, b, now, stream| s.write(now, b, stream, frame));
             }
         }
@@ -377,5 +396,20 @@ impl Drop for Stream {
         self.shard.0.counters.streams_open.sub(1);
         let (link, stream) = self.place();
         link.release(&self.shard, stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_is_placed_anew_fits_whatever_room_there_is() {
+        let mut returned = Returned::default();
+        returned.frames.push_back(buffers::frame(b"placed anew").freeze());
+        let mut next = |room| returned.take(room).map(|f| f[FRAME_HEADER_BYTES..].to_vec());
+        assert_eq!(next(6).as_deref(), Some(&b"placed"[..]));
+        assert_eq!(next(5).as_deref(), Some(&b" anew"[..]));
+        assert_eq!(next(5), None);
     }
 }

@@ -203,25 +203,30 @@ struct Pair {
     identity: Arc<Identity>,
     server: Fingerprint,
     driver: Driver,
+    services: Services,
 }
 
 impl Pair {
     fn new(driver: Driver, shards: usize, links: u16) -> Self {
-        let mut pair = Self::without_client(driver, shards);
+        Self::serving(TEST, driver, shards, links)
+    }
+
+    fn serving(services: Services, driver: Driver, shards: usize, links: u16) -> Self {
+        let mut pair = Self::without_client(services, driver, shards);
         pair.client = Some(pair.dial(pair.front, links, pair.server));
         pair.await_links(usize::from(links));
         pair
     }
 
     fn over(driver: Driver, links: u16) -> (Self, Path) {
-        let mut pair = Self::without_client(driver, 1);
+        let mut pair = Self::without_client(TEST, driver, 1);
         let path = Path::to(pair.front);
         pair.client = Some(pair.dial(path.address, links, pair.server));
         pair.await_links(usize::from(links));
         (pair, path)
     }
 
-    fn without_client(driver: Driver, shards: usize) -> Self {
+    fn without_client(services: Services, driver: Driver, shards: usize) -> Self {
         let identity = Arc::new(Identity::generate().unwrap());
         let own = Arc::new(Identity::generate().unwrap());
         let server = own.fingerprint();
@@ -244,7 +249,7 @@ impl Pair {
             max_streams: 1_000,
             browsers,
         };
-        let endpoint = Arc::new(endpoint::start_with(config, TEST).unwrap());
+        let endpoint = Arc::new(endpoint::start_with(config, services).unwrap());
         let member = Member {
             id: identity.member(),
             fingerprint: identity.fingerprint(),
@@ -270,6 +275,7 @@ impl Pair {
             identity,
             server,
             driver,
+            services,
         }
     }
 
@@ -289,7 +295,7 @@ impl Pair {
             denied: Vec::new(),
             max_streams: 1_000,
         };
-        client::start_with(config, TEST).unwrap()
+        client::start_with(config, self.services).unwrap()
     }
 
     fn await_links(&self, links: usize) {
@@ -310,6 +316,23 @@ impl Pair {
         let browser = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         browser.set_read_timeout(Some(PATIENCE)).unwrap();
         let (accepted, _) = listener.accept().unwrap();
+        self.hand_over(shard, kind, &accepted);
+        browser
+    }
+
+    /// A browser whose connection holds little, for the time that it does not read.
+    fn narrow_browser(&self) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let browser = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        browser.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        socket2::SockRef::from(&accepted).set_send_buffer_size(32_768).unwrap();
+        socket2::SockRef::from(&browser).set_recv_buffer_size(65_536).unwrap();
+        self.hand_over(0, 0, &accepted);
+        browser
+    }
+
+    fn hand_over(&self, shard: usize, kind: u8, accepted: &TcpStream) {
         accepted.set_nonblocking(true).unwrap();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -317,7 +340,6 @@ impl Pair {
         assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
         let message = [IoSlice::new(std::slice::from_ref(&kind))];
         rustix::net::sendmsg(&self.brokers[shard], &message, &mut control, SendFlags::empty()).unwrap();
-        browser
     }
 
     /// The self-test's answer, once all links are live: a link is up a round trip before it takes streams.
@@ -548,7 +570,7 @@ fn opens_that_never_left_are_placed_anew() {
 
 #[test]
 fn wrong_key_is_told() {
-    let pair = Pair::without_client(Driver::Auto, 1);
+    let pair = Pair::without_client(TEST, Driver::Auto, 1);
     let client = pair.dial(pair.front, 1, Identity::generate().unwrap().fingerprint());
     let event = client.events().recv_timeout(PATIENCE).unwrap();
     assert!(
@@ -595,4 +617,69 @@ fn a_dark_shard_passes_browsers_on() {
         exchange(pair.browser(1, 0), b"over the other shard".to_vec()),
         b"over the other shard"
     );
+}
+
+/// Resets that `endless_end` has made.
+static RESETS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// Answers with a body of as many bytes as the path says, and resets where the end belongs.
+async fn endless_end(stream: Stream) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Recv::Data(bytes) = stream.next().await else { return };
+        head.extend_from_slice(&bytes);
+        stream.consumed(bytes.len());
+    }
+    let path = std::str::from_utf8(&head).unwrap().split(' ').nth(1).unwrap();
+    let length: usize = path[1..].parse().unwrap();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+    let body = [head.into_bytes(), pattern(length, 0)].concat();
+    // Where the browser's connection and the stream's credit hold less, the answer is cut inside.
+    runtime::timeout(Duration::from_millis(500), stream.send(&body)).await;
+    runtime::sleep(Duration::from_millis(100)).await;
+    stream.reset(Code::SiteReset, "");
+    *RESETS.0.lock().unwrap() += 1;
+    RESETS.1.notify_all();
+}
+
+/// What the browser's full socket had to leave in the stream is lost with the stream, even if the answer's last byte
+/// had arrived: the answer must not look complete.
+#[test]
+fn an_answer_whose_tail_was_lost_in_the_stream_is_cut() {
+    let services = Services {
+        site: |shard, stream| shard.spawn(endless_end(stream)),
+        browser: |shard, socket, is_probe| shard.spawn(crate::proxy::browser::serve(shard.clone(), socket, is_probe)),
+    };
+    on_both_drivers(|driver| {
+        let pair = Pair::serving(services, driver, 1, 1);
+        let ask = |length: usize| {
+            let mut browser = pair.narrow_browser();
+            let request = format!("GET http://site.test/{length} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            browser.write_all(request.as_bytes()).unwrap();
+            browser
+        };
+        // A link is up a round trip before it takes streams.
+        let (since, client) = (Instant::now(), pair.client.as_ref().unwrap());
+        while client.report().streams_opened == 0 {
+            assert!(since.elapsed() < PATIENCE, "the link is live");
+            drop(ask(0).read_to_end(&mut Vec::new()));
+        }
+        let before = *RESETS.0.lock().unwrap();
+        let browsers: Vec<_> = (2..18).map(|n| n * 16_384).map(|n| (ask(n), n)).collect();
+        let all = before + browsers.len();
+        let resets = RESETS.0.lock().unwrap();
+        let waited = RESETS.1.wait_timeout_while(resets, PATIENCE, |n| *n < all).unwrap();
+        assert!(!waited.1.timed_out(), "the site's resets are out");
+        drop(waited);
+        for (mut browser, length) in browsers {
+            let mut answer = Vec::new();
+            let clean = browser.read_to_end(&mut answer).is_ok();
+            let whole = answer.ends_with(&pattern(length, 0)) || answer.starts_with(b"HTTP/1.1 502 ");
+            assert!(
+                whole || !clean,
+                "{length}: a part of {} bytes looks complete",
+                answer.len()
+            );
+        }
+    });
 }

@@ -1,10 +1,13 @@
 //! CONNECT.
 
 use std::io::{BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
-use crate::tunnel::{on_both_drivers, pattern, site};
+use dataplane::client::Driver;
+
+use crate::tunnel::{Browser, PATIENCE, Tunnel, on_both_drivers, pattern, site};
 
 fn echo(mut connection: BufReader<TcpStream>) {
     let mut writer = connection.get_ref().try_clone().unwrap();
@@ -90,9 +93,45 @@ fn a_browser_that_resets_is_seen_as_cut_by_the_site() {
         let socket = socket2::SockRef::from(browser.0.get_ref());
         socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(browser);
-        assert!(
-            told.recv_timeout(crate::tunnel::PATIENCE).unwrap(),
-            "a cut looks like an end"
-        );
+        assert!(told.recv_timeout(PATIENCE).unwrap(), "a cut looks like an end");
     });
+}
+
+/// Set in the child process: where it finds its browser.
+const BROWSER: &str = "CULVERT_TEST_BROWSER";
+
+#[test]
+fn a_killed_process_ends_nothing_cleanly() {
+    if let Ok(browser) = std::env::var(BROWSER) {
+        let tunnel = Tunnel::start(Driver::Auto, Vec::new());
+        tunnel.hand_over(&TcpStream::connect(browser).unwrap(), 0);
+        // Until the parent has ended.
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+        return;
+    }
+    let (tell, told) = mpsc::channel();
+    let site = site(move |mut connection| {
+        connection.get_mut().write_all(b"x").unwrap();
+        tell.send(connection.read(&mut [0; 1]).is_err()).unwrap();
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut both_roles = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "connections::a_killed_process_ends_nothing_cleanly"])
+        .env(BROWSER, listener.local_addr().unwrap().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut browser = Browser(BufReader::new(listener.accept().unwrap().0));
+    browser.0.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+    browser.send(format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\n\r\n").as_bytes());
+    assert_eq!(browser.answer("CONNECT").status, 200);
+    browser.0.read_exact(&mut [0; 1]).unwrap();
+    both_roles.kill().unwrap();
+    both_roles.wait().unwrap();
+    assert!(
+        told.recv_timeout(PATIENCE).unwrap(),
+        "a cut looks like an end to the site"
+    );
+    assert!(!browser.rest().1, "a cut looks like an end to the browser");
 }

@@ -1,9 +1,10 @@
 //! What is refused, what fails, and what is cut.
 
 use std::io::{BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 
 use dataplane::client::Driver;
 
@@ -313,4 +314,53 @@ fn a_browser_that_resets_while_it_waits_ends_the_request_at_the_site() {
         drop(browser);
         told.recv_timeout(PATIENCE / 4).expect("the site's connection ends");
     });
+}
+
+/// A browser's end alone says nothing: it may still read. Once its system has forgotten the connection, it is gone.
+#[test]
+fn a_browser_that_closed_while_it_waits_ends_the_request_at_the_site() {
+    on_both_drivers(|tunnel| {
+        let (tell, told) = mpsc::channel();
+        let (go, gone) = mpsc::channel::<()>();
+        let gone = Mutex::new(gone);
+        let site = site(move |mut connection| {
+            let head = read_head(&mut connection);
+            tell.send(()).unwrap();
+            if head.starts_with("GET /late ") {
+                gone.lock().unwrap().recv().unwrap();
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate";
+                return connection.get_mut().write_all(answer).unwrap();
+            }
+            let _ = connection.read(&mut [0; 1]);
+            tell.send(()).unwrap();
+        });
+        let [mut reads, closes] = ["late", "never"].map(|path| {
+            let mut browser = tunnel.browser();
+            browser.get(&format!("http://{site}/{path}"));
+            told.recv_timeout(PATIENCE).expect("the request arrives");
+            browser.0.get_ref().shutdown(Shutdown::Write).unwrap();
+            browser
+        });
+        // The kernel remembers a closed connection for 60 s unless told otherwise.
+        forget_soon(closes.0.get_ref());
+        drop(closes);
+        told.recv_timeout(PATIENCE).expect("the site's connection ends");
+        go.send(()).unwrap();
+        assert_eq!(reads.answer("GET").body, b"late");
+    });
+}
+
+fn forget_soon(socket: &TcpStream) {
+    let seconds: libc::c_int = 1;
+    // SAFETY: the option's value is an int that outlives the call.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_LINGER2,
+            (&raw const seconds).cast(),
+            size_of_val(&seconds) as libc::socklen_t,
+        )
+    };
+    assert_eq!(set, 0);
 }

@@ -119,13 +119,18 @@ impl Tunnel {
         let browser = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         browser.set_read_timeout(Some(PATIENCE)).unwrap();
         let (accepted, _) = listener.accept().unwrap();
+        self.hand_over(&accepted, kind);
+        browser
+    }
+
+    /// Gives the endpoint the near end of a browser's connection.
+    pub fn hand_over(&self, accepted: &TcpStream, kind: u8) {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds = [accepted.as_fd()];
         assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
         let message = [IoSlice::new(std::slice::from_ref(&kind))];
         rustix::net::sendmsg(&self.broker, &message, &mut control, SendFlags::empty()).unwrap();
-        browser
     }
 
     /// The answer to one GET on a connection of its own.

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use dataplane::limits::{BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES};
 use dataplane::mux::frame::kind;
 
+use super::world::World;
 use super::{CLIENT, ENDPOINT, Side};
 
 /// Situations of a cut that have no frame.
@@ -153,5 +155,60 @@ impl Coverage {
             let _ = writeln!(out, "{what:<35}{n:>12}");
         }
         out
+    }
+}
+
+impl World {
+    pub fn classify_cut(&mut self, c: usize) {
+        let conn = &self.conns[c];
+        let p = conn.pair;
+        let pair = &self.pairs[p];
+        self.coverage.count("cuts", 1);
+        let hello_in = conn.lines[CLIENT].hello_read || !conn.first.is_empty();
+        if !hello_in {
+            self.coverage.hit("before HELLO");
+        } else if !conn.lines[ENDPOINT].hello_read {
+            self.coverage.hit("between the HELLOs");
+        }
+        let at = [CLIENT, ENDPOINT].map(|s| conn.pipes[s].delivered);
+        let replaying = [CLIENT, ENDPOINT].iter().any(|s| conn.lines[*s].replaying_at(at[*s]));
+        if replaying {
+            self.coverage.hit("inside a replay");
+            if pair.cut_in_replay {
+                self.coverage.hit("second cut inside a replay");
+            }
+        }
+        for side in [CLIENT, ENDPOINT] {
+            if let Some((mark, header)) = conn.lines[side].frame_at(at[side]) {
+                let cell = Cell {
+                    kind: mark.kind,
+                    side,
+                    header,
+                };
+                *self.coverage.frames.entry(cell).or_default() += 1;
+            }
+            let host = &self.hosts[pair.ends[side].host];
+            // Each link may hold half of what the others leave.
+            let links = (self.pairs.iter()).filter(|q| q.ends[side].host == pair.ends[side].host && q.ends[side].alive);
+            let reachable = host.config.tx_bytes - (host.config.tx_bytes >> links.count().min(20));
+            if host.budget.tx_held() * 10 >= reachable * 8 {
+                self.coverage.hit("send budget nearly full");
+            }
+            let base =
+                host.budget.streams().0 * BASE_CREDIT_PEER_BYTES + host.budget.streams().1 * BASE_CREDIT_OWN_BYTES;
+            if host.budget.rx_outstanding().saturating_sub(base) * 4 >= host.config.pool_bytes * 3 {
+                self.coverage.hit("receive budget nearly full");
+            }
+        }
+        if pair.ends[ENDPOINT].cut_over.is_some() {
+            self.coverage.hit("during cut-over");
+        }
+        if pair.draining {
+            self.coverage.hit("during GOAWAY");
+        }
+        if self.slots[pair.slot].sent_on == Some(p) {
+            self.coverage.hit("during a settings change");
+        }
+        self.pairs[p].cut_in_replay = replaying;
     }
 }

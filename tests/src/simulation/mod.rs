@@ -2,22 +2,25 @@
 //!
 //! ```text
 //!  scenario ─► world ─► host (the shell's contract) ─► mux::Session      world: clock, queue of wakes
-//!                │         │  ▲                                          traffic: local sockets of streams
+//!                │         │  ▲                                          traffic, local: streams and their sockets
 //!                ├─ network (pipes) ── wire (what an onlooker checks)    faults: what breaks when
 //!                └─ oracle (streams, budgets, progress) ── coverage
 //! ```
 
+mod connection;
 pub mod coverage;
-pub mod faults;
-pub mod host;
+mod faults;
+mod host;
+mod local;
 pub mod network;
-pub mod oracle;
+mod oracle;
 pub mod prng;
+mod progress;
 pub mod scenario;
-pub mod shell;
-pub mod traffic;
-pub mod wire;
-pub mod world;
+mod shell;
+mod traffic;
+mod wire;
+mod world;
 
 pub use coverage::Coverage;
 pub use scenario::Scenario;

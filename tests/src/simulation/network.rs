@@ -243,11 +243,6 @@ impl Pipe {
         self.ends_at = self.ends_at.map(|at| at.max(late));
         self.pump(now);
     }
-
-    /// Bytes in the socket and the network.
-    pub fn backlog(&self) -> usize {
-        self.unsent_bytes + self.flight.iter().map(|s| s.bytes.len()).sum::<usize>()
-    }
 }
 
 /// Time that `bytes` take over a fresh connection of this profile with nothing but TCP in the way, in µs: a round

@@ -1,6 +1,9 @@
 //! What a seed stands for: topology, budgets, paths, streams and faults.
 
+use dataplane::mux::frame::kind;
 use dataplane::mux::{BudgetConfig, Code, Kind};
+
+use super::coverage::Cell;
 
 use super::faults::{Fault, FaultKind};
 use super::network::Profile;
@@ -62,6 +65,21 @@ pub struct Plan {
     pub start_tls: bool,
 }
 
+impl Plan {
+    /// One exchange of so many bytes each way, both from the start.
+    pub fn exchange(at: u64, opener: Side, bytes: [u64; 2]) -> Self {
+        Self {
+            at,
+            opener,
+            kind: if opener == CLIENT { Kind::Relay } else { Kind::Http },
+            slot: 0,
+            ways: bytes.map(Way::plain),
+            wait: false,
+            start_tls: false,
+        }
+    }
+}
+
 /// A whole run.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -116,11 +134,11 @@ impl Scenario {
         let active = rng.between(4, 25) * SECOND;
         let calm_at = active + 2 * SECOND;
         let mut streams = streams(&mut rng, members, active, calm_at);
-        if small && rng.chance(60) {
-            hoard(&mut rng, &mut streams, active);
-        }
+        let hoards = small && rng.chance(60);
+        let hoarded = hoards.then(|| hoard(&mut rng, &mut streams, active));
         let pairs = members * usize::from(links);
-        let faults = super::faults::draw(&mut rng, pairs, members, active);
+        let mut faults = super::faults::draw(&mut rng, pairs, members, active);
+        faults.extend(hoarded.into_iter().flatten());
         let mut scenario = Self {
             members,
             links,
@@ -250,8 +268,8 @@ fn streams(rng: &mut Prng, members: usize, active: u64, calm_at: u64) -> Vec<Pla
         .collect()
 }
 
-/// Long streams that pause: they fill the budgets, and their idle credit is recalled.
-fn hoard(rng: &mut Prng, streams: &mut [Plan], active: u64) {
+/// Long streams that pause: they fill the budgets, and their idle credit is recalled. The recall is to be cut.
+fn hoard(rng: &mut Prng, streams: &mut [Plan], active: u64) -> [Fault; 2] {
     let way = rng.pick(&[CLIENT, ENDPOINT]);
     for plan in streams.iter_mut().take(6) {
         let bytes = rng.between(120_000, 400_000);
@@ -264,6 +282,15 @@ fn hoard(rng: &mut Prng, streams: &mut [Plan], active: u64) {
         plan.ways[way] = long;
         plan.ways[1 - way].after = 0;
     }
+    [(kind::RECALL, 1 - way), (kind::RETURN, way)].map(|(kind, side)| Fault {
+        at: rng.below(active / 2),
+        target: 0,
+        kind: FaultKind::Aim(Cell {
+            kind,
+            side,
+            header: rng.chance(50),
+        }),
+    })
 }
 
 /// Writes that stand in a slow path for long, opens and settings behind them, then silence.
@@ -310,15 +337,7 @@ fn flood(scenario: &mut Scenario) {
     (scenario.endpoint.pool_bytes, scenario.endpoint.tx_bytes) = (16 << 20, 16 << 20);
     scenario.endpoint.streams_own_max = 4_096;
     scenario.paths = [Profile::new(5 * MS, 2_000, 20_000); 2];
-    let plan = |at, bytes| Plan {
-        at,
-        opener: ENDPOINT,
-        kind: Kind::Http,
-        slot: 0,
-        ways: [Way::plain(bytes), Way::plain(10)],
-        wait: false,
-        start_tls: false,
-    };
+    let plan = |at, bytes| Plan::exchange(at, ENDPOINT, [bytes, 10]);
     scenario.streams = (0..5).map(|_| plan(0, 400_000)).collect();
     scenario.streams.extend((0..1_400).map(|i| plan(1_000 * MS + i, 100)));
     scenario

@@ -12,7 +12,7 @@ use super::faults::Fault;
 use super::host::{Host, Pair, Slot};
 use super::network::{Ending, Pipe};
 use super::prng::Prng;
-use super::scenario::Scenario;
+use super::scenario::{Plan, Scenario};
 use super::traffic::Stream;
 use super::wire::Line;
 use super::{CLIENT, ENDPOINT, Failure, MS, SECOND, Side};
@@ -165,6 +165,10 @@ impl World {
         while !self.step() {}
         match self.failure.take() {
             Some(failure) => Err(failure),
+            None if self.scenario.floods && self.coverage.total("sessions ended by a flood") == 0 => {
+                let text = "more streams were refused than may be pending".to_owned();
+                Err(Failure::new("floods", text))
+            }
             None => {
                 self.count_totals();
                 Ok(self.coverage.clone())
@@ -357,7 +361,7 @@ impl World {
             side: self.rng.pick(&[CLIENT, ENDPOINT]),
             header: false,
         });
-        self.extra_stream();
+        self.add_stream(Plan::exchange(0, ENDPOINT, [40_000; 2]));
     }
 
     fn count_totals(&mut self) {
