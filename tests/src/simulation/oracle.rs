@@ -133,7 +133,8 @@ impl World {
             .count(if resumed { "resumes" } else { "fresh sessions" }, 1);
         let same = self.pairs[p].ends[CLIENT].track.session == self.pairs[p].ends[ENDPOINT].track.session;
         if !resumed {
-            self.pairs[p].ends[side].lost_since = None;
+            let end = &mut self.pairs[p].ends[side];
+            end.lost_since = end.conn.is_none().then_some(self.now);
         }
         let just_ended = resumed && self.pairs[p].ends[CLIENT].ended_at == Some(self.now);
         if side == CLIENT && same && !just_ended {
