@@ -307,6 +307,52 @@ pub const EARLY_BYTES_MAX: usize = 64 * KIB;
 pub const LINGER_BYTES_MAX: usize = 1024 * KIB;
 pub const LINGER_MAX: Duration = Duration::from_secs(2);
 
+// ── Memory of a process ───────────────────────────────────────────────────────────────────────────────────────
+
+/// What `sc` promises to stay within at four shards and four links.
+pub const CLIENT_MEMORY_BYTES: usize = 1_280 * MIB;
+/// What an endpoint of one shard promises to stay within.
+pub const ENDPOINT_MEMORY_BYTES: usize = 512 * MIB;
+/// Runtime, scratch buffers and tables of a shard.
+const SHARD_BYTES: usize = 8 * MIB;
+/// Read buffer and reserve of a link.
+const LINK_BYTES: usize = CONTROL_RESERVE_BYTES;
+/// Heads that wait while no link is up, together.
+const WAITING_HEADS_BYTES: usize = 16 * MIB;
+/// The endpoint's response cache.
+const CACHE_BYTES: usize = 64 * MIB;
+/// Code, allocator, control thread.
+const BASE_BYTES: usize = 32 * MIB;
+
+/// The most that a process holds: half as much again as its budgets, because a buffer is charged whole, and the rest.
+/// `peer_streams` and `own_streams`: limits of streams opened by the other side and by this one.
+pub const fn memory_bytes(
+    peer_streams: usize,
+    own_streams: usize,
+    pool_bytes: usize,
+    shards: usize,
+    links: usize,
+) -> usize {
+    let bases = peer_streams * BASE_CREDIT_PEER_BYTES + own_streams * BASE_CREDIT_OWN_BYTES;
+    let budgets = bases + shards * (pool_bytes + TX_BUDGET_BYTES);
+    budgets / 2 * 3 + shards * SHARD_BYTES + links * LINK_BYTES + WAITING_HEADS_BYTES + BASE_BYTES
+}
+
+/// As [`memory_bytes`], for an endpoint with its cache.
+pub const fn endpoint_memory_bytes(own_streams: usize, shards: usize, links: usize) -> usize {
+    memory_bytes(CLIENT_STREAMS_MAX, own_streams, ENDPOINT_POOL_BYTES, shards, links) + CACHE_BYTES
+}
+
+const _: () = assert!(
+    memory_bytes(
+        ENDPOINT_STREAMS_MAX,
+        CLIENT_STREAMS_MAX,
+        CLIENT_POOL_BYTES,
+        SHARDS_DEFAULT_MAX,
+        SHARDS_DEFAULT_MAX
+    ) <= CLIENT_MEMORY_BYTES
+);
+const _: () = assert!(endpoint_memory_bytes(ENDPOINT_STREAMS_MAX, 1, 16) <= ENDPOINT_MEMORY_BYTES);
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX == 16_372);
 const _: () = assert!(RECORD_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(RECORD_CIPHERTEXT_BYTES_MAX <= u16::MAX as usize);

@@ -14,12 +14,6 @@ use super::limits::{LINKS_MAX, SHARDS_MAX};
 use super::{Driver, EXIT_INTERNAL, Failure, Options, guest, open_store, serve, unix_now};
 
 const MIB: usize = 1024 * 1024;
-/// What an endpoint needs beside its streams: a shard's buffers, a link's, the cache, and the process itself.
-const SHARD_BYTES: usize = 8 * MIB;
-const LINK_BYTES: usize = 256 * 1024;
-const CACHE_BYTES: usize = 64 * MIB;
-const WAITING_HEADS_BYTES: usize = 16 * MIB;
-const BASE_BYTES: usize = 32 * MIB;
 
 const EXIT_CODES: &str = "Exit codes: 0 clean, 1 internal error, 2 usage, 7 a port, file or folder cannot be had.";
 
@@ -177,7 +171,7 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
             "--max-streams: {shards} (the shards) to {most}"
         )));
     }
-    let needed = endpoint_bytes(shards, arguments.max_streams).div_ceil(MIB);
+    let needed = limits::endpoint_memory_bytes(arguments.max_streams, shards, LINKS_MAX.into()).div_ceil(MIB);
     if arguments.memory_max.is_some_and(|given| given < needed) {
         return Err(Failure::usage(format!(
             "--memory-max: endpoints of {shards} shards and {} streams need {needed} MiB",
@@ -195,19 +189,6 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
         max_streams: arguments.max_streams,
         driver: arguments.driver,
     })
-}
-
-/// The most that an endpoint holds: half as much again as its budgets, because a buffer is charged whole, and the rest.
-fn endpoint_bytes(shards: usize, max_streams: usize) -> usize {
-    let peer_opened = limits::CLIENT_STREAMS_MAX * limits::BASE_CREDIT_PEER_BYTES;
-    let own = max_streams * limits::BASE_CREDIT_OWN_BYTES;
-    let budgets = peer_opened + own + shards * (limits::ENDPOINT_POOL_BYTES + limits::TX_BUDGET_BYTES);
-    budgets * 3 / 2
-        + shards * SHARD_BYTES
-        + usize::from(LINKS_MAX) * LINK_BYTES
-        + WAITING_HEADS_BYTES
-        + CACHE_BYTES
-        + BASE_BYTES
 }
 
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
@@ -303,10 +284,5 @@ mod tests {
             let failure = parse(&arguments).unwrap_err();
             assert!(failure.text.contains(named), "{}", failure.text);
         }
-    }
-
-    #[test]
-    fn one_shard_fits_the_promised_memory() {
-        assert!(endpoint_bytes(1, limits::ENDPOINT_STREAMS_MAX) <= 512 * MIB);
     }
 }
