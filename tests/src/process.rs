@@ -102,7 +102,12 @@ impl Process {
                 drop(output);
                 panic!("{} {how}, waited for {what}.\n{}", self.name, self.transcript());
             }
-            output = self.stdout.1.wait_timeout(output, left).expect("readers do not panic").0;
+            output = self
+                .stdout
+                .1
+                .wait_timeout(output, left)
+                .expect("readers do not panic")
+                .0;
         }
     }
 
