@@ -84,17 +84,8 @@ impl Process {
 
     /// Waits for the first line of stdout that `pick` takes.
     pub fn line<T>(&self, what: &str, pick: impl Fn(&str) -> Option<T>) -> T {
-        self.line_of(&self.stdout, what, pick)
-    }
-
-    /// Waits for the first line of stderr that `pick` takes.
-    pub fn error_line<T>(&self, what: &str, pick: impl Fn(&str) -> Option<T>) -> T {
-        self.line_of(&self.stderr, what, pick)
-    }
-
-    fn line_of<T>(&self, lines: &Lines, what: &str, pick: impl Fn(&str) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
-        let mut output = lines.0.lock().expect("readers do not panic");
+        let mut output = self.stdout.0.lock().expect("readers do not panic");
         let mut seen = 0;
         loop {
             if let Some(found) = output.lines[seen..].iter().find_map(|line| pick(line)) {
@@ -111,7 +102,12 @@ impl Process {
                 drop(output);
                 panic!("{} {how}, waited for {what}.\n{}", self.name, self.transcript());
             }
-            output = lines.1.wait_timeout(output, left).expect("readers do not panic").0;
+            output = self
+                .stdout
+                .1
+                .wait_timeout(output, left)
+                .expect("readers do not panic")
+                .0;
         }
     }
 

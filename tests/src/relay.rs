@@ -68,6 +68,8 @@ struct Entry {
     cut: Option<Cut>,
     /// The last generation of rules that its thread acts by.
     seen: u64,
+    /// Bytes both ways.
+    carried: u64,
     wake: Arc<OwnedFd>,
 }
 
@@ -249,6 +251,18 @@ impl Relay {
         self.shared.lock().stats
     }
 
+    /// Bytes that the connections which exist have carried, both ways.
+    pub fn carried(&self, which: Which) -> u64 {
+        let state = self.shared.lock();
+        let covered = |entry: &&Entry| entry.kind.is_some_and(|kind| which.covers(kind));
+        state
+            .connections
+            .values()
+            .filter(covered)
+            .map(|entry| entry.carried)
+            .sum()
+    }
+
     /// Waits until the statistics fit.
     pub fn wait(&self, what: &str, reached: impl Fn(&Stats) -> bool) -> Stats {
         self.shared.wait(what, |state| reached(&state.stats))
@@ -292,6 +306,7 @@ fn accept_all(listener: TcpListener, shared: &Arc<Shared>, wake: &OwnedFd) {
                     kind: None,
                     cut: None,
                     seen,
+                    carried: 0,
                     wake: wake.clone(),
                 },
             );
@@ -477,6 +492,8 @@ fn pump(
             let mut state = shared.lock();
             state.stats.to_cloud += to_cloud as u64;
             state.stats.to_client += to_client as u64;
+            let entry = state.connections.get_mut(&id).expect("removed by its own thread only");
+            entry.carried += (to_cloud + to_client) as u64;
             drop(state);
             shared.changed.notify_all();
         }
