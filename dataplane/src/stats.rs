@@ -33,27 +33,6 @@ impl Counter {
     }
 }
 
-/// Every reason, in the order of its number.
-const CODES: [Code; 17] = [
-    Code::Dns,
-    Code::Refused,
-    Code::ConnectTimeout,
-    Code::Unreachable,
-    Code::Tls,
-    Code::SiteReset,
-    Code::FirstByteTimeout,
-    Code::IdleTimeout,
-    Code::Denied,
-    Code::Limit,
-    Code::Protocol,
-    Code::Cancelled,
-    Code::PeerRestarted,
-    Code::TunnelDown,
-    Code::Shutdown,
-    Code::UpstreamProxy,
-    Code::VerdictChanged,
-];
-
 /// What one shard counts.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -70,7 +49,7 @@ pub struct Counters {
     pub resumes: Counter,
     pub frames_replayed: Counter,
     pub events_dropped: Counter,
-    resets: [Counter; CODES.len()],
+    resets: [Counter; Code::ALL.len()],
 }
 
 impl Counters {
@@ -113,7 +92,7 @@ impl Report {
     /// Adds up what the shards have counted so far.
     pub fn of(shards: &[Arc<Counters>]) -> Self {
         let sum = |f: fn(&Counters) -> &Counter| shards.iter().map(|s| f(s).value()).sum();
-        let mut resets: Vec<_> = CODES.iter().map(|code| (code.name(), 0)).collect();
+        let mut resets: Vec<_> = Code::ALL.iter().map(|(_, name)| (*name, 0)).collect();
         for shard in shards {
             for ((_, total), counter) in resets.iter_mut().zip(&shard.resets) {
                 *total += counter.value();

@@ -9,6 +9,7 @@ use super::flood::Buckets;
 use super::frame::{self, Code, GoAwayReason, Hello};
 use super::planted::planted;
 use super::schedule::Ordered;
+use super::session::{Conn, Event, Reject, Session, Side, next_id};
 use super::stream::Tx;
 use crate::limits::{
     BASE_CREDIT_PEER_BYTES, CONNECTION_LIFE_MIN, DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, FIRST_DIAL_MAX,
@@ -16,8 +17,6 @@ use crate::limits::{
     SESSION_ERRORS_SPAN,
 };
 use crate::time::Time;
-
-use super::session::{Conn, Event, Reject, Session, Side, next_id};
 
 impl Session {
     /// Client: TLS is up on a new connection; HELLO leaves next.
@@ -93,7 +92,6 @@ impl Session {
             Ok(())
         };
         let mut answer = self.hello(self.session, [0; 16]);
-        answer.fresh = [0; 16];
         if planted("received-before-old-read") && resumed {
             answer.received = self.cut_over_received.unwrap_or(answer.received);
         }
@@ -104,7 +102,7 @@ impl Session {
         }
     }
 
-    pub(super) fn hello(&self, session: [u8; 16], fresh: [u8; 16]) -> Hello {
+    fn hello(&self, session: [u8; 16], fresh: [u8; 16]) -> Hello {
         let c = &self.config;
         Hello {
             version_min: frame::VERSION,
@@ -158,7 +156,7 @@ impl Session {
         }
     }
 
-    pub(super) fn go_up(&mut self, now: Time, hello: &Hello, resumed: bool) {
+    fn go_up(&mut self, now: Time, hello: &Hello, resumed: bool) {
         self.conn = Conn::Up;
         self.up_since = now;
         self.progressed = false;
@@ -194,7 +192,7 @@ impl Session {
         }
     }
 
-    pub(super) fn start_fresh(&mut self, now: Time, budget: &mut Budget, session: [u8; 16]) {
+    fn start_fresh(&mut self, now: Time, budget: &mut Budget, session: [u8; 16]) {
         let lost_long = self.outage.is_some_and(|t| now.since(t) > OUTAGE_INVISIBLE);
         let code = if lost_long {
             Code::TunnelDown
@@ -202,7 +200,7 @@ impl Session {
             Code::PeerRestarted
         };
         if self.session != [0; 16] {
-            self.tell_ended(code, "the other side does not know it any more");
+            self.tell_ended(code, false, "the other side does not know it any more");
         }
         self.end_session(now, budget, code);
         self.outage = None;
@@ -248,7 +246,7 @@ impl Session {
         }
         self.closing = None;
         if self.finished {
-            return self.forget_session(now, budget);
+            return self.forget_session(now, budget, Code::Shutdown);
         }
         if self.config.side == Side::Client {
             self.schedule_dial(now, was);
@@ -256,13 +254,13 @@ impl Session {
         self.expire(now, budget);
     }
 
-    pub(super) fn forget_session(&mut self, now: Time, budget: &mut Budget) {
-        self.end_session(now, budget, Code::Shutdown);
+    pub(super) fn forget_session(&mut self, now: Time, budget: &mut Budget, code: Code) {
+        self.end_session(now, budget, code);
         self.session = [0; 16];
         self.outage = None;
     }
 
-    pub(super) fn drop_pending_fins(&mut self) {
+    fn drop_pending_fins(&mut self) {
         for r in self.streams.refs() {
             if let Some(s) = self.streams.get_mut(r).filter(|s| matches!(s.tx, Tx::FinQueued(_))) {
                 s.tx = Tx::Ended;
@@ -270,7 +268,7 @@ impl Session {
         }
     }
 
-    pub(super) fn schedule_dial(&mut self, now: Time, was: Conn) {
+    fn schedule_dial(&mut self, now: Time, was: Conn) {
         if was != Conn::Up {
             return self.back_off(now);
         }
@@ -286,7 +284,7 @@ impl Session {
         self.errors.retain(|t| now.since(*t) < SESSION_ERRORS_SPAN);
     }
 
-    pub(super) fn back_off(&mut self, now: Time) {
+    fn back_off(&mut self, now: Time) {
         let doubled = DIAL_BACKOFF_MIN * 2u32.pow(self.dial_failures.min(8));
         self.dial_failures = self.dial_failures.saturating_add(1);
         let delay = doubled.min(DIAL_BACKOFF_MAX);
@@ -348,7 +346,7 @@ impl Session {
         self.recall_idle(now, budget);
     }
 
-    pub(super) fn expires_at(&self) -> Option<Time> {
+    fn expires_at(&self) -> Option<Time> {
         let greeting = self.conn == Conn::Greeting && !planted("expire-during-hello");
         let cut_over = self.cut_over && !planted("expire-during-cut-over");
         self.outage
@@ -356,29 +354,27 @@ impl Session {
             .filter(|_| !greeting && !cut_over && !self.failed)
     }
 
-    pub(super) fn expire(&mut self, now: Time, budget: &mut Budget) {
+    fn expire(&mut self, now: Time, budget: &mut Budget) {
         if self.expires_at().is_none_or(|t| now < t) {
             return;
         }
-        self.tell_ended(Code::TunnelDown, "no progress within the resume window");
-        self.end_session(now, budget, Code::TunnelDown);
-        self.session = [0; 16];
-        self.outage = None;
+        self.tell_ended(Code::TunnelDown, false, "no progress within the resume window");
+        self.forget_session(now, budget, Code::TunnelDown);
         if self.conn == Conn::Up {
             self.failed = true;
             self.close(true);
         }
     }
 
-    pub(super) fn tell_ended(&mut self, code: Code, text: &str) {
+    pub(super) fn tell_ended(&mut self, code: Code, peer_at_fault: bool, text: &str) {
         self.events.push_back(Event::SessionEnded {
             code,
-            peer_at_fault: false,
+            peer_at_fault,
             text: text.to_owned(),
         });
     }
 
-    pub(super) fn withdraw_at(&self) -> Option<Time> {
+    fn withdraw_at(&self) -> Option<Time> {
         let down = self.conn != Conn::Up && !self.withdrawn_since_loss;
         self.lost_at.map(|t| t + LINK_DOWN_GRACE).filter(|_| down)
     }

@@ -8,11 +8,10 @@ use bytes::Bytes;
 use super::credit::Budget;
 use super::frame::{self, Code, Frame, GoAwayReason};
 use super::schedule::{Ordered, Schedule};
+use super::session::{Conn, Event, Session, mark_served};
 use super::stream::{Rx, StreamRef, Tx};
 use crate::limits::SESSION_ERRORS_MAX;
 use crate::time::Time;
-
-use super::session::{Conn, Event, Session, mark_served};
 
 impl Session {
     /// The session ends because one side broke its rules; it is never resumed.
@@ -45,11 +44,7 @@ impl Session {
         if self.errors.len() > SESSION_ERRORS_MAX {
             self.errors.pop_front();
         }
-        self.events.push_back(Event::SessionEnded {
-            code,
-            peer_at_fault,
-            text: text.to_owned(),
-        });
+        self.tell_ended(code, peer_at_fault, text);
         self.close(false);
     }
 
@@ -176,7 +171,7 @@ impl Session {
             self.close(false);
         }
         if matches!(self.conn, Conn::Down | Conn::Dialing) {
-            self.forget_session(now, budget);
+            self.forget_session(now, budget, Code::Shutdown);
         }
     }
 }

@@ -67,7 +67,8 @@ pub enum Code {
 }
 
 impl Code {
-    const ALL: [(Self, &'static str); 17] = [
+    /// Every code with its name, in the order of its number, from 1.
+    pub const ALL: [(Self, &'static str); 17] = [
         (Self::Dns, "dns"),
         (Self::Refused, "refused"),
         (Self::ConnectTimeout, "connect-timeout"),

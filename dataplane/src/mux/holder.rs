@@ -6,11 +6,10 @@ use super::credit::{Budget, grow_window};
 use super::frame::{self, Code, Header, Open, Opened, Timings, TlsReport, kind};
 use super::planted::planted;
 use super::schedule::Ordered;
+use super::session::{Conn, OpenError, Recv, Session, WriteError, mark_served};
 use super::stream::{Rx, Stream, StreamRef, Tx};
 use crate::limits::{FIRST_GRANT_BYTES, FRAME_HEADER_BYTES, LINK_DOWN_GRACE, WINDOW_BYTES_MAX};
 use crate::time::Time;
-
-use super::session::{Conn, OpenError, Recv, Session, WriteError, mark_served};
 
 impl Session {
     /// Opens a stream; `open.credit` is set here.
@@ -151,7 +150,7 @@ impl Session {
     }
 
     /// Reset before OPEN was written: nothing of it is ever sent.
-    pub(super) fn forget_unopened(&mut self, budget: &mut Budget, r: StreamRef, code: Code) {
+    fn forget_unopened(&mut self, budget: &mut Budget, r: StreamRef, code: Code) {
         self.schedule
             .ordered
             .retain(|o| !matches!(o, Ordered::Open(x, _) if *x == r));
@@ -273,7 +272,7 @@ impl Session {
         self.flag(r, |s| s.flags.tls_report = Some(report));
     }
 
-    pub(super) fn flag(&mut self, r: StreamRef, set: impl FnOnce(&mut Stream)) {
+    fn flag(&mut self, r: StreamRef, set: impl FnOnce(&mut Stream)) {
         if let Some(s) = self.streams.get_mut(r).filter(|s| !s.orphan && s.flags.reset.is_none()) {
             set(s);
             self.schedule.list_control(r, s);
