@@ -1,10 +1,7 @@
 //! Opaque bytes both ways between a local socket and a stream, each direction with an end of its own.
 
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::Shutdown;
-use std::pin::pin;
-use std::task::Poll;
 
 use bytes::Bytes;
 
@@ -12,7 +9,7 @@ use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES, cut_at_end, linger};
 use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
 use crate::mux::Code;
 use crate::shard::Stream;
-use crate::shard::runtime::{self, READ_BUFFERS_MAX, Socket};
+use crate::shard::runtime::{self, READ_BUFFERS_MAX, Socket, both};
 
 /// What broke a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,29 +98,4 @@ async fn download(socket: &Socket, inlet: &mut Inlet<'_>, activity: &Activity) -
             None => {}
         }
     }
-}
-
-/// Runs both until both have ended or one has failed.
-async fn both<E>(
-    left: impl Future<Output = Result<(), E>>,
-    right: impl Future<Output = Result<(), E>>,
-) -> Result<(), E> {
-    let (mut left, mut right) = (pin!(left), pin!(right));
-    let (mut left_open, mut right_open) = (true, true);
-    poll_fn(|cx| {
-        if left_open && let Poll::Ready(result) = left.as_mut().poll(cx) {
-            result?;
-            left_open = false;
-        }
-        if right_open && let Poll::Ready(result) = right.as_mut().poll(cx) {
-            result?;
-            right_open = false;
-        }
-        if left_open || right_open {
-            Poll::Pending
-        } else {
-            Poll::Ready(Ok(()))
-        }
-    })
-    .await
 }

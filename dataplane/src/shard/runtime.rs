@@ -23,7 +23,7 @@ use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use monoio::net::UnixStream;
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use pin_project_lite::pin_project;
 
 use crate::time::Time;
 
@@ -132,9 +133,19 @@ impl Future for Contained {
     }
 }
 
+/// A timer. Boxed: monoio's has 640 bytes, aligned to 128, and would make every task that ever waits as large.
+pub struct Sleep(Pin<Box<monoio::time::Sleep>>);
+
+impl Future for Sleep {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
 /// Waits for a length of time (the clock does not count suspended time; deadlines are checked against [`Time`]).
-pub async fn sleep(time: Duration) {
-    monoio::time::sleep(time).await;
+pub fn sleep(time: Duration) -> Sleep {
+    Sleep(Box::pin(monoio::time::sleep(time)))
 }
 
 /// Waits until a moment; at once if it has passed.
@@ -145,11 +156,37 @@ pub async fn sleep_until(moment: Time) {
     }
 }
 
-/// Waits for `future` at most `time`. Only for futures that may be dropped: never a link's read or write.
-pub async fn timeout<F: Future>(time: Duration, future: F) -> Option<F::Output> {
-    match select(future, sleep(time)).await {
-        Either::Left(output) => Some(output),
-        Either::Right(()) => None,
+// The combinators are structs and not `async fn`: these hold what they are given twice, once as argument and once
+// pinned, so that each level of nesting doubles the task: tens of KB where 2 KB do.
+pin_project! {
+    /// See [`timeout`].
+    pub struct Timeout<F> {
+        #[pin]
+        future: F,
+        time: Duration,
+        sleep: Option<Sleep>,
+    }
+}
+
+/// Waits for `future` at most `time` from the first poll on; what is ready at once costs no timer. Only for futures that
+/// may be dropped: never a link's read or write.
+pub fn timeout<F: Future>(time: Duration, future: F) -> Timeout<F> {
+    Timeout {
+        future,
+        time,
+        sleep: None,
+    }
+}
+
+impl<F: Future> Future for Timeout<F> {
+    type Output = Option<F::Output>;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(output) = this.future.poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        let sleep = this.sleep.get_or_insert_with(|| sleep(*this.time));
+        Pin::new(sleep).poll(cx).map(|()| None)
     }
 }
 
@@ -159,42 +196,84 @@ pub enum Either<L, R> {
     Right(R),
 }
 
-/// Waits for the first of two and drops the other. Only for futures that may be dropped: never a link's read or write.
-pub async fn select<L: Future, R: Future>(left: L, right: R) -> Either<L::Output, R::Output> {
-    let (mut left, mut right) = (pin!(left), pin!(right));
-    poll_fn(|cx| {
-        if let Poll::Ready(l) = left.as_mut().poll(cx) {
-            return Poll::Ready(Either::Left(l));
-        }
-        right.as_mut().poll(cx).map(Either::Right)
-    })
-    .await
+pin_project! {
+    /// See [`select`].
+    pub struct Select<L, R> {
+        #[pin]
+        left: L,
+        #[pin]
+        right: R,
+    }
 }
 
-/// Runs two futures in this task until both have ended.
-pub async fn join<L: Future, R: Future>(left: L, right: R) -> (L::Output, R::Output) {
-    let (mut left, mut right) = (pin!(left), pin!(right));
-    let (mut l, mut r) = (None, None);
-    poll_fn(|cx| {
-        if l.is_none()
-            && let Poll::Ready(output) = left.as_mut().poll(cx)
+/// Waits for the first of two and drops the other. Only for futures that may be dropped: never a link's read or write.
+pub fn select<L: Future, R: Future>(left: L, right: R) -> Select<L, R> {
+    Select { left, right }
+}
+
+impl<L: Future, R: Future> Future for Select<L, R> {
+    type Output = Either<L::Output, R::Output>;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(left) = this.left.poll(cx) {
+            return Poll::Ready(Either::Left(left));
+        }
+        this.right.poll(cx).map(Either::Right)
+    }
+}
+
+pin_project! {
+    /// See [`both`].
+    pub struct Both<L, R> {
+        #[pin]
+        left: L,
+        #[pin]
+        right: R,
+        left_open: bool,
+        right_open: bool,
+    }
+}
+
+/// Runs two futures in this task until both have ended well or one has failed.
+pub fn both<E, L, R>(left: L, right: R) -> Both<L, R>
+where
+    L: Future<Output = Result<(), E>>,
+    R: Future<Output = Result<(), E>>,
+{
+    Both {
+        left,
+        right,
+        left_open: true,
+        right_open: true,
+    }
+}
+
+impl<E, L, R> Future for Both<L, R>
+where
+    L: Future<Output = Result<(), E>>,
+    R: Future<Output = Result<(), E>>,
+{
+    type Output = Result<(), E>;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if *this.left_open
+            && let Poll::Ready(result) = this.left.poll(cx)
         {
-            l = Some(output);
+            result?;
+            *this.left_open = false;
         }
-        if r.is_none()
-            && let Poll::Ready(output) = right.as_mut().poll(cx)
+        if *this.right_open
+            && let Poll::Ready(result) = this.right.poll(cx)
         {
-            r = Some(output);
+            result?;
+            *this.right_open = false;
         }
-        match (l.take(), r.take()) {
-            (Some(l), Some(r)) => Poll::Ready((l, r)),
-            (left, right) => {
-                (l, r) = (left, right);
-                Poll::Pending
-            }
+        if *this.left_open || *this.right_open {
+            Poll::Pending
+        } else {
+            Poll::Ready(Ok(()))
         }
-    })
-    .await
+    }
 }
 
 thread_local! {

@@ -16,7 +16,7 @@ use crate::time::Time;
 
 /// One stream of the multiplex. Dropping it resets with `cancelled` what has not ended.
 ///
-/// All methods take `&self`, so that one task may read while it writes ([`super::runtime::join`]); one waiter for each
+/// All methods take `&self`, so that one task may read while it writes ([`super::runtime::both`]); one waiter for each
 /// kind of wait. All waits may be dropped.
 ///
 /// A stream whose OPEN had not left when its link died is placed anew behind the holder's back (on another link, or
@@ -330,9 +330,13 @@ impl Stream {
 
     /// Places a withdrawn stream anew. If another wait of this stream is at it already, that one wakes us.
     async fn settle(&self) {
-        if !self.cell.withdrawn.get() || self.lost.borrow().is_some() || self.moving.replace(true) {
-            return;
+        if self.cell.withdrawn.get() && self.lost.borrow().is_none() && !self.moving.replace(true) {
+            // Boxed because it is rare, and every wait of every stream holds the place for it.
+            Box::pin(self.place_anew()).await;
         }
+    }
+
+    async fn place_anew(&self) {
         let _moving = Moving(self);
         while self.lost.borrow().is_none() {
             let round = self.cell.withdrawals.get();
