@@ -128,6 +128,8 @@ pub struct CloudOptions {
     pub endpoint_shards: usize,
     /// Where the relay in front of the cloud listens.
     pub public: Ipv4Addr,
+    /// Further arguments of `sc-cloud serve`.
+    pub arguments: Vec<String>,
 }
 
 impl CloudOptions {
@@ -136,6 +138,7 @@ impl CloudOptions {
             driver,
             endpoint_shards: 1,
             public: Ipv4Addr::LOCALHOST,
+            arguments: Vec::new(),
         }
     }
 }
@@ -171,7 +174,8 @@ impl Cloud {
                 .args(["--proxy-ports", &format!("{first}-{last}")])
                 .args(["--public-address", &relay.address.to_string()])
                 .args(["--driver", options.driver.name()])
-                .args(["--endpoint-shards", &options.endpoint_shards.to_string()]),
+                .args(["--endpoint-shards", &options.endpoint_shards.to_string()])
+                .args(&options.arguments),
         );
         let address = process.line("its REST address", |line| {
             line.strip_prefix("REST: https://")?

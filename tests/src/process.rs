@@ -172,6 +172,23 @@ impl Process {
     }
 }
 
+/// Bytes of memory that are a process's own, its share of shared pages included (PSS).
+pub fn memory_bytes(id: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup")).expect("procfs of a live process");
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line
+        .and_then(|l| l.split_whitespace().next())
+        .and_then(|n| n.parse::<u64>().ok());
+    1024 * kib.expect("Pss: N kB")
+}
+
+/// Open descriptors of a process.
+pub fn open_fds(id: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{id}/fd"))
+        .expect("procfs of a live process")
+        .count()
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         if self.status.is_none() {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use dataplane::limits;
+use dataplane::limits::{self, STREAMS_OPTION_MAX};
 
 use super::accounts::{self, AddError};
 use super::limits::{LINKS_MAX, SHARDS_MAX};
@@ -81,10 +81,11 @@ struct ServeArguments {
     /// Threads that move bytes, of each endpoint
     #[arg(long, value_name = "N", default_value_t = 1)]
     endpoint_shards: usize,
-    /// Streams that one endpoint may have open
+    /// Streams that one endpoint may have open; more than the default need --memory-max
     #[arg(long, value_name = "N", default_value_t = limits::ENDPOINT_STREAMS_MAX)]
     max_streams: usize,
-    /// Memory of one endpoint, in MiB: refused if the other options need more [default: what they need]
+    /// Memory of one endpoint, in MiB: refused if the other options need more [default: what they need with as many
+    /// streams as by default]
     #[arg(long, value_name = "MIB")]
     memory_max: Option<usize>,
     /// How endpoints wait for the kernel
@@ -165,16 +166,16 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
     if !(1..=SHARDS_MAX).contains(&shards) {
         return Err(Failure::usage(format!("--endpoint-shards: 1 to {SHARDS_MAX}")));
     }
-    if !(shards..=limits::ENDPOINT_STREAMS_MAX).contains(&arguments.max_streams) {
-        let most = limits::ENDPOINT_STREAMS_MAX;
+    if !(shards..=STREAMS_OPTION_MAX).contains(&arguments.max_streams) {
         return Err(Failure::usage(format!(
-            "--max-streams: {shards} (the shards) to {most}"
+            "--max-streams: {shards} (the shards) to {STREAMS_OPTION_MAX}"
         )));
     }
-    let needed = limits::endpoint_memory_bytes(arguments.max_streams, shards, LINKS_MAX.into()).div_ceil(MIB);
-    if arguments.memory_max.is_some_and(|given| given < needed) {
+    let need = |streams| limits::endpoint_memory_bytes(streams, shards, LINKS_MAX.into()).div_ceil(MIB);
+    let needed = need(arguments.max_streams);
+    if needed > arguments.memory_max.unwrap_or(need(limits::ENDPOINT_STREAMS_MAX)) {
         return Err(Failure::usage(format!(
-            "--memory-max: endpoints of {shards} shards and {} streams need {needed} MiB",
+            "--memory-max: endpoints of {shards} shards and {} streams (--max-streams) need {needed} MiB",
             arguments.max_streams
         )));
     }

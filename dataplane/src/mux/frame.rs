@@ -374,11 +374,14 @@ impl Fields {
     fn end(self) -> Result<(), Violation> {
         if self.0.is_empty() { Ok(()) } else { Err(LONG) }
     }
-    fn text(self) -> Result<Bytes, Violation> {
-        if self.0.len() > FRAME_TEXT_BYTES_MAX {
-            Err(LONG)
-        } else {
-            Ok(self.0)
+    /// A copy: what a stream keeps for its whole life must not keep the link's read buffer alive.
+    fn kept(&mut self, n: usize) -> Result<Bytes, Violation> {
+        self.bytes(n).map(|slice| Bytes::copy_from_slice(&slice))
+    }
+    fn text(mut self) -> Result<Bytes, Violation> {
+        match self.0.len() {
+            n if n > FRAME_TEXT_BYTES_MAX => Err(LONG),
+            n => self.kept(n),
         }
     }
 }
@@ -417,7 +420,7 @@ fn decode_open(payload: Bytes) -> Result<Open, Violation> {
     }
     let (settings, credit, port) = (f.u32()?, f.u32()?, f.u16()?);
     let host_length = usize::from(f.u8()?);
-    let host = f.bytes(host_length)?;
+    let host = f.kept(host_length)?;
     let siteless = matches!(kind, Kind::Relay | Kind::Probe);
     if siteless != (host.is_empty() && port == 0) || (!siteless && (host.is_empty() || port == 0)) {
         return Err(Violation("OPEN whose host and port do not fit its kind"));

@@ -101,7 +101,8 @@ impl<'a> Inlet<'a> {
 
     /// Drops the first `n` bytes.
     pub fn skip(&mut self, n: usize) {
-        self.slice.advance(n);
+        // Not advanced: an empty slice would still hold its buffer.
+        drop(self.take(n));
         self.stream.consumed(n);
     }
 

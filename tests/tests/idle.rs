@@ -1,0 +1,129 @@
+//! What a stream costs that carried bytes both ways and is idle now, at both ends, on real sockets.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tests::body;
+use tests::both_drivers;
+use tests::cloud::{Cloud, CloudOptions, Driver, fault_lasts};
+use tests::http;
+use tests::process::memory_bytes;
+
+both_drivers![idle_streams_are_cheap];
+
+/// Carried by each stream, each way.
+const CARRIED_BYTES: usize = 256 * 1024;
+/// Written and read in turn, so that one thread can be both ends.
+const STEP_BYTES: usize = 16 * 1024;
+/// Of each stream and side.
+const IDLE_BYTES_MAX: u64 = 8 * 1024;
+/// Within this the memory must be given back.
+const REST: Duration = Duration::from_secs(30);
+const THREADS: usize = 8;
+/// Descriptors of this process that are no stream's.
+const FDS_RESERVED: u64 = 200;
+
+struct Held {
+    browser: TcpStream,
+    site: TcpStream,
+}
+
+fn idle_streams_are_cheap(driver: Driver) {
+    let streams = streams();
+    let cloud = Cloud::with(CloudOptions {
+        arguments: ["--max-streams", "12000", "--memory-max", "1024"]
+            .map(str::to_owned)
+            .into(),
+        ..CloudOptions::new(driver)
+    });
+    let tunnel = cloud.start_tunnel_with(&["--shards", "1", "--max-streams", "12000"]);
+    let (sc, endpoint) = (tunnel.process.id(), cloud.process.children()[0]);
+    let open = |first: usize, count: usize| -> Vec<Held> {
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS)
+                .map(|t| {
+                    let seeds = (first..first + count).skip(t).step_by(THREADS);
+                    scope.spawn(move || seeds.map(|seed| carry(tunnel.proxy, seed as u64)).collect::<Vec<_>>())
+                })
+                .collect();
+            threads
+                .into_iter()
+                .flat_map(|t| t.join().expect("all bytes arrive"))
+                .collect()
+        })
+    };
+    // What the first streams make for all: windows, buffers, tables.
+    drop(open(0, 50));
+    fault_lasts(Duration::from_secs(1));
+    let before = (memory_bytes(sc), memory_bytes(endpoint));
+    let mut held = open(50, streams);
+    let since = Instant::now();
+    let idle = loop {
+        let each = |now: u64, before: u64| now.saturating_sub(before) / streams as u64;
+        let now = (each(memory_bytes(sc), before.0), each(memory_bytes(endpoint), before.1));
+        if since.elapsed() >= REST || (!is_long() && now.0.max(now.1) <= IDLE_BYTES_MAX) {
+            break now;
+        }
+        fault_lasts(Duration::from_millis(200));
+    };
+    println!(
+        "{streams} idle streams: {} bytes each at sc, {} at the endpoint",
+        idle.0, idle.1
+    );
+    // They live: each carries on.
+    for (i, pair) in held.iter_mut().enumerate() {
+        exchange(pair, i as u64, STEP_BYTES);
+    }
+    assert!(idle.0.max(idle.1) <= IDLE_BYTES_MAX, "{idle:?}");
+}
+
+fn is_long() -> bool {
+    std::env::var_os("CULVERT_LONG").is_some()
+}
+
+/// 10,000 in the long form, as far as this process may hold both ends of each.
+fn streams() -> usize {
+    let wanted = if is_long() { 10_000 } else { 1_500 };
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(u64::MAX);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).expect("the soft limit may rise to the hard one");
+    let fit = (most.saturating_sub(FDS_RESERVED) / 2) as usize;
+    if fit < wanted {
+        println!("the limit of {most} descriptors allows {fit} of {wanted} streams");
+    }
+    wanted.min(fit)
+}
+
+/// A stream that has carried its bytes both ways.
+fn carry(proxy: std::net::SocketAddr, seed: u64) -> Held {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let authority = listener.local_addr().expect("bound").to_string();
+    let browser = http::connect(proxy, &authority).expect("the proxy answers");
+    let mut pair = Held {
+        browser: browser.unwrap_or_else(|answer| panic!("{}", answer.text())),
+        site: listener.accept().expect("sc has connected").0,
+    };
+    exchange(&mut pair, seed, CARRIED_BYTES);
+    pair
+}
+
+fn exchange(pair: &mut Held, seed: u64, bytes: usize) {
+    let expected = body::bytes(seed, bytes);
+    let mut came = vec![0; STEP_BYTES];
+    for step in expected.chunks(STEP_BYTES) {
+        let came = &mut came[..step.len()];
+        pair.browser.write_all(step).expect("the browser's bytes leave");
+        pair.site.read_exact(came).expect("they reach the site");
+        assert!(came == step, "other bytes arrived");
+        pair.site.write_all(step).expect("the site's bytes leave");
+        pair.browser.read_exact(came).expect("they reach the browser");
+        assert!(came == step, "other bytes arrived");
+    }
+}
