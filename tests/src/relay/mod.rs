@@ -2,24 +2,30 @@
 //! and ends those that exist by RST or FIN. It tells the links of a tunnel apart by the server name in the ClientHello
 //! (`LINK.TUNNEL.tunnel.culvert`), which is in the clear; everything else is REST.
 //!
+//! Each direction can also be impaired (delay, bandwidth, pieces down to one byte) or stalled for good, and a *strike*
+//! resets, half-closes or flips a bit at one byte of a connection to come.
+//!
 //! Each change is done when the call returns: no connection passes another byte under the old rule.
 
-use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, Read, Write};
+mod hello;
+mod way;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::http::PATIENCE;
+use hello::classify;
+use way::{Way, non_blocking};
 
-const BUFFER_BYTES: usize = 64 * 1024;
-const HELLO_BYTES_MAX: usize = 17 * 1024;
-const LINK_SUFFIX: &str = ".tunnel.culvert";
+pub use way::Impairment;
 
 /// What a connection carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +69,41 @@ pub enum Cut {
     Fin,
 }
 
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    ToCloud,
+    ToClient,
+}
+
+impl Direction {
+    pub const BOTH: [Self; 2] = [Self::ToCloud, Self::ToClient];
+}
+
+/// What happens at one byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blow {
+    /// Both ends see RST; the byte does not pass.
+    Reset,
+    /// The receiver sees the end of this direction before the byte, and the sender nothing.
+    Fin,
+    /// One bit of the byte is another, and the rest passes.
+    Flip,
+}
+
+/// A blow at byte `at` of one direction, counted from the start of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Strike {
+    pub direction: Direction,
+    pub at: u64,
+    pub how: Blow,
+}
+
 struct Entry {
     kind: Option<Kind>,
     cut: Option<Cut>,
+    /// By direction: nothing moves any more.
+    stalled: [bool; 2],
     /// The last generation of rules that its thread acts by.
     seen: u64,
     /// Bytes both ways.
@@ -80,6 +118,10 @@ struct State {
     links_target: Option<SocketAddr>,
     /// Later rules go before earlier ones.
     rules: Vec<(Which, Rule)>,
+    /// As `rules`.
+    impairments: Vec<(Which, Direction, Impairment)>,
+    /// Each is taken by the next connection that it is for.
+    strikes: VecDeque<(Which, Strike)>,
     generation: u64,
     next: u64,
     connections: BTreeMap<u64, Entry>,
@@ -96,6 +138,17 @@ impl State {
             .find(|(which, _)| covers(which))
             .map_or(Rule::Pass, |(_, rule)| *rule)
     }
+
+    fn impairment(&self, kind: Kind, direction: Direction) -> Impairment {
+        let of = |(which, d, _): &&(Which, Direction, Impairment)| *d == direction && which.covers(kind);
+        let latest = self.impairments.iter().rev().find(of);
+        latest.map_or(Impairment::default(), |(_, _, impairment)| *impairment)
+    }
+
+    fn take_strike(&mut self, kind: Kind) -> Option<Strike> {
+        let at = self.strikes.iter().position(|(which, _)| which.covers(kind))?;
+        self.strikes.remove(at).map(|(_, strike)| strike)
+    }
 }
 
 /// What has happened so far.
@@ -107,6 +160,8 @@ pub struct Stats {
     pub links_open: usize,
     pub to_cloud: u64,
     pub to_client: u64,
+    /// Strikes that have hit.
+    pub struck: u64,
 }
 
 #[derive(Default)]
@@ -213,6 +268,39 @@ impl Relay {
         self.settle(|_| {});
     }
 
+    /// From now on this direction of these connections is impaired, of those that exist and those to come.
+    pub fn impair(&self, which: Which, direction: Direction, impairment: Impairment) {
+        self.settle(|state| {
+            state.impairments.retain(|(w, d, _)| (*w, *d) != (which, direction));
+            state.impairments.push((which, direction, impairment));
+        });
+    }
+
+    /// One direction of the connections that exist is dead for good, and neither end is told; new ones pass.
+    pub fn stall(&self, which: Which, direction: Direction) -> usize {
+        let mut stalled = 0;
+        self.settle(|state| {
+            for entry in state.connections.values_mut() {
+                if entry.kind.is_some_and(|kind| which.covers(kind)) {
+                    entry.stalled[direction as usize] = true;
+                    stalled += 1;
+                }
+            }
+        });
+        stalled
+    }
+
+    /// Each of these strikes the next connection that `which` covers and that no earlier one strikes.
+    pub fn strike(&self, which: Which, strikes: impl IntoIterator<Item = Strike>) {
+        let mut state = self.shared.lock();
+        state.strikes.extend(strikes.into_iter().map(|strike| (which, strike)));
+    }
+
+    /// Strikes that no connection has taken.
+    pub fn strikes_left(&self) -> usize {
+        self.shared.lock().strikes.len()
+    }
+
     /// Ends the connections that exist; their number is returned.
     pub fn cut(&self, which: Which, how: Cut) -> usize {
         let mut ids = Vec::new();
@@ -305,6 +393,7 @@ fn accept_all(listener: TcpListener, shared: &Arc<Shared>, wake: &OwnedFd) {
                 Entry {
                     kind: None,
                     cut: None,
+                    stalled: [false; 2],
                     seen,
                     carried: 0,
                     wake: wake.clone(),
@@ -336,6 +425,13 @@ fn retry_poll(fds: &mut [PollFd<'_>]) {
     while let Err(rustix::io::Errno::INTR) = poll(fds, None) {}
 }
 
+/// As [`retry_poll`], at most until `due`; a wake-up too early is the caller's to notice.
+fn poll_until(fds: &mut [PollFd<'_>], due: Option<Instant>) {
+    let Some(due) = due else { return retry_poll(fds) };
+    let left = due.saturating_duration_since(Instant::now());
+    let _ = poll(fds, Some(&Timespec::try_from(left).expect("a wait of seconds")));
+}
+
 fn end(socket: &TcpStream, how: Cut) {
     if how == Cut::Reset {
         // Closing with a linger of zero sends RST.
@@ -343,67 +439,9 @@ fn end(socket: &TcpStream, how: Cut) {
     }
 }
 
-/// One way of a connection: at most one buffer is under way.
-struct Way {
-    buffer: Vec<u8>,
-    sent: usize,
-    ended: bool,
-    shut: bool,
-}
-
-impl Way {
-    fn new(first: Vec<u8>) -> Self {
-        Self {
-            buffer: first,
-            sent: 0,
-            ended: false,
-            shut: false,
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.sent == self.buffer.len()
-    }
-
-    fn done(&self) -> bool {
-        self.ended && self.is_empty()
-    }
-
-    /// Reads when there is nothing to send, sends what there is; the number of bytes sent is returned.
-    fn step(&mut self, from: &TcpStream, to: &TcpStream) -> io::Result<usize> {
-        if self.is_empty() && !self.ended {
-            self.buffer.resize(BUFFER_BYTES, 0);
-            self.sent = 0;
-            let read = non_blocking((&mut { from }).read(&mut self.buffer));
-            self.buffer
-                .truncate(*read.as_ref().unwrap_or(&None).as_ref().unwrap_or(&0));
-            self.ended = read? == Some(0);
-        }
-        let mut sent = 0;
-        if !self.is_empty() {
-            sent = non_blocking((&mut { to }).write(&self.buffer[self.sent..]))?.unwrap_or(0);
-            self.sent += sent;
-        }
-        if self.done() && !self.shut {
-            self.shut = true;
-            to.shutdown(std::net::Shutdown::Write)?;
-        }
-        Ok(sent)
-    }
-}
-
-/// `None` where the socket would block.
-fn non_blocking(result: io::Result<usize>) -> io::Result<Option<usize>> {
-    match result {
-        Ok(n) => Ok(Some(n)),
-        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
 /// What the thread of a connection has to do now.
 enum Order {
-    Carry(Rule),
+    Carry(Rule, [Option<Impairment>; 2]),
     End(Cut),
 }
 
@@ -412,10 +450,16 @@ fn order(shared: &Shared, id: u64) -> Order {
     let generation = state.generation;
     let entry = state.connections.get_mut(&id).expect("removed by its own thread only");
     entry.seen = generation;
-    let (kind, cut) = (entry.kind, entry.cut);
+    let (kind, cut, stalled) = (entry.kind, entry.cut, entry.stalled);
     let rule = state.rule(kind);
+    // `None`: the direction is stalled.
+    let ways = Direction::BOTH.map(|direction| match kind {
+        _ if stalled[direction as usize] => None,
+        Some(kind) => Some(state.impairment(kind, direction)),
+        None => Some(Impairment::default()),
+    });
     shared.changed.notify_all();
-    cut.map_or(Order::Carry(rule), Order::End)
+    cut.map_or(Order::Carry(rule, ways), Order::End)
 }
 
 /// Carries a connection to its end, and says how it ended.
@@ -426,7 +470,10 @@ fn carry(client: &TcpStream, shared: &Shared, id: u64, wake: &OwnedFd) -> io::Re
     let kind = loop {
         match order(shared, id) {
             Order::End(how) => return Ok(how),
-            Order::Carry(rule) => wait_ready(wake, (rule != Rule::BlackHole).then_some((client, PollFlags::IN)), None),
+            Order::Carry(rule, _) => {
+                let readable = (rule != Rule::BlackHole).then_some((client, PollFlags::IN));
+                wait_ready(wake, readable, None, None);
+            }
         }
         let mut piece = [0; 4_096];
         match non_blocking((&mut { client }).read(&mut piece))? {
@@ -438,7 +485,7 @@ fn carry(client: &TcpStream, shared: &Shared, id: u64, wake: &OwnedFd) -> io::Re
             break kind;
         }
     };
-    let target = {
+    let (target, strike, impairment) = {
         let mut state = shared.lock();
         state
             .connections
@@ -452,71 +499,87 @@ fn carry(client: &TcpStream, shared: &Shared, id: u64, wake: &OwnedFd) -> io::Re
         if state.rule(Some(kind)) == Rule::Refuse {
             return Ok(Cut::Reset);
         }
-        match kind {
+        let target = match kind {
             Kind::Link(_) => state.links_target.or(state.target),
             Kind::Rest => state.target,
-        }
+        };
+        let impairment = state.impairment(kind, Direction::ToCloud);
+        (target, state.take_strike(kind), impairment)
     };
     let Some(target) = target else { return Ok(Cut::Reset) };
     let cloud = TcpStream::connect(target)?;
     cloud.set_nonblocking(true)?;
     cloud.set_nodelay(true)?;
-    let ended = pump(client, &cloud, hello, shared, id, wake);
+    let of = |direction| strike.filter(|s| s.direction == direction).map(|s| (s.at, s.how));
+    let mut up = Way::new(id, of(Direction::ToCloud));
+    let mut down = Way::new(id, of(Direction::ToClient));
+    up.take_in(hello, impairment);
+    let ended = pump((client, &cloud), (&mut up, &mut down), shared, id, wake);
     end(&cloud, *ended.as_ref().unwrap_or(&Cut::Reset));
     ended
 }
 
 fn pump(
-    client: &TcpStream,
-    cloud: &TcpStream,
-    hello: Vec<u8>,
+    (client, cloud): (&TcpStream, &TcpStream),
+    (up, down): (&mut Way, &mut Way),
     shared: &Shared,
     id: u64,
     wake: &OwnedFd,
 ) -> io::Result<Cut> {
-    let (mut up, mut down) = (Way::new(hello), Way::new(Vec::new()));
     loop {
-        match order(shared, id) {
+        let [to_cloud, to_client] = match order(shared, id) {
             Order::End(how) => return Ok(how),
-            Order::Carry(Rule::BlackHole) => {
-                wait_ready(wake, None, None);
-                continue;
-            }
-            Order::Carry(_) => {}
-        }
-        let (to_cloud, to_client) = (up.step(client, cloud)?, down.step(cloud, client)?);
-        if up.done() && down.done() {
-            return Ok(Cut::Fin);
-        }
-        if to_cloud + to_client > 0 {
+            Order::Carry(Rule::BlackHole, _) => [None, None],
+            Order::Carry(_, ways) => ways,
+        };
+        let step = |way: &mut Way, from, to, impairment: Option<Impairment>| {
+            impairment.map_or(Ok(0), |impairment| way.step(from, to, impairment))
+        };
+        let sent = (
+            step(up, client, cloud, to_cloud)?,
+            step(down, cloud, client, to_client)?,
+        );
+        let struck = u64::from(up.takes_blow()) + u64::from(down.takes_blow());
+        if sent.0 + sent.1 > 0 || struck > 0 {
             let mut state = shared.lock();
-            state.stats.to_cloud += to_cloud as u64;
-            state.stats.to_client += to_client as u64;
+            state.stats.to_cloud += sent.0 as u64;
+            state.stats.to_client += sent.1 as u64;
+            state.stats.struck += struck;
             let entry = state.connections.get_mut(&id).expect("removed by its own thread only");
-            entry.carried += (to_cloud + to_client) as u64;
+            entry.carried += (sent.0 + sent.1) as u64;
             drop(state);
             shared.changed.notify_all();
         }
-        wait_ready(wake, interest(client, &up, &down), interest(cloud, &down, &up));
+        if up.is_reset() || down.is_reset() {
+            return Ok(Cut::Reset);
+        }
+        if up.done() && down.done() {
+            return Ok(Cut::Fin);
+        }
+        let now = Instant::now();
+        // By what each way reads from and writes to.
+        let (mut flags, mut due) = ([PollFlags::empty(); 2], None);
+        for (way, impairment, from, to) in [(&*up, to_cloud, 0, 1), (&*down, to_client, 1, 0)] {
+            let Some(impairment) = impairment else { continue };
+            if way.reads(impairment) {
+                flags[from] |= PollFlags::IN;
+            }
+            match way.due() {
+                Some(at) if at > now => due = Some(due.map_or(at, |d: Instant| d.min(at))),
+                Some(_) => flags[to] |= PollFlags::OUT,
+                None => {}
+            }
+        }
+        let [at_client, at_cloud] = flags;
+        // A side that is asked for nothing is not waited for: what it would say at once it would say for ever.
+        let asked = |socket, flags: PollFlags| (!flags.is_empty()).then_some((socket, flags));
+        wait_ready(wake, asked(client, at_client), asked(cloud, at_cloud), due);
     }
-}
-
-/// What to wait for on a socket that `from` reads and `to` writes. A side that is done is not asked: it would answer
-/// at once, for ever.
-fn interest<'a>(socket: &'a TcpStream, from: &Way, to: &Way) -> Option<(&'a TcpStream, PollFlags)> {
-    let mut flags = PollFlags::empty();
-    if from.is_empty() && !from.ended {
-        flags |= PollFlags::IN;
-    }
-    if !to.is_empty() {
-        flags |= PollFlags::OUT;
-    }
-    (!flags.is_empty()).then_some((socket, flags))
 }
 
 type Interest<'a> = Option<(&'a TcpStream, PollFlags)>;
 
-fn wait_ready(wake: &OwnedFd, one: Interest<'_>, other: Interest<'_>) {
+fn wait_ready(wake: &OwnedFd, one: Interest<'_>, other: Interest<'_>, due: Option<Instant>) {
     let mut fds = vec![PollFd::new(wake, PollFlags::IN)];
     fds.extend(
         [one, other]
@@ -524,167 +587,11 @@ fn wait_ready(wake: &OwnedFd, one: Interest<'_>, other: Interest<'_>) {
             .flatten()
             .map(|(socket, flags)| PollFd::new(socket, flags)),
     );
-    retry_poll(&mut fds);
+    poll_until(&mut fds, due);
     if !fds[0].revents().is_empty() {
         let _ = rustix::io::read(wake, &mut [0; 8]);
     }
 }
 
-/// What a connection carries, once enough of it was read.
-fn classify(hello: &[u8]) -> Option<Kind> {
-    match server_name(hello) {
-        Ok(name) => {
-            let link = name.and_then(|name| name.strip_suffix(LINK_SUFFIX)?.split('.').next()?.parse().ok());
-            Some(link.map_or(Kind::Rest, Kind::Link))
-        }
-        Err(()) if hello.len() > HELLO_BYTES_MAX => Some(Kind::Rest),
-        Err(()) => None,
-    }
-}
-
-/// The server name of a ClientHello (RFC 8446 section 4.1.2, RFC 6066 section 3), `Err` while bytes are missing.
-fn server_name(bytes: &[u8]) -> Result<Option<&str>, ()> {
-    if *bytes.first().ok_or(())? != 22 {
-        return Ok(None);
-    }
-    let record = usize::from(u16::from_be_bytes([*bytes.get(3).ok_or(())?, *bytes.get(4).ok_or(())?]));
-    let body = bytes.get(5..5 + record).ok_or(())?;
-    Ok(find_name(body))
-}
-
-fn find_name(mut hello: &[u8]) -> Option<&str> {
-    // Handshake header, version and random; then the lists before the extensions.
-    take(&mut hello, 4 + 2 + 32)?;
-    for width in [1, 2, 1] {
-        let length = number(&mut hello, width)?;
-        take(&mut hello, length)?;
-    }
-    number(&mut hello, 2)?;
-    loop {
-        let kind = number(&mut hello, 2)?;
-        let length = number(&mut hello, 2)?;
-        let mut extension = take(&mut hello, length)?;
-        if kind == 0 {
-            take(&mut extension, 3)?;
-            let length = number(&mut extension, 2)?;
-            return std::str::from_utf8(take(&mut extension, length)?).ok();
-        }
-    }
-}
-
-fn take<'a>(bytes: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {
-    let (taken, rest) = bytes.split_at_checked(n)?;
-    *bytes = rest;
-    Some(taken)
-}
-
-fn number(bytes: &mut &[u8], width: usize) -> Option<usize> {
-    Some(take(bytes, width)?.iter().fold(0, |n, b| n << 8 | usize::from(*b)))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::certificate;
-    use crate::origin::Origin;
-    use crate::{http, http::Client, tls};
-
-    fn relay_to(target: SocketAddr) -> Relay {
-        let relay = Relay::start();
-        relay.set_target(target);
-        relay
-    }
-
-    #[test]
-    fn bytes_pass_and_ends_pass() {
-        let origin = Origin::start();
-        let relay = relay_to(origin.http);
-        Client::dial(relay.address)
-            .unwrap()
-            .download("", 1, 3_000_001, "&close")
-            .unwrap();
-        Client::dial(relay.address)
-            .unwrap()
-            .upload("", 2, 3_000_001, true)
-            .unwrap();
-        relay.wait("both connections to end", |stats| stats.accepted == 2);
-        assert!(relay.stats().to_cloud > 3_000_000 && relay.stats().to_client > 3_000_000);
-    }
-
-    #[test]
-    fn a_black_hole_holds_bytes_and_loses_none() {
-        let origin = Origin::start();
-        let relay = relay_to(origin.http);
-        let mut client = Client::dial(relay.address).unwrap();
-        client.download("", 1, 10, "").unwrap();
-        relay.set(Which::All, Rule::BlackHole);
-        client.send("GET", "/bytes?seed=1&length=10", &[], &[]).unwrap();
-        let mut other = Client::dial(relay.address).unwrap();
-        other.send("GET", "/bytes?seed=1&length=10", &[], &[]).unwrap();
-        let before = relay.stats().to_cloud;
-        relay.wait("the new connection", |stats| stats.accepted == 2);
-        assert_eq!((relay.stats().to_cloud, origin.counters().requests), (before, 1));
-        relay.set(Which::All, Rule::Pass);
-        assert_eq!(client.read_answer("GET").unwrap().body, crate::body::bytes(1, 10));
-        assert_eq!(other.read_answer("GET").unwrap().body, crate::body::bytes(1, 10));
-    }
-
-    #[test]
-    fn cuts_are_seen_as_what_they_are() {
-        let origin = Origin::start();
-        let relay = relay_to(origin.http);
-        for (how, seen) in [
-            (Cut::Reset, ErrorKind::ConnectionReset),
-            (Cut::Fin, ErrorKind::UnexpectedEof),
-        ] {
-            let mut client = Client::dial(relay.address).unwrap();
-            client.send("GET", "/bytes?seed=1&length=1000&held", &[], &[]).unwrap();
-            client.read_head().unwrap();
-            assert_eq!(relay.cut(Which::All, how), 1);
-            assert_eq!(client.read_answer("GET").unwrap_err().kind(), seen);
-        }
-    }
-
-    #[test]
-    fn refused_ports_come_back() {
-        let origin = Origin::start();
-        let relay = relay_to(origin.http);
-        relay.set(Which::All, Rule::Refuse);
-        assert_eq!(
-            http::dial(relay.address).unwrap_err().kind(),
-            ErrorKind::ConnectionRefused
-        );
-        relay.set(Which::All, Rule::Pass);
-        Client::dial(relay.address).unwrap().download("", 1, 10, "").unwrap();
-    }
-
-    #[test]
-    fn links_are_told_apart_by_their_server_name() {
-        let names = ["0.00ff.tunnel.culvert", "7.00ff.tunnel.culvert", "rest.example"];
-        let origin = Origin::start_at(
-            SocketAddr::from(([127, 0, 0, 1], 0)),
-            SocketAddr::from(([127, 0, 0, 1], 0)),
-            &names,
-        );
-        let origin = origin.unwrap();
-        let relay = relay_to(origin.https);
-        let config = origin.site.client_config();
-        let dial = |name| tls::client(&config, name, http::dial(relay.address).unwrap());
-        let mut rest = dial(names[2]).unwrap();
-        let mut zero = dial(names[0]).unwrap();
-        let mut seven = dial(names[1]).unwrap();
-        for client in [&mut rest, &mut zero, &mut seven] {
-            client.download("", 1, 10, "").unwrap();
-        }
-        assert_eq!((relay.stats().links, relay.stats().links_open), (2, 2));
-        relay.set(Which::Link(7), Rule::Refuse);
-        assert_eq!(relay.cut(Which::Link(7), Cut::Reset), 1);
-        assert!(seven.download("", 1, 10, "").is_err());
-        assert!(dial(names[1]).is_err());
-        rest.download("", 1, 10, "").unwrap();
-        zero.download("", 1, 10, "").unwrap();
-        // A client that trusts another company's root gets no further than the handshake.
-        let stranger = certificate::client_config(&[]);
-        assert!(tls::client(&stranger, names[2], http::dial(relay.address).unwrap()).is_err());
-    }
-}
+mod tests;
