@@ -25,7 +25,7 @@ use crate::tls;
 pub const UP: &str = "Sauce Connect is up, you may start your tests.";
 
 /// Proxy ports of one cloud: its tunnels take one each.
-const PROXY_PORTS: u16 = 8;
+const PROXY_PORTS: u16 = 64;
 
 /// What carries the bytes on a shard; every suite that moves bytes runs on both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

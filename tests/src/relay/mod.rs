@@ -181,12 +181,11 @@ impl Shared {
             .changed
             .wait_timeout_while(guard, PATIENCE, |state| !reached(state))
             .expect("as above");
-        assert!(
-            !late.timed_out(),
-            "the relay waited in vain for {what}: {:?}",
-            state.stats
-        );
-        state.stats
+        let stats = state.stats;
+        // Whoever panics must not hold the lock that other threads need for their end.
+        drop(state);
+        assert!(!late.timed_out(), "the relay waited in vain for {what}: {stats:?}");
+        stats
     }
 }
 
