@@ -74,6 +74,7 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
             streams_peer_max: streams_max(config.max_streams, fds, config.shards),
             streams_own_max: streams_max(CLIENT_STREAMS_MAX, fds, config.shards),
         },
+        dark_since: None,
     };
     let tls = client_config(&config.identity, config.fingerprint)?;
     let member = config.identity.member();

@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crossbeam::channel::Receiver;
 
@@ -13,7 +15,8 @@ use crate::settings::Settings;
 use crate::shard::mailbox::{Attached, Command};
 use crate::shard::threads::{Shards, Start, raise_fd_limit, streams_max};
 use crate::shard::{Role, Services};
-use crate::stats::Report;
+use crate::stats::{MemberCounters, MemberReport, Report};
+use crate::time::Time;
 use crate::tls::{Fingerprint, Identity, server_config};
 
 pub use crate::shard::mailbox::{Event, Level};
@@ -30,6 +33,9 @@ pub struct EndpointConfig {
     /// The receiving end of one SOCK_SEQPACKET pair for each shard. A message is one byte (0 browser, 1 self-test of
     /// the broker) with SCM_RIGHTS of 1 … 16 connected sockets.
     pub browsers: Vec<OwnedFd>,
+    /// How long ago the last link was lost, if an earlier process served this tunnel and had links: requests then wait
+    /// for one as in any outage.
+    pub dark: Option<Duration>,
 }
 
 /// One `sc` process.
@@ -46,7 +52,15 @@ pub struct Member {
 pub struct Endpoint {
     shards: Shards,
     identity: Arc<Identity>,
-    members: Mutex<Vec<Member>>,
+    /// The first rules' version.
+    version: u32,
+    members: Mutex<Vec<Attendee>>,
+}
+
+/// A member with what its shards count.
+struct Attendee {
+    member: Member,
+    counters: Vec<Arc<MemberCounters>>,
 }
 
 /// Raises the limit of descriptors and starts the shards.
@@ -68,6 +82,7 @@ pub(crate) fn start_with(config: EndpointConfig, services: Services) -> Result<E
         return Err(Error::Limit(text));
     }
     let fds = raise_fd_limit()?;
+    let version = config.settings.version;
     let start = Start {
         shards: config.shards,
         driver: config.driver,
@@ -80,12 +95,14 @@ pub(crate) fn start_with(config: EndpointConfig, services: Services) -> Result<E
             streams_peer_max: streams_max(CLIENT_STREAMS_MAX, fds, config.shards),
             streams_own_max: streams_max(config.max_streams, fds, config.shards),
         },
+        dark_since: config.dark.map(|dark| Time::now() - dark),
     };
     let role = || Role::Endpoint(RefCell::default());
     let shards = Shards::start(&start, config.browsers, role, |_| {})?;
     Ok(Endpoint {
         shards,
         identity: config.identity,
+        version,
         members: Mutex::default(),
     })
 }
@@ -99,7 +116,7 @@ impl Endpoint {
             Err(e) => return self.shards.note(Event::Failed(e.to_string())),
         };
         let mut members = self.members();
-        members.retain(|m| m.id != member.id);
+        members.retain(|m| m.member.id != member.id);
         if members.len() >= MEMBERS_MAX {
             let text = format!("a pool has at most {MEMBERS_MAX} members: one was not let in");
             return self.shards.note(Event::Log {
@@ -107,24 +124,39 @@ impl Endpoint {
                 text,
             });
         }
-        members.push(member);
-        let attached = Attached {
-            id: member.id,
-            fingerprint: member.fingerprint,
-            tls,
-        };
-        self.shards.tell_all(|| Command::Attach(attached.clone()));
+        let counters: Vec<Arc<MemberCounters>> = (0..self.shards.count()).map(|_| Arc::default()).collect();
+        let unparted = Arc::new(AtomicUsize::new(self.shards.count()));
+        self.shards.tell_each(|shard| {
+            Command::Attach(Attached {
+                id: member.id,
+                fingerprint: member.fingerprint,
+                tls: tls.clone(),
+                version: self.version,
+                counters: counters[shard].clone(),
+                parting: false,
+                unparted: unparted.clone(),
+            })
+        });
+        members.push(Attendee { member, counters });
     }
 
-    /// Shows a member out: its streams end, and its links may not come any more.
+    /// Drains one member: it gets no new streams; [`Event::Parted`] follows.
+    pub fn part(&self, id: [u8; 16]) {
+        self.shards.tell_all(|| Command::Part(id));
+    }
+
+    /// Shows a member out: its streams end at once, and its links may not come any more.
     pub fn detach(&self, id: [u8; 16]) {
-        self.members().retain(|m| m.id != id);
+        self.members().retain(|m| m.member.id != id);
         self.shards.tell_all(|| Command::Detach(id));
     }
 
     /// Hands over a link's socket with the bytes that the front has read of it. Closes it if there is no such member.
     pub fn link(&self, member: [u8; 16], link: u16, fd: OwnedFd, first: Vec<u8>) {
-        let index = self.members().iter().find(|m| m.id == member).map(|m| m.index);
+        let index = {
+            let members = self.members();
+            members.iter().map(|m| m.member).find(|m| m.id == member).map(|m| m.index)
+        };
         let Some(index) = index else { return };
         let shard = (index + usize::from(link)) % self.shards.count();
         self.shards.tell(
@@ -138,18 +170,20 @@ impl Endpoint {
         );
     }
 
-    fn members(&self) -> std::sync::MutexGuard<'_, Vec<Member>> {
+    fn members(&self) -> std::sync::MutexGuard<'_, Vec<Attendee>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Switches to new rules and answers all members.
-    pub fn reload(&self, settings: Arc<Settings>) {
-        self.shards.tell_all(|| Command::Settings(settings.clone()));
+    /// Switches to these rules and answers those members who sent them, each under its own version.
+    pub fn switch(&self, settings: &Arc<Settings>, versions: &Arc<[([u8; 16], u32)]>) {
+        self.shards
+            .tell_all(|| Command::Rules(settings.clone(), versions.clone()));
     }
 
     /// Does not take rules that a member sent, and says why.
-    pub fn refuse(&self, version: u32, text: &str) {
+    pub fn refuse(&self, member: [u8; 16], version: u32, text: &str) {
         self.shards.tell_all(|| Command::Refuse {
+            member,
             version,
             text: text.to_owned(),
         });
@@ -168,6 +202,12 @@ impl Endpoint {
     /// What the shards have counted so far.
     pub fn report(&self) -> Report {
         self.shards.report()
+    }
+
+    /// What the shards have counted of each member so far.
+    pub fn members_report(&self) -> Vec<MemberReport> {
+        let members = self.members();
+        members.iter().map(|m| MemberReport::of(m.member.id, &m.counters)).collect()
     }
 
     /// Takes no new requests and serves those that are open; [`Event::Drained`] follows.

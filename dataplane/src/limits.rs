@@ -169,6 +169,8 @@ pub const STOP_MAX: Duration = Duration::from_secs(3);
 pub const MEMBERS_MAX: usize = 256;
 /// Links of one member.
 pub const LINKS_MAX: u16 = 64;
+/// Times that one request moves to another member of its pool because its own was lost.
+pub const MOVES_MAX: u32 = 8;
 /// Handshakes that one shard of an endpoint has under way.
 pub const HANDSHAKES_MAX: usize = 256;
 
@@ -208,8 +210,11 @@ pub const WRONG_KEY_MAX: Duration = Duration::from_secs(5);
 pub const LOOKUP_MAX: Duration = Duration::from_secs(10);
 /// `sc` reads its tunnel's state this often …
 pub const STATE_INTERVAL: Duration = Duration::from_secs(5);
-/// … and at most this often while no link is up, for the key of a relaunched endpoint.
+/// … and at most this often while no link is up.
 pub const STATE_INTERVAL_DOWN: Duration = Duration::from_secs(1);
+/// Dials meet another key than the one that REST named: REST is asked at once, then after this, doubling with jitter.
+pub const WRONG_KEY_BACKOFF_MIN: Duration = Duration::from_millis(100);
+pub const WRONG_KEY_BACKOFF_MAX: Duration = Duration::from_secs(2);
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
 /// Without any link and without REST for this long the cloud has reaped the tunnel.
 pub const LOST_AFTER: Duration = Duration::from_secs(90);

@@ -59,6 +59,41 @@ impl Counters {
     }
 }
 
+/// What one shard of an endpoint counts of one member.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct MemberCounters {
+    /// Exchanges that were placed on it.
+    pub requests: Counter,
+    /// Streams on its links.
+    pub streams: Counter,
+    /// When it last got a stream, in turns of its shard: of members with equal load the one that waits longest is next.
+    pub turn: Counter,
+}
+
+/// What an endpoint counted of one member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberReport {
+    /// First 16 bytes of its key's fingerprint.
+    pub member: [u8; 16],
+    /// Exchanges that were placed on it.
+    pub requests: u64,
+    /// Streams that are open on its links.
+    pub streams: u64,
+}
+
+impl MemberReport {
+    /// Adds up what the shards have counted so far.
+    pub fn of(member: [u8; 16], shards: &[Arc<MemberCounters>]) -> Self {
+        let sum = |f: fn(&MemberCounters) -> &Counter| shards.iter().map(|s| f(s).value()).sum();
+        Self {
+            member,
+            requests: sum(|c| &c.requests),
+            streams: sum(|c| &c.streams),
+        }
+    }
+}
+
 /// What all shards of a process counted: totals since the start, and what is there now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {

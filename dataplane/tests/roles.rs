@@ -46,6 +46,7 @@ impl Tunnel {
                 driver,
                 max_streams: ENDPOINT_STREAMS_MAX,
                 browsers: vec![browsers],
+                dark: None,
             })
             .unwrap(),
         );

@@ -37,6 +37,14 @@ impl Session {
         self.back_off(now);
     }
 
+    /// Client: the cloud is to be dialled elsewhere, or under another key. That the old way failed says nothing of it.
+    pub fn dial_now(&mut self, now: Time) {
+        self.dial_failures = 0;
+        if self.conn == Conn::Down {
+            self.dial_at = Some(now);
+        }
+    }
+
     /// Client: how long a dial (proxy, TCP, TLS and HELLO together) may take now.
     pub fn dial_time_max(&self) -> Duration {
         match self.liveness.srtt() {

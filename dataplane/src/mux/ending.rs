@@ -147,6 +147,21 @@ impl Session {
         });
     }
 
+    /// Ends the session and its streams at once; the other side is told why if it can be.
+    pub fn abandon(&mut self, now: Time, budget: &mut Budget, reason: GoAwayReason, text: &str) {
+        if matches!(self.conn, Conn::Down | Conn::Dialing) {
+            return self.forget_session(now, budget, Code::Shutdown);
+        }
+        self.farewell = Some(Frame::GoAway {
+            last: self.highest_peer,
+            reason,
+            text: frame::short_text(text),
+        });
+        self.end_session(now, budget, Code::Shutdown);
+        self.failed = true;
+        self.close(false);
+    }
+
     /// Drained, or told to drain before there was a session: nothing is left of it.
     pub fn is_finished(&self) -> bool {
         self.finished

@@ -2,6 +2,7 @@
 
 use super::browser::{Browser, Next, PROBE_HOST, watch};
 use crate::http::{CONNECTED, Request};
+use crate::limits::MOVES_MAX;
 use crate::mux::Kind;
 use crate::shard::runtime::{Either, select};
 
@@ -17,21 +18,29 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
             .answer(request, "denied", "the self-test is the cloud's own", false)
             .await;
     }
-    let stream = match browser.shard.open(browser.open(Kind::Tcp, host, port)).await {
-        Ok(stream) => stream,
-        Err((code, text)) => return browser.answer(request, code.name(), &text, false).await,
-    };
-    browser.shard.count_request();
-    let watched = watch(&browser.socket, &mut browser.inbox, &mut browser.eof);
-    match select(stream.accepted(), watched).await {
-        Either::Left(Ok(_)) => {}
-        Either::Left(Err((code, text))) => {
-            drop(stream);
-            let text = String::from_utf8_lossy(&text);
-            return browser.answer(request, code.name(), &text, false).await;
+    let mut moves = 0;
+    let stream = loop {
+        let stream = match browser.shard.open(browser.open(Kind::Tcp, host, port)).await {
+            Ok(stream) => stream,
+            Err((code, text)) => return browser.answer(request, code.name(), &text, false).await,
+        };
+        if moves == 0 {
+            stream.count_request();
         }
-        Either::Right(()) => return Next::Abort,
-    }
+        let watched = watch(&browser.socket, &mut browser.inbox, &mut browser.eof);
+        let accepted = select(stream.accepted(), stream.forsaken());
+        match select(accepted, watched).await {
+            Either::Left(Either::Left(Ok(_))) => break stream,
+            Either::Left(Either::Left(Err((code, text)))) if moves == MOVES_MAX || !stream.is_orphaned(code) => {
+                drop(stream);
+                let text = String::from_utf8_lossy(&text);
+                return browser.answer(request, code.name(), &text, false).await;
+            }
+            // Nothing of the browser's has been sent: another member may connect as well.
+            Either::Left(_) => moves += 1,
+            Either::Right(()) => return Next::Abort,
+        }
+    };
     if browser.socket.write_all(CONNECTED).await.is_err() {
         return Next::Abort;
     }

@@ -10,7 +10,7 @@ use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
 use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES};
 use super::relay::full_read;
 use crate::http::{Bad, BadBody, Body, Finder, Request, Response, Scheme, Version, page, rewrite};
-use crate::limits::{BODY_PAUSE_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX};
+use crate::limits::{BODY_PAUSE_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX};
 use crate::mux::{Code, Kind};
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, Socket, select};
@@ -27,6 +27,7 @@ struct Progress {
 /// Why an exchange failed.
 enum Fault {
     BrowserGone,
+    MemberLost,
     RequestTimeout,
     BadRequest(BadBody),
     BadAnswer(&'static str),
@@ -73,37 +74,65 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
         return browser.answer(request, "denied", detail, whole).await;
     }
     let port = authority.port_or(Scheme::Http.default_port());
-    let stream = match browser.shard.open(browser.open(Kind::Http, authority.host, port)).await {
-        Ok(stream) => stream,
-        Err((code, text)) => return browser.answer(request, code.name(), &text, whole).await,
-    };
-    browser.shard.count_request();
-    let progress = Progress::default();
-    let up = send_request(
-        &browser.socket,
-        &stream,
-        request,
-        &mut browser.inbox,
-        &mut browser.eof,
-        &progress,
-    );
-    let down = deliver(&browser.socket, &stream, request, &progress);
-    let answered = match select(down, up).await {
-        Either::Left(answered) => answered,
-        Either::Right(fault) => Err(fault),
-    };
-    match answered {
-        Ok(Answered::Whole { keep_alive }) if keep_alive && progress.sent.get() => Next::Again,
-        Ok(Answered::Whole { .. }) => Next::Close,
-        Ok(Answered::Upgraded) => Next::Relay(stream),
-        Err(fault) => {
-            let sent = progress.sent.get();
-            if progress.begun.get() {
-                return Next::Abort;
-            }
-            drop(stream);
-            failed(browser, request, fault, sent).await
+    let mut moves = if whole && is_idempotent(request) { 0 } else { MOVES_MAX };
+    let mut counted = false;
+    loop {
+        let stream = match browser.shard.open(browser.open(Kind::Http, authority.host, port)).await {
+            Ok(stream) => stream,
+            Err((code, text)) => return browser.answer(request, code.name(), &text, whole).await,
+        };
+        if !std::mem::replace(&mut counted, true) {
+            stream.count_request();
         }
+        let progress = Progress::default();
+        let up = send_request(
+            &browser.socket,
+            &stream,
+            request,
+            &mut browser.inbox,
+            &mut browser.eof,
+            &progress,
+        );
+        let down = deliver(&browser.socket, &stream, request, &progress);
+        let exchange = select(down, up);
+        let answered = match select(exchange, forsaken(&stream, &progress, moves < MOVES_MAX)).await {
+            Either::Left(Either::Left(answered)) => answered,
+            Either::Left(Either::Right(fault)) => Err(fault),
+            Either::Right(()) => Err(Fault::MemberLost),
+        };
+        let fault = match answered {
+            Ok(Answered::Whole { keep_alive }) if keep_alive && progress.sent.get() => return Next::Again,
+            Ok(Answered::Whole { .. }) => return Next::Close,
+            Ok(Answered::Upgraded) => return Next::Relay(stream),
+            Err(_) if progress.begun.get() => return Next::Abort,
+            Err(fault) => fault,
+        };
+        let orphaned = match &fault {
+            Fault::MemberLost => true,
+            Fault::Stream(code, _) => stream.is_orphaned(*code),
+            _ => false,
+        };
+        drop(stream);
+        if !orphaned || moves >= MOVES_MAX {
+            return failed(browser, request, fault, progress.sent.get()).await;
+        }
+        moves += 1;
+    }
+}
+
+/// May be sent twice (RFC 9110 section 9.2.2).
+fn is_idempotent(request: &Request<'_>) -> bool {
+    let method = matches!(request.method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE");
+    method && !request.upgrade
+}
+
+/// Waits until the request is better asked of another member of the pool: its own is lost and has not answered.
+async fn forsaken(stream: &Stream, progress: &Progress, may_move: bool) {
+    if may_move {
+        stream.forsaken().await;
+    }
+    if !may_move || progress.begun.get() {
+        pending::<()>().await;
     }
 }
 
@@ -111,6 +140,10 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
 async fn failed(browser: &mut Browser, request: &Request<'_>, fault: Fault, sent: bool) -> Next {
     match fault {
         Fault::BrowserGone => Next::Abort,
+        Fault::MemberLost => {
+            let detail = "one tunnel of the pool after the other was lost";
+            browser.answer(request, Code::TunnelDown.name(), detail, sent).await
+        }
         Fault::RequestTimeout => browser.refuse("request-timeout", "the body paused for too long").await,
         Fault::BadRequest(BadBody(reason)) => browser.refuse_head(Bad { status: 400, reason }).await,
         Fault::BadAnswer(reason) => browser.answer(request, Code::Protocol.name(), reason, sent).await,
@@ -118,7 +151,8 @@ async fn failed(browser: &mut Browser, request: &Request<'_>, fault: Fault, sent
     }
 }
 
-/// The broker's self-test, and nobody else's.
+/// The broker's self-test, and nobody else's: `/NONCE` for all links, `/MEMBER/NONCE` for those of one member, which is
+/// named by 32 hex digits.
 async fn probe(browser: &mut Browser, request: &Request<'_>) -> Next {
     let whole = is_bodyless(request);
     let nonce = std::str::from_utf8(request.path).ok().and_then(|p| p.strip_prefix('/'));
@@ -129,7 +163,11 @@ async fn probe(browser: &mut Browser, request: &Request<'_>) -> Next {
         let detail = "the self-test is the cloud's own";
         return browser.answer(request, "denied", detail, whole).await;
     };
-    match browser.shard.probe(nonce.as_bytes()).await {
+    let (member, nonce) = match nonce.split_once('/') {
+        Some((member, nonce)) => (u128::from_str_radix(member, 16).ok(), nonce),
+        None => (None, nonce),
+    };
+    match browser.shard.probe(member.map(u128::to_be_bytes), nonce.as_bytes()).await {
         Err((code, text)) => browser.answer(request, code.name(), &text, whole).await,
         Ok(()) => {
             let _ = browser.socket.write_all(&page::plain(200, nonce, true)).await;

@@ -12,9 +12,9 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFl
 use super::connection::Connection;
 use super::dial::{Secured, read_more, shake_hands};
 use super::link::Link;
-use super::mailbox::{Attached, Level};
+use super::mailbox::Level;
 use super::runtime::{self, Socket};
-use super::{Role, Shard};
+use super::Shard;
 use crate::error::Error;
 use crate::limits::{BROWSER_MESSAGES_PER_TURN, BROWSERS_PER_MESSAGE, HANDSHAKE_MAX, HANDSHAKES_MAX, LINKS_MAX};
 use crate::mux::frame::{self, Frame, Header};
@@ -61,7 +61,7 @@ async fn greet(
     fd: OwnedFd,
     first: Vec<u8>,
 ) -> Result<(Secured, Hello, Bytes), Error> {
-    let attached = attached(shard, member)?;
+    let attached = shard.attached(member).ok_or(Error::Closed("the member"))?;
     let socket = Socket::tcp(fd).map_err(|e| Error::Io("taking a link's socket", e))?;
     let handshake = Handshake::server(attached.tls)?;
     let mut secured = shake_hands(socket, handshake, BytesMut::from(&first[..])).await?;
@@ -73,15 +73,6 @@ async fn greet(
         return Err(Error::Peer("a HELLO for another member or link".to_owned()));
     }
     Ok((secured, hello, rest))
-}
-
-fn attached(shard: &Shard, member: [u8; 16]) -> Result<Attached, Error> {
-    let Role::Endpoint(members) = &shard.0.role else {
-        return Err(Error::Closed("the accepting role"));
-    };
-    let members = members.borrow();
-    let attached = members.iter().find(|m| m.id == member);
-    attached.cloned().ok_or(Error::Closed("the member"))
 }
 
 /// Reads the first frame; what follows it in its records comes back too.

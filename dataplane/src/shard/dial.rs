@@ -1,7 +1,9 @@
 //! `sc`: dialling a link, and the handshake that both roles share.
 
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 
@@ -9,7 +11,7 @@ use super::connection::Connection;
 use super::link::Link;
 use super::mailbox::{Event, Level};
 use super::runtime::{self, Socket};
-use super::{Role, Shard};
+use super::{Dialling, Role, Shard};
 use crate::error::Error;
 use crate::limits::{LINK_NOTSENT_BYTES, RECORD_CIPHERTEXT_BYTES_MAX};
 use crate::mux::Side;
@@ -26,8 +28,10 @@ pub(super) struct Secured {
 
 /// Dials a link once: connect and TLS within the time that the session allows; HELLO is the session's to wait for.
 pub(super) async fn dial(shard: Shard, link: Rc<Link>) {
+    let Role::Client(client) = &shard.0.role else { return };
+    let (cloud, tls) = client.cloud.borrow().clone();
     let time = link.ask(&shard, |s, _, _| s.dial_time_max());
-    let dialled = runtime::timeout(time, connect(&shard, &link)).await;
+    let dialled = runtime::timeout(time, connect(client, &link, cloud, tls.clone())).await;
     match dialled {
         Some(Ok(secured)) if !link.is_retired() => {
             let connection = Connection::new(secured.socket, secured.sealer);
@@ -43,7 +47,13 @@ pub(super) async fn dial(shard: Shard, link: Rc<Link>) {
         }
         None => failed(&shard, &link, format!("no connection within {time:?}"), false),
     }
-    link.with(&shard, |s, _, now| s.dial_failed(now));
+    let elsewhere = !Arc::ptr_eq(&client.cloud.borrow().1, &tls);
+    link.with(&shard, |s, _, now| {
+        s.dial_failed(now);
+        if elsewhere {
+            s.dial_now(now);
+        }
+    });
 }
 
 /// `sc` tells why it has no connection; the endpoint only logs.
@@ -58,11 +68,12 @@ pub(super) fn failed(shard: &Shard, link: &Link, text: String, wrong_key: bool) 
     }
 }
 
-async fn connect(shard: &Shard, link: &Link) -> Result<Secured, Error> {
-    let Role::Client(client) = &shard.0.role else {
-        return Err(Error::Closed("the dialling role"));
-    };
-    let (cloud, tls) = client.cloud.borrow().clone();
+async fn connect(
+    client: &Dialling,
+    link: &Link,
+    cloud: SocketAddr,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<Secured, Error> {
     let socket = Socket::connect(cloud)
         .await
         .map_err(|e| Error::Io("connecting to the cloud", e))?;

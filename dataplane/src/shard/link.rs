@@ -12,6 +12,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
@@ -20,9 +21,12 @@ use super::connection::{self, Connection};
 use super::mailbox::{Event, Level};
 use super::runtime::{self, Either, Signal};
 use super::stream::StreamCell;
+use crate::error::Error;
+use crate::limits::LINK_DOWN_GRACE;
 use crate::mux::{self, Budget, Code, Open, Session, Side, StreamRef};
+use crate::stats::MemberCounters;
 use crate::time::Time;
-use crate::tls::Opener;
+use crate::tls::{KEY_REFUSED, Opener};
 
 pub(super) struct Link {
     pub key: u32,
@@ -44,12 +48,21 @@ pub(super) struct Link {
     finished: Cell<bool>,
     /// It finished, or its member was detached: no dials, no new streams.
     retired: Cell<bool>,
+    /// Since when it has no connection, after it had one.
+    lost_since: Cell<Option<Time>>,
+    /// Under which its member knows the rules in force; at `sc` the shard's settings say it.
+    version: Cell<u32>,
+    /// Of its member on this shard.
+    pub counters: Arc<MemberCounters>,
 }
 
 impl Link {
     /// Makes a link without a connection and starts its timer.
-    pub fn start(shard: &Shard, config: mux::Config) -> Rc<Self> {
+    pub fn start(shard: &Shard, config: mux::Config, counters: Arc<MemberCounters>) -> Rc<Self> {
         let link = Rc::new(Self {
+            version: Cell::new(config.settings),
+            counters,
+            lost_since: Cell::new(None),
             key: config.key,
             member: config.member,
             number: config.link,
@@ -143,7 +156,7 @@ impl Link {
                 frames,
                 finished,
             } => {
-                if let Some(cell) = self.cells.borrow_mut().remove(&stream) {
+                if let Some(cell) = self.forget_cell(stream) {
                     cell.withdraw(frames, finished);
                 }
             }
@@ -184,6 +197,22 @@ impl Link {
         }
     }
 
+    fn keep_cell(&self, stream: StreamRef, cell: Rc<StreamCell>) {
+        self.cells.borrow_mut().insert(stream, cell);
+        self.counters.streams.add(1);
+    }
+
+    fn forget_cell(&self, stream: StreamRef) -> Option<Rc<StreamCell>> {
+        let cell = self.cells.borrow_mut().remove(&stream)?;
+        self.counters.streams.sub(1);
+        Some(cell)
+    }
+
+    /// Its streams get no answer for now, and another member could give one.
+    pub fn forsake(&self) {
+        self.cells.borrow().values().for_each(|cell| cell.forsaken.raise());
+    }
+
     fn cell(&self, stream: StreamRef, act: impl FnOnce(&StreamCell)) {
         if let Some(cell) = self.cells.borrow().get(&stream) {
             act(cell);
@@ -201,8 +230,9 @@ impl Link {
             shard.0.counters.links_up.add(1);
         }
         self.finished.set(false);
+        self.lost_since.set(None);
         shard.0.counters.resumes.add(u64::from(resumed));
-        if shard.is_draining() && !resumed {
+        if shard.is_leaving(self.member) && !resumed {
             self.drain(shard, mux::GoAwayReason::Shutdown, super::DRAINING);
         }
         shard.tell(Event::LinkUp {
@@ -213,7 +243,7 @@ impl Link {
 
     fn opened(self: &Rc<Self>, shard: &Shard, stream: StreamRef, open: Open) {
         let cell = Rc::new(StreamCell::default());
-        self.cells.borrow_mut().insert(stream, cell.clone());
+        self.keep_cell(stream, cell.clone());
         shard.serve(super::Stream::from_peer(
             shard.clone(),
             self.clone(),
@@ -230,9 +260,13 @@ impl Link {
         open: &Open,
         cell: &Rc<StreamCell>,
     ) -> Result<StreamRef, mux::OpenError> {
-        let opened = self.ask(shard, |s, b, now| s.open(now, b, open.clone()));
+        let mut open = open.clone();
+        if shard.side() == Side::Endpoint {
+            open.settings = self.version.get();
+        }
+        let opened = self.ask(shard, |s, b, now| s.open(now, b, open));
         if let Ok(stream) = opened {
-            self.cells.borrow_mut().insert(stream, cell.clone());
+            self.keep_cell(stream, cell.clone());
         }
         self.settle(shard);
         opened
@@ -240,7 +274,7 @@ impl Link {
 
     /// The holder of a stream is done with it.
     pub fn release(self: &Rc<Self>, shard: &Shard, stream: StreamRef) {
-        if self.cells.borrow_mut().remove(&stream).is_some() {
+        if self.forget_cell(stream).is_some() {
             self.with(shard, |s, b, now| s.release(now, b, stream));
         }
     }
@@ -262,6 +296,18 @@ impl Link {
     /// Takes new streams now.
     pub fn is_live(&self) -> bool {
         !self.retired.get() && self.session.borrow().is_live()
+    }
+
+    /// Has had no connection for so long that whatever can move on does.
+    pub fn is_lost(&self) -> bool {
+        let long = |since: Time| Time::now() >= since + LINK_DOWN_GRACE;
+        self.retired.get() || self.lost_since.get().is_some_and(long)
+    }
+
+    /// Endpoint: its member knows the rules in force under this version; it is told so.
+    pub fn acknowledge(self: &Rc<Self>, shard: &Shard, version: u32) {
+        self.version.set(version);
+        self.with(shard, |s, _, _| s.settings_ack(version, true, ""));
     }
 
     /// Open streams.
@@ -303,6 +349,13 @@ impl Link {
         shard.refresh_live();
     }
 
+    /// Ends the session at once, and the link with it.
+    pub fn abandon(self: &Rc<Self>, shard: &Shard, text: &str) {
+        self.with(shard, |s, b, now| s.abandon(now, b, mux::GoAwayReason::Shutdown, text));
+        self.finished(shard);
+        self.retire(shard);
+    }
+
     /// Drains: serves what is open, opens nothing.
     pub fn drain(self: &Rc<Self>, shard: &Shard, reason: mux::GoAwayReason, text: &str) {
         let had_nothing = self.with(shard, |s, _, now| {
@@ -321,7 +374,7 @@ impl Link {
         if shard.side() == Side::Client {
             self.retire(shard);
         }
-        shard.link_has_finished();
+        shard.link_has_finished(self.member);
     }
 
     /// Puts the session on a new connection: `begin` tells the session. `input` is what was read and not yet opened.
@@ -354,11 +407,16 @@ impl Link {
                 reason,
             });
         } else {
-            shard.log(
-                Level::Debug,
-                format!("{self}: connection ended before it was up: {reason}"),
+            // TLS 1.3: the endpoint looks at our key only after our handshake is done.
+            let refused = reason == Error::Tls(KEY_REFUSED.to_owned()).to_string();
+            super::dial::failed(
+                shard,
+                self,
+                format!("connection ended before it was up: {reason}"),
+                refused,
             );
         }
+        self.lost_since.set(self.lost_since.get().or(Some(Time::now())));
         self.with(shard, |s, b, now| s.disconnected(now, b, clean));
         shard.refresh_live();
         self.gone.raise();
@@ -397,7 +455,7 @@ async fn keep_time(shard: Shard, link: Rc<Link>) {
                 Either::Right(()) => {
                     link.with(&shard, |s, b, now| s.handle_timeout(now, b));
                     shard.refresh_live();
-                    if shard.is_draining() && !link.finished.get() {
+                    if shard.is_leaving(link.member) && !link.finished.get() {
                         // A session that expired meanwhile has nothing left to drain.
                         link.drain(&shard, mux::GoAwayReason::Shutdown, super::DRAINING);
                     }

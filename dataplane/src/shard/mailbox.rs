@@ -5,12 +5,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::mux::Code;
 use crate::settings::Settings;
+use crate::stats::MemberCounters;
 use crate::tls::Fingerprint;
 
 /// What the control thread is told.
@@ -39,6 +41,8 @@ pub enum Event {
     Log { level: Level, text: String },
     /// `drain` is done: nothing is left on any link.
     Drained,
+    /// Endpoint: `part` is done: nothing is left on any link of this member.
+    Parted { member: [u8; 16] },
     /// A shard died: the process is to end with this text.
     Failed(String),
 }
@@ -55,6 +59,8 @@ pub enum Level {
 /// What a shard is told by the control thread or by another shard.
 pub(crate) enum Command {
     Attach(Attached),
+    /// Drain one member.
+    Part([u8; 16]),
     Detach([u8; 16]),
     /// A link's socket, and what the front has read of it.
     Link {
@@ -65,15 +71,21 @@ pub(crate) enum Command {
     },
     /// A browser's socket of which nothing was read, from a shard without links.
     Browser(OwnedFd),
+    /// `sc`: new rules, to be sent to the endpoint.
     Settings(Arc<Settings>),
-    /// Rules that arrived are not taken.
+    /// Endpoint: the rules in force, and the version under which each member knows them.
+    Rules(Arc<Settings>, Arc<[([u8; 16], u32)]>),
+    /// Rules that a member sent are not taken.
     Refuse {
+        member: [u8; 16],
         version: u32,
         text: String,
     },
     Cloud(SocketAddr, Arc<rustls::ClientConfig>),
     /// Carry this self-test over your links, and answer the shard `from`.
     Probe {
+        /// Over the links of this member, or of all.
+        member: Option<[u8; 16]>,
         nonce: Vec<u8>,
         from: usize,
         id: u64,
@@ -93,6 +105,14 @@ pub(crate) struct Attached {
     pub fingerprint: Fingerprint,
     /// Accepts this member's key and no other.
     pub tls: Arc<rustls::ServerConfig>,
+    /// Under which it knows the rules in force.
+    pub version: u32,
+    /// This shard's.
+    pub counters: Arc<MemberCounters>,
+    /// It takes no new streams.
+    pub parting: bool,
+    /// Shards on which it has something left, once it is parting.
+    pub unparted: Arc<AtomicUsize>,
 }
 
 /// The sending end; any thread may hold one.

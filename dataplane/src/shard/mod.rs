@@ -30,7 +30,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::limits::{COMMANDS_MAX, EVENTS_MAX, LINKS_MAX, MEMBERS_MAX};
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
@@ -73,6 +73,8 @@ struct Inner {
     /// Since when no link has been live; `None` while one is.
     dark_since: Cell<Option<Time>>,
     was_live: Cell<bool>,
+    /// Of the last stream that was placed.
+    next_turn: Cell<u64>,
     draining: Cell<bool>,
     drained: Signal,
     /// Shards of this process that are not drained yet.
@@ -109,6 +111,8 @@ pub(crate) struct Dialling {
 
 /// What GOAWAY says when this process ends.
 const DRAINING: &str = "shutting down";
+/// … and when one member leaves.
+const LEAVING: &str = "the tunnel is no more";
 
 /// Counts a local connection for as long as it lives.
 pub struct Counted(Arc<Counters>);
@@ -161,11 +165,6 @@ impl Shard {
     pub fn count_connection(&self) -> Counted {
         self.0.counters.connections.add(1);
         Counted(self.0.counters.clone())
-    }
-
-    /// Counts one request that goes through the tunnel (not the probe).
-    pub fn count_request(&self) {
-        self.0.counters.requests.add(1);
     }
 
     /// No new requests are to be taken: answer them with `shutdown`, close idle connections.
@@ -229,7 +228,10 @@ impl Shard {
         self.0.next_key.set(key.wrapping_add(1));
         let mut seed = [0; 16];
         aws_lc_rs::rand::fill(&mut seed).expect("the system gives random bytes");
-        let settings = self.settings().version;
+        let (settings, counters) = match self.attached(member) {
+            Some(member) => (member.version, member.counters),
+            None => (self.settings().version, Arc::default()),
+        };
         let link = Link::start(
             self,
             mux::Config {
@@ -241,6 +243,7 @@ impl Shard {
                 seed,
                 settings,
             },
+            counters,
         );
         self.0.links.borrow_mut().push(link.clone());
         link
@@ -258,10 +261,43 @@ impl Shard {
         self.0.links.borrow_mut().retain(|l| !Rc::ptr_eq(l, link));
     }
 
-    fn link_has_finished(&self) {
-        if self.is_draining() && self.0.links.borrow().iter().all(|l| l.is_finished()) {
+    fn link_has_finished(&self, member: [u8; 16]) {
+        let links = self.0.links.borrow();
+        if self.is_draining() && links.iter().all(|l| l.is_finished()) {
             self.0.drained.raise();
         }
+        let parted = links.iter().filter(|l| l.member == member).all(|l| l.is_finished());
+        drop(links);
+        if parted {
+            self.has_parted(member);
+        }
+    }
+
+    /// Nothing is left of a member here. The last shard to see that tells.
+    fn has_parted(&self, id: [u8; 16]) {
+        let Role::Endpoint(members) = &self.0.role else { return };
+        let mut members = members.borrow_mut();
+        let Some(member) = members.iter_mut().find(|m| m.id == id && m.parting) else {
+            return;
+        };
+        // Once a shard: another connection may come and finish too.
+        let unparted = std::mem::take(&mut member.unparted);
+        if unparted.load(Ordering::Relaxed) > 0 && unparted.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.tell(Event::Parted { member: id });
+        }
+    }
+
+    /// Endpoint: a member, if it may have links.
+    fn attached(&self, id: [u8; 16]) -> Option<Attached> {
+        let Role::Endpoint(members) = &self.0.role else {
+            return None;
+        };
+        members.borrow().iter().find(|m| m.id == id).cloned()
+    }
+
+    /// The process drains, or this member does.
+    fn is_leaving(&self, member: [u8; 16]) -> bool {
+        self.is_draining() || self.attached(member).is_some_and(|m| m.parting)
     }
 
     fn drain(&self) {
@@ -274,7 +310,9 @@ impl Shard {
         for link in links {
             link.drain(self, GoAwayReason::Shutdown, DRAINING);
         }
-        self.link_has_finished();
+        if self.0.links.borrow().iter().all(|l| l.is_finished()) {
+            self.0.drained.raise();
+        }
     }
 
     // ── What arrives ──────────────────────────────────────────────────────────────────────────────────────────
@@ -314,6 +352,7 @@ impl Shard {
             Command::Stop => return true,
             Command::Drain => self.drain(),
             Command::Attach(member) => self.attach(member),
+            Command::Part(id) => self.part(id),
             Command::Detach(id) => self.detach(id),
             Command::Link {
                 member,
@@ -325,15 +364,22 @@ impl Shard {
             }
             Command::Browser(browser) => self.serve_here(browser, false),
             Command::Settings(settings) => self.reload(settings),
-            Command::Refuse { version, text } => self.each_link(|link| {
+            Command::Rules(settings, versions) => self.rule(settings, &versions),
+            Command::Refuse { member, version, text } => self.each_link_of(member, |link| {
                 link.with(self, |s, _, _| s.settings_ack(version, false, &text));
             }),
             Command::Cloud(address, tls) => {
                 if let Role::Client(client) = &self.0.role {
                     client.cloud.replace((address, tls));
+                    self.each_link(|link| link.with(self, |s, _, now| s.dial_now(now)));
                 }
             }
-            Command::Probe { nonce, from, id } => runtime::spawn(probe::answer(self.clone(), nonce, from, id)),
+            Command::Probe {
+                member,
+                nonce,
+                from,
+                id,
+            } => runtime::spawn(probe::answer(self.clone(), member, nonce, from, id)),
             Command::Probed { id, result } => self.probed(id, result),
         }
         false
@@ -342,6 +388,14 @@ impl Shard {
     fn each_link(&self, act: impl Fn(&Rc<Link>)) {
         let links = self.0.links.borrow().clone();
         links.iter().for_each(act);
+    }
+
+    fn each_link_of(&self, member: [u8; 16], act: impl Fn(&Rc<Link>)) {
+        self.each_link(|link| {
+            if link.member == member {
+                act(link);
+            }
+        });
     }
 
     fn attach(&self, member: Attached) {
@@ -353,38 +407,51 @@ impl Shard {
         }
     }
 
+    fn part(&self, id: [u8; 16]) {
+        if let Role::Endpoint(members) = &self.0.role
+            && let Some(member) = members.borrow_mut().iter_mut().find(|m| m.id == id)
+        {
+            member.parting = true;
+        }
+        self.each_link_of(id, |link| link.drain(self, GoAwayReason::Drain, LEAVING));
+        self.link_has_finished(id);
+        self.refresh_live();
+    }
+
     fn detach(&self, id: [u8; 16]) {
         let Role::Endpoint(members) = &self.0.role else { return };
         members.borrow_mut().retain(|m| m.id != id);
-        self.each_link(|link| {
-            if link.member == id {
-                link.drain(self, GoAwayReason::Shutdown, "the tunnel is no more");
-                link.retire(self);
-            }
-        });
+        self.each_link_of(id, |link| link.abandon(self, LEAVING));
     }
 
-    /// Switches whole. The endpoint answers on each session, behind the last OPEN under the old rules; `sc` sends
-    /// the rules over one live link, and answers of lower versions make it send them again.
+    /// Endpoint: switches whole, and answers on each session of these members, behind the last OPEN under the old
+    /// rules.
+    fn rule(&self, settings: Arc<Settings>, versions: &[([u8; 16], u32)]) {
+        let Role::Endpoint(members) = &self.0.role else { return };
+        self.0.settings.replace(settings);
+        for (id, version) in versions {
+            if let Some(member) = members.borrow_mut().iter_mut().find(|m| m.id == *id) {
+                member.version = *version;
+            }
+            self.each_link_of(*id, |link| link.acknowledge(self, *version));
+        }
+    }
+
+    /// `sc`: sends the rules over one live link; answers of lower versions make it send them again.
     fn reload(&self, settings: Arc<Settings>) {
         let version = settings.version;
         let json = settings.json.clone();
         self.0.settings.replace(settings);
-        match self.side() {
-            Side::Endpoint => self.each_link(|link| link.with(self, |s, _, _| s.settings_ack(version, true, ""))),
-            Side::Client => {
-                let lit = self
-                    .0
-                    .all_counters
-                    .iter()
-                    .position(|c| c.links_live.value() > 0)
-                    .unwrap_or(0);
-                let links = self.0.links.borrow().clone();
-                let live = links.iter().find(|l| l.is_live()).or(links.first());
-                if let (true, Some(link)) = (lit == self.0.index, live) {
-                    link.with(self, |s, _, _| s.send_settings(version, json.into()));
-                }
-            }
+        let lit = self
+            .0
+            .all_counters
+            .iter()
+            .position(|c| c.links_live.value() > 0)
+            .unwrap_or(0);
+        let links = self.0.links.borrow().clone();
+        let live = links.iter().find(|l| l.is_live()).or(links.first());
+        if let (true, Some(link)) = (lit == self.0.index, live) {
+            link.with(self, |s, _, _| s.send_settings(version, json.into()));
         }
     }
 }

@@ -52,10 +52,14 @@ impl Shard {
     pub(super) fn try_place(&self, open: &Open, cell: &Rc<StreamCell>) -> Result<(Rc<Link>, StreamRef), OpenError> {
         let link = {
             let links = self.0.links.borrow();
-            links.iter().filter(|l| l.is_live()).min_by_key(|l| l.load()).cloned()
+            // Of the least loaded member the least loaded link; members of equal load take turns.
+            let key = |l: &&Rc<Link>| (l.counters.streams.value(), l.counters.turn.value(), l.load());
+            links.iter().filter(|l| l.is_live()).min_by_key(key).cloned()
         };
         let link = link.ok_or(OpenError::NotLive)?;
         let stream = link.open(self, open, cell)?;
+        self.0.next_turn.set(self.0.next_turn.get() + 1);
+        link.counters.turn.set(self.0.next_turn.get());
         Ok((link, stream))
     }
 
@@ -90,6 +94,25 @@ impl Shard {
         } else if self.0.dark_since.get().is_none() {
             self.0.dark_since.set(Some(Time::now()));
         }
+        self.forsake();
+    }
+
+    /// Tells the streams of members that are lost here when there is another member: what may be repeated moves on.
+    fn forsake(&self) {
+        let links = self.0.links.borrow();
+        let live = |link: &Rc<Link>| link.is_live();
+        for lost in links.iter().filter(|l| l.is_lost()) {
+            let own = links.iter().any(|l| l.member == lost.member && live(l));
+            if !own && links.iter().any(live) {
+                lost.forsake();
+            }
+        }
+    }
+
+    /// Whether a stream that `member` does not answer could be placed with another one.
+    pub(super) fn has_another_member(&self, member: [u8; 16]) -> bool {
+        let links = self.0.links.borrow();
+        links.iter().any(|l| l.member != member && l.is_live())
     }
 
     pub(super) fn link_is_live(&self) {

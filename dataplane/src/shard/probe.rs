@@ -23,12 +23,12 @@ pub(super) struct Pending {
 }
 
 impl Shard {
-    /// Endpoint: carries `nonce` (1 … 1,024 bytes) in a `probe` stream over each live link of every shard and compares
-    /// what comes back.
+    /// Endpoint: carries `nonce` (1 … 1,024 bytes) in a `probe` stream over each live link that `member` has on any
+    /// shard (`None`: over all links) and compares what comes back.
     ///
     /// # Errors
     /// Which link failed and how; `tunnel-down` without any live link.
-    pub async fn probe(&self, nonce: &[u8]) -> Result<(), (Code, String)> {
+    pub async fn probe(&self, member: Option<[u8; 16]>, nonce: &[u8]) -> Result<(), (Code, String)> {
         if nonce.is_empty() || nonce.len() > PROBE_BYTES_MAX {
             return Err((Code::Limit, "a nonce of a length that no self-test has".to_owned()));
         }
@@ -46,6 +46,7 @@ impl Shard {
             .filter(|(index, _)| *index != self.0.index)
         {
             let probe = Command::Probe {
+                member,
                 nonce: nonce.to_vec(),
                 from: self.0.index,
                 id,
@@ -55,7 +56,7 @@ impl Shard {
             }
             asked += 1;
         }
-        let mut links = probe_links(self, nonce).await?;
+        let mut links = probe_links(self, member, nonce).await?;
         let all = async {
             while pending.outcomes.borrow().len() < asked {
                 pending.answered.wait().await;
@@ -90,8 +91,8 @@ impl Drop for Asked<'_> {
 }
 
 /// This shard's part of a self-test that another one was asked for.
-pub(super) async fn answer(shard: Shard, nonce: Vec<u8>, from: usize, id: u64) {
-    let result = probe_links(&shard, &nonce).await;
+pub(super) async fn answer(shard: Shard, member: Option<[u8; 16]>, nonce: Vec<u8>, from: usize, id: u64) {
+    let result = probe_links(&shard, member, &nonce).await;
     if let Some(asker) = shard.0.shards.get(from) {
         // If it cannot be told, its own time runs out.
         let _ = asker.send(Command::Probed { id, result });
@@ -99,10 +100,11 @@ pub(super) async fn answer(shard: Shard, nonce: Vec<u8>, from: usize, id: u64) {
 }
 
 /// One link after the other: there are few, and the first failure is the answer.
-async fn probe_links(shard: &Shard, nonce: &[u8]) -> Outcome {
+async fn probe_links(shard: &Shard, member: Option<[u8; 16]>, nonce: &[u8]) -> Outcome {
     let links = shard.0.links.borrow().clone();
+    let wanted = |link: &&Rc<Link>| link.is_live() && member.is_none_or(|member| link.member == member);
     let mut probed = 0;
-    for link in links.iter().filter(|l| l.is_live()) {
+    for link in links.iter().filter(wanted) {
         runtime::timeout(PROBE_MAX, probe_link(shard, link, nonce))
             .await
             .unwrap_or(Err((Code::IdleTimeout, format!("no echo within {PROBE_MAX:?}"))))

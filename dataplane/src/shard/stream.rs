@@ -38,6 +38,8 @@ pub(super) struct StreamCell {
     pub writable: Signal,
     pub accepted: Signal,
     pub opened: Cell<Option<Opened>>,
+    /// Its member is lost, and another one is there.
+    pub forsaken: Signal,
     /// The stream has no place now, or has one where what was written before is not written again yet.
     withdrawn: Cell<bool>,
     /// How often it lost its place.
@@ -158,6 +160,29 @@ impl Stream {
                 other => return other,
             }
         }
+    }
+
+    /// Endpoint: counts the exchange that it carries.
+    pub fn count_request(&self) {
+        self.shard.0.counters.requests.add(1);
+        self.place().0.counters.requests.add(1);
+    }
+
+    /// Endpoint: waits until its member is lost while another one is there to ask. May be dropped.
+    pub async fn forsaken(&self) {
+        loop {
+            self.cell.forsaken.wait().await;
+            // It may have been placed anew since.
+            if self.place().0.is_lost() {
+                return;
+            }
+        }
+    }
+
+    /// Endpoint: whether it ended with `code` because of its member, while another one is there to ask.
+    pub fn is_orphaned(&self, code: Code) -> bool {
+        let gone = matches!(code, Code::TunnelDown | Code::PeerRestarted | Code::Shutdown);
+        gone && self.shard.has_another_member(self.place().0.member)
     }
 
     /// Waits until something new has arrived, an end above all. May be dropped.

@@ -56,7 +56,7 @@ async fn echo(stream: Stream) {
 async fn browse(shard: Shard, socket: Socket, is_probe: bool) {
     let _counted = shard.count_connection();
     if is_probe {
-        let text = match shard.probe(b"nonce").await {
+        let text = match shard.probe(None, b"nonce").await {
             Ok(()) => "echoed".to_owned(),
             Err((code, text)) => format!("{}: {text}", code.name()),
         };
@@ -64,7 +64,6 @@ async fn browse(shard: Shard, socket: Socket, is_probe: bool) {
     }
     // One kind waits until it is accepted, the other sends at once.
     let kind = [Kind::Http, Kind::Tcp][(shard.0.counters.requests.value() % 2) as usize];
-    shard.count_request();
     let open = Open {
         kind,
         settings: 1,
@@ -77,6 +76,7 @@ async fn browse(shard: Shard, socket: Socket, is_probe: bool) {
         Ok(stream) => stream,
         Err((code, _)) => return drop(socket.write_all(code.name().as_bytes()).await),
     };
+    stream.count_request();
     if kind == Kind::Tcp {
         match stream.accepted().await {
             Ok(opened) => assert_eq!((opened.family, opened.port), (4, 1)),
@@ -250,6 +250,7 @@ impl Pair {
             driver,
             max_streams: 1_000,
             browsers,
+            dark: None,
         };
         let endpoint = Arc::new(endpoint::start_with(config, services).unwrap());
         let member = Member {

@@ -21,6 +21,7 @@ use crate::limits::{COMMANDS_MAX, EVENTS_MAX, FDS_RESERVED, STOP_MAX, WAITING_HE
 use crate::mux::{Budget, BudgetConfig};
 use crate::settings::Settings;
 use crate::stats::{Counters, Report};
+use crate::time::Time;
 
 /// All shards of a process, as the control thread sees them.
 pub(crate) struct Shards {
@@ -42,6 +43,8 @@ pub(crate) struct Start {
     pub services: Services,
     /// A shard's share.
     pub budget: BudgetConfig,
+    /// Since when an earlier process of this tunnel had lost its last link.
+    pub dark_since: Option<Time>,
 }
 
 impl Shards {
@@ -80,6 +83,7 @@ impl Shards {
                 settings: start.settings.clone(),
                 services: start.services,
                 budget: start.budget,
+                dark_since: start.dark_since,
                 counters: shards.counters.clone(),
                 events: outbox.clone(),
                 shards: shards.outboxes.clone(),
@@ -127,8 +131,13 @@ impl Shards {
 
     /// Tells every shard.
     pub fn tell_all(&self, command: impl Fn() -> Command) {
+        self.tell_each(|_| command());
+    }
+
+    /// Tells every shard something of its own.
+    pub fn tell_each(&self, command: impl Fn(usize) -> Command) {
         for shard in 0..self.outboxes.len() {
-            self.tell(shard, command());
+            self.tell(shard, command(shard));
         }
     }
 
@@ -164,6 +173,7 @@ struct Seed {
     settings: Arc<Settings>,
     services: Services,
     budget: BudgetConfig,
+    dark_since: Option<Time>,
     counters: Vec<Arc<Counters>>,
     events: Outbox<Event>,
     shards: Vec<Outbox<Command>>,
@@ -221,8 +231,9 @@ impl Seed {
             shards: self.shards,
             waiting,
             calling: Cell::new(false),
-            dark_since: Cell::new(None),
-            was_live: Cell::new(false),
+            dark_since: Cell::new(self.dark_since),
+            was_live: Cell::new(self.dark_since.is_some()),
+            next_turn: Cell::new(0),
             draining: Cell::new(false),
             drained: Signal::new(),
             undrained: self.undrained,

@@ -67,6 +67,7 @@ impl Tunnel {
             driver,
             max_streams: 1_000,
             browsers: vec![browsers],
+            dark: None,
         };
         let endpoint = Arc::new(endpoint::start(config).unwrap());
         let member = identity.member();
