@@ -11,6 +11,8 @@ use serde_json::Value;
 
 /// Identifiers, names and other short texts of a request.
 pub const TEXT_BYTES_MAX: usize = 1_024;
+/// What a message shows of each of two rules that differ.
+const DIFFERENCE_CHARS_MAX: usize = 64;
 /// Entries of one list of a request (domains, expressions).
 pub const LIST_ENTRIES_MAX: usize = 20_000;
 /// `metadata` and `extra_info` together, as JSON.
@@ -68,15 +70,33 @@ impl TunnelRequest {
             auth_hosts: self
                 .culvert
                 .as_ref()
-                .and_then(|c| c.auth_hosts.as_deref())
+                .and_then(|c| c.auth_hosts.clone())
                 .unwrap_or_default(),
-            direct_domains: self.direct_domains.as_deref().unwrap_or_default(),
-            domain_names: self.domain_names.as_deref().unwrap_or_default(),
-            fast_fail_regexps: self.fast_fail_regexps.as_deref().unwrap_or_default(),
+            direct_domains: self.direct_domains.clone().unwrap_or_default(),
+            domain_names: self.domain_names.clone().unwrap_or_default(),
+            fast_fail_regexps: self.fast_fail_regexps.clone().unwrap_or_default(),
             no_proxy_caching: self.no_proxy_caching.unwrap_or(false),
-            no_ssl_bump_domains: self.no_ssl_bump_domains.as_deref().unwrap_or_default(),
+            no_ssl_bump_domains: self.no_ssl_bump_domains.clone().unwrap_or_default(),
         };
         serde_json::to_vec(&rules).unwrap_or_default()
+    }
+
+    /// Takes other rules, as SETTINGS carries them.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong in them; nothing is taken then.
+    pub fn take_rules(&mut self, json: &[u8]) -> Result<(), String> {
+        let rules: Rules = serde_json::from_slice(json).map_err(|e| format!("the rules: {e}"))?;
+        let mut taken = self.clone();
+        taken.culvert.get_or_insert_default().auth_hosts = Some(rules.auth_hosts);
+        taken.direct_domains = Some(rules.direct_domains);
+        taken.domain_names = Some(rules.domain_names);
+        taken.fast_fail_regexps = Some(rules.fast_fail_regexps);
+        taken.no_proxy_caching = Some(rules.no_proxy_caching);
+        taken.no_ssl_bump_domains = Some(rules.no_ssl_bump_domains);
+        taken.check()?;
+        *self = taken;
+        Ok(())
     }
 
     /// Checks every size.
@@ -122,14 +142,32 @@ impl TunnelRequest {
 }
 
 /// Fields in the order of their names: that makes the JSON canonical.
-#[derive(Serialize)]
-struct Rules<'a> {
-    auth_hosts: &'a [String],
-    direct_domains: &'a [String],
-    domain_names: &'a [String],
-    fast_fail_regexps: &'a [String],
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Rules {
+    auth_hosts: Vec<String>,
+    direct_domains: Vec<String>,
+    domain_names: Vec<String>,
+    fast_fail_regexps: Vec<String>,
     no_proxy_caching: bool,
-    no_ssl_bump_domains: &'a [String],
+    no_ssl_bump_domains: Vec<String>,
+}
+
+/// What of two sets of rules differs, in words: the first field of which that is so. None if they are the same.
+pub fn difference(own: &[u8], pool: &[u8]) -> Option<String> {
+    let parse = |json: &[u8]| serde_json::from_slice::<serde_json::Map<String, Value>>(json).unwrap_or_default();
+    let (own, pool) = (parse(own), parse(pool));
+    let names: std::collections::BTreeSet<_> = own.keys().chain(pool.keys()).collect();
+    let name = names.into_iter().find(|name| own.get(*name) != pool.get(*name))?;
+    let show = |rules: &serde_json::Map<String, Value>| {
+        let text = rules.get(name).map_or("absent".into(), Value::to_string);
+        let mut short: String = text.chars().take(DIFFERENCE_CHARS_MAX).collect();
+        if short.len() < text.len() {
+            short.push('…');
+        }
+        short
+    };
+    Some(format!("{name} is {} here and {} in the pool", show(&own), show(&pool)))
 }
 
 fn check_text(name: &str, text: &str) -> Result<(), String> {
@@ -326,6 +364,42 @@ mod tests {
             String::from_utf8(request.settings_json()).unwrap(),
             r#"{"auth_hosts":["h:80"],"direct_domains":["a","b"],"domain_names":[],"fast_fail_regexps":[],"no_proxy_caching":true,"no_ssl_bump_domains":["c"]}"#
         );
+    }
+
+    #[test]
+    fn rules_are_taken_whole_or_not_at_all() {
+        let request = TunnelRequest {
+            direct_domains: Some(vec!["a".into()]),
+            culvert: Some(MemberRequest {
+                auth_hosts: Some(vec!["h:80".into()]),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let mut other = TunnelRequest {
+            vm_version: Some("kept".into()),
+            ..Default::default()
+        };
+        other.take_rules(&request.settings_json()).unwrap();
+        assert_eq!(other.settings_json(), request.settings_json());
+        assert_eq!(other.vm_version.as_deref(), Some("kept"));
+        let long = format!(r#"{{"direct_domains":[],"domain_names":["{}"]}}"#, "x".repeat(2_000));
+        for bad in ["{", r#"{"direct_domains":1}"#, &long] {
+            assert!(other.take_rules(bad.as_bytes()).is_err(), "{bad}");
+            assert_eq!(other.settings_json(), request.settings_json());
+        }
+    }
+
+    #[test]
+    fn a_difference_names_the_field_and_both_values() {
+        let of = |a: &str, b: &str| difference(a.as_bytes(), b.as_bytes());
+        assert_eq!(of(r#"{"a":[1]}"#, r#"{"a":[1]}"#), None);
+        assert_eq!(
+            of(r#"{"a":[1],"b":["x"]}"#, r#"{"a":[1],"b":["y"]}"#).as_deref(),
+            Some(r#"b is ["x"] here and ["y"] in the pool"#)
+        );
+        let long = of(&format!(r#"{{"a":"{}"}}"#, "é".repeat(500)), "{}").unwrap();
+        assert!(long.chars().count() < 150 && long.contains("absent"), "{long}");
     }
 
     #[test]

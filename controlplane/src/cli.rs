@@ -44,6 +44,10 @@ pub struct Args {
     /// Name of this tunnel: only jobs that ask for it use it
     #[arg(short = 'i', long, alias = "tunnel-name", value_name = "id")]
     pub tunnel_identifier: Option<String>,
+    /// Tunnels of one account with this option and the same name live side by side and share the load; their rules must
+    /// be the same
+    #[arg(long, alias = "no-remove-colliding-tunnels", action = ArgAction::SetTrue)]
+    pub tunnel_pool: bool,
     /// Log file; in the temporary folder: sc.log, or sc-ID.log with -i ID
     #[arg(short, long, alias = "log-file", value_name = "file")]
     pub logfile: Option<String>,

@@ -26,6 +26,8 @@ pub struct Config {
     pub rest_url: Url,
     /// Name of the tunnel; none makes it serve all jobs that name none.
     pub identifier: Option<String>,
+    /// Lives beside others of the same name and shares the load with them.
+    pub tunnel_pool: bool,
     /// Where the log goes.
     pub logfile: Place,
     /// Where the pid goes.
@@ -73,6 +75,7 @@ const OPTIONS: &[&[&str]] = &[
     &["api-key", "access-key"],
     &["rest-url"],
     &["tunnel-identifier", "tunnel-name"],
+    &["tunnel-pool", "no-remove-colliding-tunnels"],
     &["logfile", "log-file"],
     &["verbose"],
     &["readyfile"],
@@ -115,6 +118,7 @@ pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
         logfile: place("logfile", "sc", "log"),
         pidfile: place("pidfile", "sc_client", "pid"),
         readyfile: sources.text("readyfile").map(PathBuf::from),
+        tunnel_pool: sources.args.tunnel_pool || sources.flag("tunnel-pool")?,
         verbose: sources.verbose()?,
         cainfo: sources.text("cainfo").map(PathBuf::from),
         shards: match sources.number("shards", SHARDS_MAX)? {
@@ -289,6 +293,15 @@ impl<'a> Sources<'a> {
         match text.parse() {
             Ok(n) if (1..=max).contains(&n) => Ok(Some(n)),
             _ => Err(format!("--{option}: {text:?} is no number from 1 to {max}")),
+        }
+    }
+
+    /// An option without a value on the command line, where it is given elsewhere.
+    fn flag(&self, option: &str) -> Result<bool, String> {
+        match self.text(option).as_deref() {
+            None | Some("false" | "no" | "off") => Ok(false),
+            Some("true" | "yes" | "on") => Ok(true),
+            Some(text) => Err(format!("--{option}: {text:?} is neither true nor false")),
         }
     }
 

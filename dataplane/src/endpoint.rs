@@ -155,7 +155,11 @@ impl Endpoint {
     pub fn link(&self, member: [u8; 16], link: u16, fd: OwnedFd, first: Vec<u8>) {
         let index = {
             let members = self.members();
-            members.iter().map(|m| m.member).find(|m| m.id == member).map(|m| m.index)
+            members
+                .iter()
+                .map(|m| m.member)
+                .find(|m| m.id == member)
+                .map(|m| m.index)
         };
         let Some(index) = index else { return };
         let shard = (index + usize::from(link)) % self.shards.count();
@@ -207,7 +211,10 @@ impl Endpoint {
     /// What the shards have counted of each member so far.
     pub fn members_report(&self) -> Vec<MemberReport> {
         let members = self.members();
-        members.iter().map(|m| MemberReport::of(m.member.id, &m.counters)).collect()
+        members
+            .iter()
+            .map(|m| MemberReport::of(m.member.id, &m.counters))
+            .collect()
     }
 
     /// Takes no new requests and serves those that are open; [`Event::Drained`] follows.

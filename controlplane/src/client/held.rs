@@ -3,7 +3,9 @@
 use std::future::Future;
 use std::time::Duration;
 
-use dataplane::limits::{DELETE_MAX, GONE_MAX, HEARTBEAT_INTERVAL, LOST_AFTER};
+use dataplane::limits::{
+    DELETE_MAX, GONE_MAX, HEARTBEAT_INTERVAL, LOST_AFTER, WRONG_KEY_BACKOFF_MAX, WRONG_KEY_BACKOFF_MIN,
+};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::Failure;
@@ -29,6 +31,12 @@ pub struct Held {
     pub linked: Instant,
     /// When its state was last asked for.
     pub asked: Instant,
+    /// Dials with a wrong key that were followed by a question.
+    answered_for: u32,
+    /// Questions for the key of a relaunched endpoint, one after the other.
+    questions: u32,
+    /// Before this no further one is asked.
+    next_question: Instant,
 }
 
 impl Held {
@@ -39,6 +47,29 @@ impl Held {
             answered: now,
             linked: now,
             asked: now,
+            answered_for: 0,
+            questions: 0,
+            next_question: now,
+        }
+    }
+
+    /// When REST is to be asked for the endpoint's key: at once after a dial that met another one, and with growing
+    /// pauses after further ones. None as long as there is no such dial.
+    pub fn question(&mut self, links: &Links) -> Option<Instant> {
+        let wrong = links.wrong_keys();
+        if wrong < self.answered_for || wrong == 0 {
+            (self.answered_for, self.questions) = (0, 0);
+        }
+        (wrong > self.answered_for).then_some(self.next_question)
+    }
+
+    /// The question is asked now.
+    pub fn questioned(&mut self, links: &Links) {
+        self.answered_for = links.wrong_keys();
+        if self.answered_for > 0 {
+            let pause = WRONG_KEY_BACKOFF_MIN * 2u32.pow(self.questions.min(8));
+            self.questions = self.questions.saturating_add(1);
+            self.next_question = Instant::now() + jittered(pause.min(WRONG_KEY_BACKOFF_MAX));
         }
     }
 
@@ -99,6 +130,21 @@ impl Held {
         }
     }
 
+    /// Whether another tunnel of the same pool is ready. Not known counts as no.
+    pub async fn has_peers(&self, rest: &Rest) -> bool {
+        let Ok(tunnels) = rest.tunnels().await else {
+            return false;
+        };
+        let own = |t: &&Tunnel| t.id.as_deref() == Some(&self.id);
+        let Some(own) = tunnels.iter().find(own) else {
+            return false;
+        };
+        tunnels.iter().any(|t| {
+            let pooled = t.tunnel_pool == Some(true) && t.tunnel_identifier == own.tunnel_identifier;
+            pooled && t.id != own.id && t.status.as_deref() == Some("running") && t.is_ready == Some(true)
+        })
+    }
+
     /// Until no job runs and no stream is open, or the tunnel is gone, or `deadline`.
     pub async fn wait_for_jobs(&self, rest: &Rest, links: &mut Links, deadline: Instant) {
         let mut beat = ticks(HEARTBEAT_INTERVAL);
@@ -124,6 +170,14 @@ impl Held {
             }
         }
     }
+}
+
+/// Between a half and the whole of `pause`: many `sc` whose cloud was hurt do not ask in step.
+fn jittered(pause: Duration) -> Duration {
+    let mut byte = [0];
+    // Without randomness they do.
+    let _ = aws_lc_rs::rand::fill(&mut byte);
+    pause.mul_f64(0.5 + f64::from(byte[0]) / 512.0)
 }
 
 /// A clock that skips what it missed, and first ticks after `every`.

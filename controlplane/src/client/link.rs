@@ -27,8 +27,8 @@ pub struct Links {
     /// Which of `addresses` is dialled.
     chosen: usize,
     last_down: Option<String>,
-    /// The last dial met another key than the one that REST named.
-    wrong_key: bool,
+    /// Dials in a row that met another key than the one that REST named, or whose own key was refused.
+    wrong_keys: u32,
     /// A dial failed since the address was chosen.
     dial_failed: bool,
     drained: bool,
@@ -90,7 +90,7 @@ impl Links {
             addresses,
             chosen: 0,
             last_down: None,
-            wrong_key: false,
+            wrong_keys: 0,
             dial_failed: false,
             drained: false,
             failed: None,
@@ -119,7 +119,7 @@ impl Links {
         match event {
             Event::LinkUp { link, .. } => {
                 tracing::info!("link {link} is up");
-                self.wrong_key = false;
+                self.wrong_keys = 0;
             }
             Event::LinkDown { link, reason, .. } => {
                 tracing::warn!("link {link} is down: {reason}");
@@ -127,7 +127,11 @@ impl Links {
             }
             Event::DialFailed { link, wrong_key, text } => {
                 tracing::warn!("link {link} cannot be dialled: {text}");
-                self.wrong_key = wrong_key;
+                self.wrong_keys = if wrong_key {
+                    self.wrong_keys.saturating_add(1)
+                } else {
+                    0
+                };
                 self.dial_failed = true;
                 self.last_down = Some(text);
             }
@@ -144,7 +148,8 @@ impl Links {
             } => tracing::info!("rules {version}: accepted: {accepted} {text}"),
             Event::Drained => self.drained = true,
             Event::Failed(text) => self.failed = Some(text),
-            Event::Settings { .. } => tracing::warn!("the endpoint sent rules, which are ours to send"),
+            // Events of the other role.
+            Event::Settings { .. } | Event::Parted { .. } => {}
         }
     }
 
@@ -163,9 +168,9 @@ impl Links {
         self.last_down.as_deref()
     }
 
-    /// Whether the endpoint's key is another one than REST says.
-    pub fn wrong_key(&self) -> bool {
-        self.wrong_key
+    /// Dials in a row that show that the endpoint's key is another one than REST says.
+    pub fn wrong_keys(&self) -> u32 {
+        self.wrong_keys
     }
 
     /// Why the data plane cannot go on.

@@ -111,7 +111,7 @@ pub fn request(config: &Config, fingerprint: &Fingerprint) -> TunnelRequest {
         fast_fail_regexps: none(),
         no_ssl_bump_domains: none(),
         shared_tunnel: Some(false),
-        tunnel_pool: Some(false),
+        tunnel_pool: Some(config.tunnel_pool),
         no_proxy_caching: Some(false),
         use_caching_proxy: Some(true),
         use_kgp: Some(true),

@@ -83,6 +83,12 @@ impl Rest {
         self.call(Method::POST, &[], &[], Some(request)).await
     }
 
+    /// `GET /{user}/tunnels?full=1`.
+    pub async fn tunnels(&self) -> Result<Vec<Tunnel>, RestError> {
+        let nothing: Option<&()> = None;
+        self.call(Method::GET, &[], &[("full", "1")], nothing).await
+    }
+
     /// `GET /{user}/tunnels/{id}`.
     pub async fn tunnel(&self, id: &str) -> Result<Tunnel, RestError> {
         self.get(&[id]).await

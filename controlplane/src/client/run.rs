@@ -16,7 +16,7 @@ use dataplane::limits::{
 };
 use dataplane::tls::Identity;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::files::{PidFile, ReadyFile};
 use super::held::{End, Held, delete, ticks};
@@ -193,7 +193,7 @@ impl Sc<'_> {
             if let Some(text) = links.failed() {
                 return Err(Failure::Internal(text.into()));
             }
-            let patience = if links.wrong_key() {
+            let patience = if links.wrong_keys() > 0 {
                 WRONG_KEY_MAX
             } else {
                 FIRST_DIAL_MAX * links.addresses()
@@ -226,8 +226,10 @@ impl Sc<'_> {
         let mut beat = ticks(HEARTBEAT_INTERVAL);
         loop {
             let rest = self.rest;
+            let question = held.question(links);
             let ask = tokio::select! {
                 () = self.signals.next() => return Ok(End::Stopped),
+                () = sleep_until(question.unwrap_or_else(Instant::now)), if question.is_some() => true,
                 () = links.changed() => {
                     links.up() == 0 && held.asked.elapsed() >= STATE_INTERVAL_DOWN
                 }
@@ -248,6 +250,7 @@ impl Sc<'_> {
                 continue;
             }
             held.asked = Instant::now();
+            held.questioned(links);
             let Some(answer) = self.unless_signal(rest.tunnel(&held.id)).await else {
                 return Ok(End::Stopped);
             };
@@ -273,7 +276,10 @@ impl Sc<'_> {
         let patient = async {
             let started = Instant::now();
             if let Some(links) = links {
-                held.wait_for_jobs(rest, links, started + JOBS_MAX).await;
+                // Others of the pool carry on what begins from now on; else the jobs need this tunnel to their end.
+                if !(self.config.tunnel_pool && held.has_peers(rest).await) {
+                    held.wait_for_jobs(rest, links, started + JOBS_MAX).await;
+                }
                 let left = JOBS_MAX.saturating_sub(started.elapsed());
                 if timeout(left.max(CUT_AFTER), links.drain()).await.is_err() {
                     tracing::warn!("{} streams are cut", links.streams());

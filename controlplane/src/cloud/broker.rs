@@ -38,6 +38,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Local addresses of own connections under way: the self-test.
     probes: Mutex<HashSet<SocketAddr>>,
+    /// Browsers that an endpoint died too soon for: its successor gets them first.
+    left: Mutex<Vec<OwnedFd>>,
 }
 
 impl Ports {
@@ -80,6 +82,7 @@ impl Listener {
             socket: watch(socket.into(), Interest::READABLE)?,
             address,
             probes: Mutex::default(),
+            left: Mutex::default(),
         })
     }
 
@@ -197,19 +200,48 @@ impl ShardSender {
 pub async fn run(listener: Arc<Listener>, mut shards: Vec<ShardSender>) {
     let most = batch_max(shards.len().max(1));
     loop {
-        let batch = listener.turn(most).await;
-        for kind in [KIND_PROBE, KIND_BROWSER] {
-            let sockets: Vec<_> = batch
-                .iter()
-                .filter(|(_, k)| *k == kind)
-                .map(|(s, _)| s.as_fd())
-                .collect();
-            if !sockets.is_empty() && pass(&mut shards, kind, &sockets).await.is_err() {
-                return;
+        let mut left = Left::of(&listener);
+        let mut probes = Vec::new();
+        if left.browsers.is_empty() {
+            for (socket, kind) in listener.turn(most).await {
+                let batch = if kind == KIND_PROBE {
+                    &mut probes
+                } else {
+                    &mut left.browsers
+                };
+                batch.push(socket);
             }
         }
-        drop(batch);
+        for (kind, sockets) in [(KIND_PROBE, &probes), (KIND_BROWSER, &left.browsers)] {
+            for sockets in sockets.chunks(most) {
+                let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+                if pass(&mut shards, kind, &sockets).await.is_err() {
+                    return;
+                }
+            }
+        }
+        left.browsers.clear();
         tokio::task::yield_now().await;
+    }
+}
+
+/// Browsers that are accepted and not passed on yet. Those that are left when the endpoint dies wait for the next one.
+struct Left<'a> {
+    listener: &'a Listener,
+    browsers: Vec<OwnedFd>,
+}
+
+impl<'a> Left<'a> {
+    fn of(listener: &'a Listener) -> Self {
+        let browsers = std::mem::take(&mut *listener.left.lock().unwrap_or_else(PoisonError::into_inner));
+        Self { listener, browsers }
+    }
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        let mut left = self.listener.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.append(&mut self.browsers);
     }
 }
 
@@ -284,9 +316,19 @@ mod tests {
             assert_eq!(seen, expected);
             drop((probe, endpoint));
             assert!(listener.probes().is_empty());
-            // Without an endpoint the broker stops at the next browser.
-            let _last = TcpStream::connect(listener.address).unwrap();
+            // Without an endpoint the broker stops at the next browser, and the next endpoint gets it.
+            let last = TcpStream::connect(listener.address).unwrap();
             broker.await.unwrap();
+            let (sender, endpoint) = ShardSender::pair(1).unwrap();
+            let endpoint = Seqpacket::new(endpoint).unwrap();
+            let broker = tokio::spawn(run(Arc::clone(&listener), vec![sender]));
+            let sockets = endpoint.receive(&mut buffer).await.unwrap().unwrap();
+            let peers: Vec<_> = sockets
+                .into_iter()
+                .map(|s| TcpStream::from(s).peer_addr().unwrap())
+                .collect();
+            assert_eq!(peers, [last.local_addr().unwrap()]);
+            broker.abort();
         });
     }
 

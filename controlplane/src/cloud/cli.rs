@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use dataplane::limits::{self, STREAMS_OPTION_MAX};
 
 use super::accounts::{self, AddError};
-use super::limits::{LINKS_MAX, SHARDS_MAX};
+use super::limits::{LINKS_MAX, POOL_RELOAD_MAX, SHARDS_MAX};
 use super::{Driver, EXIT_INTERNAL, Failure, Options, guest, open_store, serve, unix_now};
 
 const MIB: usize = 1024 * 1024;
@@ -36,7 +37,7 @@ enum Subcommands {
     /// Accounts
     #[command(subcommand)]
     User(UserCommands),
-    /// One tunnel's process; started by `serve`
+    /// The process of a tunnel or pool; started by `serve`
     #[command(hide = true)]
     Endpoint,
 }
@@ -75,7 +76,7 @@ struct ServeArguments {
     /// Address of the proxy ports
     #[arg(long, value_name = "ADDRESS", default_value_t = Ipv4Addr::LOCALHOST)]
     proxy_address: Ipv4Addr,
-    /// One for each tunnel: where its browsers connect
+    /// One for each tunnel or pool: where its browsers connect
     #[arg(long, value_name = "FIRST-LAST", default_value = "20000-29999", value_parser = port_range)]
     proxy_ports: RangeInclusive<u16>,
     /// Threads that move bytes, of each endpoint
@@ -88,6 +89,9 @@ struct ServeArguments {
     /// streams as by default]
     #[arg(long, value_name = "MIB")]
     memory_max: Option<usize>,
+    /// Seconds that new rules of one tunnel of a pool wait for the same rules of the others
+    #[arg(long, value_name = "SECONDS", default_value_t = POOL_RELOAD_MAX.as_secs())]
+    pool_reload_max: u64,
     /// How endpoints wait for the kernel
     #[arg(long, value_enum, default_value_t)]
     driver: Driver,
@@ -188,6 +192,7 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
         proxy_ports: arguments.proxy_ports,
         endpoint_shards: shards,
         max_streams: arguments.max_streams,
+        pool_reload_max: Duration::from_secs(arguments.pool_reload_max),
         driver: arguments.driver,
     })
 }

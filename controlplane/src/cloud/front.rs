@@ -123,7 +123,13 @@ async fn greet(cloud: &Cloud, mut stream: TcpStream, peer: SocketAddr) -> Option
             let socket = stream.into_std().ok()?.into();
             let first = reader.into_raw();
             // A tunnel that does not keep up loses this dial; its `sc` dials again.
-            if commands.try_send(Command::Link { link, socket, first }).is_err() {
+            let command = Command::Link {
+                tunnel: tunnel.clone(),
+                link,
+                socket,
+                first,
+            };
+            if commands.try_send(command).is_err() {
                 tracing::warn!(tunnel, link, "a link was dropped: its endpoint does not keep up");
             }
             None

@@ -1,23 +1,27 @@
-//! `sc-cloud endpoint`: the process that carries one tunnel. It gets every socket from the broker, makes its own key,
+//! `sc-cloud endpoint`: the process that carries one tunnel or one pool. It gets every socket from the broker, makes its own key,
 //! and never creates, accepts or dials anything once its shards run.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dataplane::endpoint::{self, Driver, Endpoint, EndpointConfig, Event, Level, Member};
 use dataplane::limits::SETTINGS_BYTES_MAX;
 use dataplane::settings::Settings;
-use dataplane::tls::{Fingerprint, Identity};
+use dataplane::tls::Identity;
 use rustix::net::{SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
-use super::limits::{EVENTS_PER_TURN, ORPHANED_MAX};
-use super::messages::{self, FromEndpoint, ToEndpoint};
+use super::agreement::{Agreement, MemberId, Outcome};
+use super::limits::{EVENTS_PER_TURN, ORPHANED_MAX, RULES_PART_BYTES_MAX};
+use super::messages::{self, FromEndpoint, MemberCounts, ToEndpoint};
 use super::seqpacket::Seqpacket;
 use crate::api::TunnelRequest;
 use crate::runtime::{Runtime, watch};
+use crate::secret::{hex, unhex};
 
 /// Runs the endpoint whose control socket is standard input, to its end.
 ///
@@ -30,8 +34,14 @@ pub fn run() -> Result<(), String> {
     let runtime = Runtime::epoll().map_err(|e| e.to_string())?;
     runtime.block_on(async {
         let control = Seqpacket::new(control).map_err(|e| e.to_string())?;
-        let endpoint = start(&control).await?;
-        serve(&control, &endpoint).await
+        let (endpoint, agreement) = start(&control).await?;
+        let mut guest = Guest {
+            control,
+            endpoint,
+            agreement,
+            orphaned: None,
+        };
+        guest.serve().await
     })
 }
 
@@ -44,7 +54,7 @@ fn control() -> io::Result<OwnedFd> {
 }
 
 /// Waits for the configuration, starts the shards and tells the broker the key.
-async fn start(control: &Seqpacket) -> Result<Endpoint, String> {
+async fn start(control: &Seqpacket) -> Result<(Endpoint, Agreement), String> {
     let mut rules = Vec::new();
     loop {
         let message = messages::receive(control).await.map_err(|e| e.to_string())?;
@@ -63,23 +73,27 @@ async fn start(control: &Seqpacket) -> Result<Endpoint, String> {
                 driver,
                 max_streams,
                 version,
+                dark_ms,
+                reload_ms,
                 ..
             } => {
                 let identity = Arc::new(Identity::generate().map_err(|e| e.to_string())?);
                 let fingerprint = identity.fingerprint().to_string();
+                let settings = Arc::new(Settings { version, json: rules });
                 let config = EndpointConfig {
                     shards,
                     identity,
-                    settings: Arc::new(Settings { version, json: rules }),
+                    settings: Arc::clone(&settings),
                     driver: driver_named(&driver)?,
                     max_streams,
                     browsers,
+                    dark: dark_ms.map(Duration::from_millis),
                 };
                 let endpoint = endpoint::start(config).map_err(|e| e.to_string())?;
                 let driver = format!("{:?}", endpoint.driver());
                 let ready = FromEndpoint::Ready { fingerprint, driver };
                 messages::send(control, &ready, &[]).await.map_err(|e| e.to_string())?;
-                return Ok(endpoint);
+                return Ok((endpoint, Agreement::new(settings, Duration::from_millis(reload_ms))));
             }
             _ => return Err("the broker spoke out of turn".into()),
         }
@@ -95,31 +109,194 @@ fn driver_named(name: &str) -> Result<Driver, String> {
     }
 }
 
-/// Passes messages and events on until the endpoint has nothing left to do.
-async fn serve(control: &Seqpacket, endpoint: &Endpoint) -> Result<(), String> {
-    let wake = endpoint.wake_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
-    let wake = watch(wake, Interest::READABLE).map_err(|e| e.to_string())?;
-    let mut orphaned: Option<tokio::time::Instant> = None;
-    loop {
-        tokio::select! {
-            message = messages::receive(control), if orphaned.is_none() => match message {
-                Ok(Some((message, fds))) => obey(control, endpoint, message, fds).await,
-                Ok(None) | Err(_) => {
-                    // A new broker cannot adopt this process: what is open ends well, then it leaves.
-                    endpoint.drain();
-                    orphaned = Some(tokio::time::Instant::now() + ORPHANED_MAX);
+/// The control thread of a running endpoint.
+struct Guest {
+    control: Seqpacket,
+    endpoint: Endpoint,
+    agreement: Agreement,
+    /// The broker is gone; when this process leaves.
+    orphaned: Option<Instant>,
+}
+
+impl Guest {
+    /// Passes messages and events on until the endpoint has nothing left to do.
+    async fn serve(&mut self) -> Result<(), String> {
+        let wake = self
+            .endpoint
+            .wake_fd()
+            .try_clone_to_owned()
+            .map_err(|e| e.to_string())?;
+        let wake = watch(wake, Interest::READABLE).map_err(|e| e.to_string())?;
+        loop {
+            let (orphaned, expiry) = (self.orphaned, self.agreement.deadline().map(Instant::from_std));
+            tokio::select! {
+                message = messages::receive(&self.control), if orphaned.is_none() => match message {
+                    Ok(Some((message, fds))) => self.obey(message, fds).await,
+                    Ok(None) | Err(_) => {
+                        // A new broker cannot adopt this process: what is open ends well, then it leaves.
+                        self.endpoint.drain();
+                        self.orphaned = Some(Instant::now() + ORPHANED_MAX);
+                    }
+                },
+                () = awake(&wake) => {
+                    if self.report().await? {
+                        return Ok(());
+                    }
                 }
-            },
-            () = awake(&wake) => {
-                if report(control, endpoint, orphaned.is_some()).await? {
-                    return Ok(());
+                () = sleep_until(expiry), if expiry.is_some() => {
+                    let outcome = self.agreement.expire(std::time::Instant::now());
+                    self.conclude(outcome).await;
                 }
-            }
-            () = tokio::time::sleep_until(orphaned.unwrap_or_else(tokio::time::Instant::now)), if orphaned.is_some() => {
-                return Ok(());
+                () = sleep_until(orphaned), if orphaned.is_some() => return Ok(()),
             }
         }
     }
+
+    /// A broker that is gone shows at the next receive.
+    async fn tell(&self, message: FromEndpoint) {
+        if self.orphaned.is_none() {
+            let _ = messages::send(&self.control, &message, &[]).await;
+        }
+    }
+
+    async fn obey(&mut self, message: ToEndpoint, mut fds: Vec<OwnedFd>) {
+        match message {
+            ToEndpoint::Attach { fingerprint, index } => {
+                if let (Some(id), Ok(fingerprint)) = (member(messages::member(&fingerprint)), fingerprint.parse()) {
+                    self.endpoint.attach(Member { id, fingerprint, index });
+                    self.agreement.attach(id);
+                }
+            }
+            ToEndpoint::Part { member: name } => {
+                if let Some(id) = member(&name) {
+                    self.endpoint.part(id);
+                    let outcome = self.agreement.part(id);
+                    self.conclude(outcome).await;
+                }
+            }
+            ToEndpoint::Detach { member: name } => {
+                if let Some(id) = member(&name) {
+                    self.endpoint.detach(id);
+                    let outcome = self.agreement.detach(id);
+                    self.conclude(outcome).await;
+                }
+            }
+            ToEndpoint::Link {
+                member: name,
+                link,
+                first,
+            } => {
+                if let (Some(id), Some(fd), Ok(first)) = (member(&name), fds.pop(), messages::decode(&first)) {
+                    self.endpoint.link(id, link, fd, first);
+                }
+            }
+            ToEndpoint::Drain => self.endpoint.drain(),
+            ToEndpoint::Report => {
+                let members = self.endpoint.members_report().into_iter();
+                let members = members.map(|m| MemberCounts {
+                    member: hex(&m.member),
+                    requests: m.requests,
+                    streams: m.streams,
+                });
+                self.tell(FromEndpoint::Report {
+                    members: members.collect(),
+                })
+                .await;
+            }
+            // Only at the start.
+            ToEndpoint::Rules { .. } | ToEndpoint::Start { .. } => {}
+        }
+    }
+
+    /// Passes events on. True once the endpoint has drained.
+    async fn report(&mut self) -> Result<bool, String> {
+        let mut turn = 0;
+        while let Ok(event) = self.endpoint.events().try_recv() {
+            let message = match event {
+                Event::Drained => {
+                    // It sees the socket close next, whether it got this or not.
+                    self.tell(FromEndpoint::Drained).await;
+                    return Ok(true);
+                }
+                Event::Settings {
+                    member, version, json, ..
+                } => {
+                    self.reload(member, version, json).await;
+                    continue;
+                }
+                Event::Parted { member } => FromEndpoint::Parted { member: hex(&member) },
+                Event::LinkUp { member, link } => FromEndpoint::LinkUp {
+                    member: hex(&member),
+                    link,
+                },
+                Event::LinkDown { member, link, reason } => FromEndpoint::LinkDown {
+                    member: hex(&member),
+                    link,
+                    reason: messages::clean(&reason),
+                },
+                Event::Log { level, text } => FromEndpoint::Log {
+                    level: level_name(level).to_owned(),
+                    text: messages::clean(&text),
+                },
+                Event::Failed(text) => {
+                    let text = messages::clean(&text);
+                    self.tell(FromEndpoint::Failed { text: text.clone() }).await;
+                    return Err(text);
+                }
+                // Events of the other role.
+                Event::DialFailed { .. } | Event::SettingsAck { .. } => continue,
+            };
+            self.tell(message).await;
+            turn += 1;
+            if turn % EVENTS_PER_TURN == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(false)
+    }
+
+    /// Parses whole; what is sound waits until the members agree.
+    async fn reload(&mut self, member: MemberId, version: u32, json: Vec<u8>) {
+        let outcome = match TunnelRequest::default().take_rules(&json) {
+            Ok(()) => self.agreement.sent(member, version, json, std::time::Instant::now()),
+            Err(text) => Some(Outcome::Refuse { member, version, text }),
+        };
+        self.conclude(outcome).await;
+    }
+
+    /// Switches whole, or refuses whole with the reason. The broker learns of new rules: the next endpoint has them.
+    async fn conclude(&self, outcome: Option<Outcome>) {
+        match outcome {
+            None => {}
+            Some(Outcome::Refuse { member, version, text }) => self.endpoint.refuse(member, version, &text),
+            Some(Outcome::Switch {
+                settings,
+                versions,
+                fresh,
+            }) => {
+                self.endpoint.switch(&settings, &versions.into());
+                if fresh {
+                    for part in settings.json.chunks(RULES_PART_BYTES_MAX) {
+                        let part = messages::encode(part);
+                        self.tell(FromEndpoint::Rules { part }).await;
+                    }
+                    self.tell(FromEndpoint::Switched).await;
+                }
+            }
+        }
+    }
+}
+
+async fn sleep_until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Who goes by this name.
+fn member(name: &str) -> Option<MemberId> {
+    unhex(name)
 }
 
 /// Until the shards have something to say.
@@ -133,101 +310,6 @@ async fn awake(wake: &AsyncFd<OwnedFd>) {
         if !matches!(read, Err(_would_block)) {
             return;
         }
-    }
-}
-
-async fn obey(control: &Seqpacket, endpoint: &Endpoint, message: ToEndpoint, mut fds: Vec<OwnedFd>) {
-    match message {
-        ToEndpoint::Attach { fingerprint, index } => {
-            if let Some((id, fingerprint)) = member(&fingerprint) {
-                endpoint.attach(Member { id, fingerprint, index });
-            }
-        }
-        ToEndpoint::Link {
-            fingerprint,
-            link,
-            first,
-        } => {
-            if let (Some((id, _)), Some(fd), Ok(first)) = (member(&fingerprint), fds.pop(), messages::decode(&first)) {
-                endpoint.link(id, link, fd, first);
-            }
-        }
-        ToEndpoint::Drain => endpoint.drain(),
-        ToEndpoint::Report => {
-            let counted = endpoint.report();
-            let report = FromEndpoint::Report {
-                requests: counted.requests,
-                streams: counted.streams_open,
-            };
-            // A broker that is gone shows at the next receive.
-            let _ = messages::send(control, &report, &[]).await;
-        }
-        // Only at the start.
-        ToEndpoint::Rules { .. } | ToEndpoint::Start { .. } => {}
-    }
-}
-
-/// A member's id is the first half of its fingerprint.
-fn member(fingerprint: &str) -> Option<([u8; 16], Fingerprint)> {
-    let bytes = crate::secret::unhex::<32>(fingerprint)?;
-    let mut id = [0; 16];
-    id.copy_from_slice(&bytes[..16]);
-    Some((id, fingerprint.parse().ok()?))
-}
-
-/// Passes events on. True once the endpoint has drained.
-async fn report(control: &Seqpacket, endpoint: &Endpoint, orphaned: bool) -> Result<bool, String> {
-    let mut turn = 0;
-    while let Ok(event) = endpoint.events().try_recv() {
-        let message = match event {
-            Event::Drained => {
-                if !orphaned {
-                    // It sees the socket close next, whether it got this or not.
-                    let _ = messages::send(control, &FromEndpoint::Drained, &[]).await;
-                }
-                return Ok(true);
-            }
-            Event::Settings { version, json, .. } => {
-                reload(endpoint, version, json);
-                continue;
-            }
-            Event::LinkUp { link, .. } => FromEndpoint::LinkUp { link },
-            Event::LinkDown { link, reason, .. } => FromEndpoint::LinkDown {
-                link,
-                reason: messages::clean(&reason),
-            },
-            Event::Log { level, text } => FromEndpoint::Log {
-                level: level_name(level).to_owned(),
-                text: messages::clean(&text),
-            },
-            Event::Failed(text) => {
-                let text = messages::clean(&text);
-                let _ = messages::send(control, &FromEndpoint::Failed { text: text.clone() }, &[]).await;
-                return Err(text);
-            }
-            // Events of the other role.
-            Event::DialFailed { .. } | Event::SettingsAck { .. } => continue,
-        };
-        if !orphaned {
-            // A broker that is gone shows at the next receive.
-            let _ = messages::send(control, &message, &[]).await;
-        }
-        turn += 1;
-        if turn % EVENTS_PER_TURN == 0 {
-            tokio::task::yield_now().await;
-        }
-    }
-    Ok(false)
-}
-
-/// Parses whole and switches whole, or refuses whole with the reason.
-fn reload(endpoint: &Endpoint, version: u32, json: Vec<u8>) {
-    let checked = serde_json::from_slice::<TunnelRequest>(&json)
-        .map_err(|e| e.to_string())
-        .and_then(|rules| rules.check());
-    match checked {
-        Ok(()) => endpoint.reload(Arc::new(Settings { version, json })),
-        Err(text) => endpoint.refuse(version, &text),
     }
 }
 

@@ -1,38 +1,68 @@
-//! The life of a tunnel: one endpoint process, started, spoken to, restarted when it dies, and ended.
+//! The life of an endpoint process: started, spoken to, restarted when it dies, and ended with the last of its tunnels.
+//!
+//! ```text
+//!  Join ─► attached ─► links ─► probed: ready
+//!                        │
+//!  Drain ─► Part ─► Parted, or the time is up ─► Detach ─► history      (the last one: Drain ─► the process ends)
+//! ```
 
-use std::fs::{self, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::process::{Child, Command as Process};
+use dataplane::limits::SETTINGS_BYTES_MAX;
+use tokio::process::Child;
 use tokio::sync::mpsc::Receiver;
+use tokio::sync::oneshot::Sender;
 use tokio::task::JoinHandle;
 
 use super::broker::{self, Listener, ShardSender};
 use super::bucket::Bucket;
 use super::limits::{
     BOOT_MAX, DEATHS_MAX, DEATHS_SPAN, EXIT_MAX, LINES_BURST, LINES_PER_SECOND, RELAUNCH_PAUSE, RULES_PART_BYTES_MAX,
-    SEND_MAX, STDERR_FILES_MAX,
+    SEND_MAX,
 };
-use super::messages::{self, FromEndpoint, ToEndpoint};
-use super::registry::{Command, Counts, State};
+use super::messages::{self, FromEndpoint, MemberCounts, ToEndpoint};
+use super::process::{discard_if_empty, spawn, stderr_file};
+use super::registry::{Command, Counts, Member, State};
 use super::seqpacket::{self, Seqpacket};
 use super::{Cloud, history, probe, unix_now};
 
-/// A tunnel and everything that outlives its endpoint processes.
+/// An endpoint and everything that outlives its processes.
 pub struct Life {
-    pub cloud: Arc<Cloud>,
-    pub id: String,
-    /// The member's pinned key; without it no link can be accepted.
-    pub fingerprint: Option<String>,
-    /// The rules of settings version 1, as JSON.
-    pub rules: Vec<u8>,
-    pub listener: Arc<Listener>,
-    pub commands: Receiver<Command>,
+    cloud: Arc<Cloud>,
+    /// The id of the tunnel that it was started for.
+    id: String,
+    seats: Vec<Seat>,
+    /// The rules in force, as JSON.
+    rules: Vec<u8>,
+    listener: Arc<Listener>,
+    commands: Receiver<Command>,
+    /// Since when no tunnel has had a link; `None` while one has, or before the first.
+    dark_since: Option<Instant>,
+}
+
+/// One tunnel of the endpoint.
+struct Seat {
+    member: Member,
+    probe: Option<Task>,
+    /// When its streams that are still open are cut.
+    deadline: Option<tokio::time::Instant>,
+}
+
+impl Seat {
+    fn new(member: Member) -> Self {
+        Self {
+            member,
+            probe: None,
+            deadline: None,
+        }
+    }
+
+    /// What it is called between broker and endpoint.
+    fn name(&self) -> Option<&str> {
+        self.member.fingerprint.as_deref().map(messages::member)
+    }
 }
 
 /// Why an endpoint process is no more.
@@ -51,37 +81,34 @@ impl Drop for Task {
     }
 }
 
-/// Runs the tunnel to its end and leaves it in the history.
+/// Runs the endpoint until its tunnels have ended, and leaves them in the history.
 pub async fn run(mut life: Life) {
     let mut deaths: Vec<Instant> = Vec::new();
     loop {
+        life.dismiss().await;
         let died = match life.endpoint().await {
             End::Finished => break,
             End::Died(text) => text,
         };
-        tracing::warn!(tunnel = life.id, "its endpoint ended: {died}");
-        life.cloud.registry().endpoint_lost(&life.id, Instant::now());
-        if life.is_halting() {
-            break;
-        }
+        tracing::warn!(endpoint = life.id, "it ended: {died}");
+        life.lose();
         deaths.retain(|death| death.elapsed() < DEATHS_SPAN);
         deaths.push(Instant::now());
         if deaths.len() > DEATHS_MAX {
-            tracing::error!(tunnel = life.id, "given up: its endpoints keep dying");
-            life.cloud.registry().halt(&life.id, "endpoint", false, unix_now());
+            tracing::error!(endpoint = life.id, "given up: its processes keep dying");
             break;
         }
-        tokio::time::sleep(RELAUNCH_PAUSE).await;
-    }
-    let ended = life.cloud.registry().ended(&life.id, unix_now());
-    if let Some(tunnel) = ended {
-        tracing::info!(tunnel = life.id, reason = tunnel.shutdown_reason, "terminated");
-        if let Err(e) = history::save(&life.cloud.store, &tunnel).await {
-            tracing::error!(tunnel = life.id, "the store: {e}");
+        if deaths.len() > 1 {
+            tokio::time::sleep(RELAUNCH_PAUSE).await;
         }
     }
-    // Only now: whoever waits for the end finds it in the history.
-    life.cloud.registry().remove(&life.id);
+    // One that was about to join has no seat yet.
+    for tunnel in life.tunnels() {
+        life.cloud.registry().halt(&tunnel, "endpoint", false, unix_now());
+    }
+    for tunnel in life.tunnels() {
+        life.end(&tunnel).await;
+    }
     discard_if_empty(&stderr_file(&life.cloud.options.state, &life.id));
 }
 
@@ -89,24 +116,81 @@ pub async fn run(mut life: Life) {
 struct Running {
     child: Child,
     control: Seqpacket,
+    fingerprint: String,
     lines: Bucket,
-    probe: Option<Task>,
-    /// When streams that are still open are cut.
-    deadline: Option<tokio::time::Instant>,
-    counts: Vec<tokio::sync::oneshot::Sender<Counts>>,
+    /// New rules, as far as they have come.
+    rules: Vec<u8>,
+    /// Who asks what a tunnel has counted.
+    counts: Vec<(String, Sender<Counts>)>,
 }
 
 impl Life {
-    fn is_halting(&self) -> bool {
-        !matches!(
-            self.cloud.registry().state(&self.id),
-            Some(State::New | State::Booting | State::Running)
-        )
+    /// An endpoint for its first tunnel, with rules of settings version 1.
+    pub fn new(
+        cloud: Arc<Cloud>,
+        first: Member,
+        rules: Vec<u8>,
+        listener: Arc<Listener>,
+        commands: Receiver<Command>,
+    ) -> Self {
+        Self {
+            cloud,
+            id: first.tunnel.clone(),
+            seats: vec![Seat::new(first)],
+            rules,
+            listener,
+            commands,
+            dark_since: None,
+        }
+    }
+
+    fn tunnels(&self) -> Vec<String> {
+        self.cloud.registry().tunnels_of(&self.id)
+    }
+
+    fn is_ending(&self) -> bool {
+        self.cloud.registry().is_ending(&self.id)
+    }
+
+    /// The process is no more: its tunnels wait for the next one.
+    fn lose(&mut self) {
+        let mut registry = self.cloud.registry();
+        if registry.has_links(&self.id) {
+            self.dark_since = Some(Instant::now());
+        }
+        for seat in &mut self.seats {
+            seat.probe = None;
+            registry.endpoint_lost(&seat.member.tunnel, Instant::now());
+        }
+    }
+
+    /// Ends the tunnels on their way out for which there is no process.
+    async fn dismiss(&mut self) {
+        let halting = |seat: &Seat| self.cloud.registry().state(&seat.member.tunnel) == Some(State::Halting);
+        let (gone, kept) = std::mem::take(&mut self.seats).into_iter().partition(halting);
+        self.seats = kept;
+        let gone: Vec<Seat> = gone;
+        for seat in gone {
+            self.end(&seat.member.tunnel).await;
+        }
+    }
+
+    /// Leaves a tunnel in the history.
+    async fn end(&self, tunnel: &str) {
+        let ended = self.cloud.registry().ended(tunnel, unix_now());
+        if let Some(object) = ended {
+            tracing::info!(tunnel, reason = object.shutdown_reason, "terminated");
+            if let Err(e) = history::save(&self.cloud.store, &object).await {
+                tracing::error!(tunnel, "the store: {e}");
+            }
+        }
+        // Only now: whoever waits for the end finds it in the history.
+        self.cloud.registry().remove(tunnel);
     }
 
     /// One process, from its start to its end.
     async fn endpoint(&mut self) -> End {
-        if self.is_halting() {
+        if self.is_ending() {
             return End::Finished;
         }
         let booted = tokio::time::timeout(BOOT_MAX, self.boot()).await;
@@ -118,19 +202,16 @@ impl Life {
         // It goes on while the endpoint drains: new browsers are told so by the endpoint.
         let broker = Task(tokio::spawn(broker::run(Arc::clone(&self.listener), shards)));
         loop {
-            if self.is_halting() {
-                running.probe = None;
-            }
-            let deadline = running.deadline;
+            let deadline = self.seats.iter().filter_map(|s| s.deadline).min();
             let result = tokio::select! {
                 message = messages::receive(&running.control) => match message {
-                    Ok(Some((message, _))) => self.heard(&mut running, message),
+                    Ok(Some((message, _))) => self.heard(&mut running, message).await,
                     Ok(None) => Err("it closed its control socket".to_owned()),
                     Err(e) => Err(format!("it said what no endpoint says: {e}")),
                 },
                 Some(command) = self.commands.recv() => self.told(&mut running, command).await,
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
-                    Err("its streams were cut at the time limit".to_owned())
+                    self.cut(&running).await
                 }
             };
             if let Err(text) = result {
@@ -141,7 +222,7 @@ impl Life {
     }
 
     /// Starts the process, gives it its configuration and waits for its key.
-    async fn boot(&self) -> Result<(Running, Vec<ShardSender>), String> {
+    async fn boot(&mut self) -> Result<(Running, Vec<ShardSender>), String> {
         let options = &self.cloud.options;
         let (own, theirs) = seqpacket::pair().map_err(|e| e.to_string())?;
         let pairs: Result<Vec<_>, _> = (0..options.endpoint_shards)
@@ -150,16 +231,17 @@ impl Life {
         let (shards, browsers): (Vec<_>, Vec<_>) = pairs.map_err(|e| e.to_string())?.into_iter().unzip();
         let child = spawn(&options.state, &self.id, theirs).map_err(|e| e.to_string())?;
         let control = Seqpacket::new(own).map_err(|e| e.to_string())?;
-        self.cloud.registry().booting(&self.id);
+        for seat in &self.seats {
+            self.cloud.registry().booting(&seat.member.tunnel);
+        }
         self.configure(&control, &browsers).await.map_err(|e| e.to_string())?;
         drop(browsers);
-        let now = Instant::now();
         let mut running = Running {
             child,
             control,
-            lines: Bucket::new(LINES_BURST, LINES_PER_SECOND, now),
-            probe: None,
-            deadline: None,
+            fingerprint: String::new(),
+            lines: Bucket::new(LINES_BURST, LINES_PER_SECOND, Instant::now()),
+            rules: Vec::new(),
             counts: Vec::new(),
         };
         loop {
@@ -169,19 +251,26 @@ impl Life {
                         return Err("it named no key".into());
                     }
                     let proxy = self.listener.address;
-                    tracing::info!(tunnel = self.id, %proxy, driver = messages::clean(&driver), "running");
-                    self.cloud
-                        .registry()
-                        .running(&self.id, &fingerprint, Instant::now(), unix_now());
+                    tracing::info!(endpoint = self.id, %proxy, driver = messages::clean(&driver), "running");
+                    running.fingerprint = fingerprint;
+                    self.seats
+                        .iter()
+                        .for_each(|seat| self.runs(&running, &seat.member.tunnel));
                     return Ok((running, shards));
                 }
-                Ok(Some((message, _))) => self.heard(&mut running, message)?,
+                Ok(Some((message, _))) => self.heard(&mut running, message).await?,
                 Ok(None) => {
-                    return Err(format!("see {}", stderr_file(&options.state, &self.id).display()));
+                    let file = stderr_file(&self.cloud.options.state, &self.id);
+                    return Err(format!("see {}", file.display()));
                 }
                 Err(e) => return Err(e.to_string()),
             }
         }
+    }
+
+    fn runs(&self, running: &Running, tunnel: &str) {
+        let mut registry = self.cloud.registry();
+        registry.running(tunnel, &running.fingerprint, Instant::now(), unix_now());
     }
 
     async fn configure(&self, control: &Seqpacket, browsers: &[OwnedFd]) -> std::io::Result<()> {
@@ -196,92 +285,190 @@ impl Life {
             driver: options.driver.name().to_owned(),
             max_streams: options.max_streams,
             version: 1,
+            dark_ms: self.dark_since.map(|since| milliseconds(since.elapsed())),
+            reload_ms: milliseconds(options.pool_reload_max),
         };
         let fds: Vec<_> = browsers.iter().map(AsFd::as_fd).collect();
         messages::send(control, &start, &fds).await?;
-        if let Some(fingerprint) = self.fingerprint.clone() {
-            messages::send(control, &ToEndpoint::Attach { fingerprint, index: 0 }, &[]).await?;
+        for attach in self.seats.iter().filter_map(attach) {
+            messages::send(control, &attach, &[]).await?;
         }
         Ok(())
     }
 
-    /// What the endpoint says. It may have been taken over: it is believed about its own tunnel only.
-    fn heard(&self, running: &mut Running, message: FromEndpoint) -> Result<(), String> {
-        let tunnel = self.id.as_str();
+    /// What the endpoint says. It may have been taken over: it is believed about its own tunnels only.
+    async fn heard(&mut self, running: &mut Running, message: FromEndpoint) -> Result<(), String> {
         match message {
-            FromEndpoint::LinkUp { link } => {
-                tracing::info!(tunnel, link, "link up");
-                self.cloud.registry().link_up(tunnel, link, unix_now());
-                if self.cloud.registry().awaits_probe(tunnel)
-                    && running.probe.as_ref().is_none_or(|p| p.0.is_finished())
-                {
-                    running.probe = Some(Task(tokio::spawn(self.probe())));
-                }
-            }
-            FromEndpoint::LinkDown { link, reason } => {
-                tracing::info!(tunnel, link, reason = messages::clean(&reason), "link down");
-                self.cloud
-                    .registry()
-                    .link_down(tunnel, link, Instant::now(), unix_now());
-            }
+            FromEndpoint::LinkUp { member, link } => self.link_up(&member, link),
+            FromEndpoint::LinkDown { member, link, reason } => self.link_down(&member, link, &reason),
             FromEndpoint::Log { level, text } => {
                 if running.lines.take(Instant::now()).is_ok() {
-                    log(tunnel, &level, &messages::clean(&text));
+                    log(&self.id, &level, &messages::clean(&text));
                 }
             }
-            FromEndpoint::Report { requests, streams } => {
-                for waiting in running.counts.drain(..) {
-                    // Whoever asked may have gone.
-                    let _ = waiting.send(Counts { requests, streams });
+            FromEndpoint::Report { members } => self.counted(running, &members),
+            FromEndpoint::Rules { part } => {
+                running
+                    .rules
+                    .extend(messages::decode(&part).map_err(|e| e.to_string())?);
+                if running.rules.len() > SETTINGS_BYTES_MAX {
+                    return Err("its rules are too long".into());
+                }
+            }
+            FromEndpoint::Switched => {
+                let rules = std::mem::take(&mut running.rules);
+                self.cloud.registry().take_rules(&self.id, &rules)?;
+                tracing::info!(endpoint = self.id, "new rules are in force");
+                self.rules = rules;
+            }
+            FromEndpoint::Parted { member } => {
+                // With the last one the whole process drains, and goes.
+                if let Some(at) = self.seat_at(&member)
+                    && (self.seats.len() > 1 || !self.is_ending())
+                {
+                    return self.detach(running, at).await;
                 }
             }
             FromEndpoint::Failed { text } => return Err(messages::clean(&text)),
-            FromEndpoint::Drained => tracing::debug!(tunnel, "drained"),
+            FromEndpoint::Drained => tracing::debug!(endpoint = self.id, "drained"),
             FromEndpoint::Ready { .. } => {}
         }
         Ok(())
     }
 
-    fn probe(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (cloud, id, listener) = (Arc::clone(&self.cloud), self.id.clone(), Arc::clone(&self.listener));
-        async move {
-            probe::run(listener).await;
-            tracing::info!(tunnel = id, "ready: a request has gone through the tunnel and back");
-            cloud.registry().ready(&id);
+    fn seat_at(&self, member: &str) -> Option<usize> {
+        self.seats.iter().position(|s| s.name() == Some(member))
+    }
+
+    fn link_up(&mut self, member: &str, link: u16) {
+        let Some(at) = self.seat_at(member) else { return };
+        let seat = &mut self.seats[at];
+        let tunnel = seat.member.tunnel.clone();
+        tracing::info!(tunnel, link, "link up");
+        self.dark_since = None;
+        self.cloud.registry().link_up(&tunnel, link, unix_now());
+        if !self.cloud.registry().awaits_probe(&tunnel) || seat.probe.as_ref().is_some_and(|p| !p.0.is_finished()) {
+            return;
+        }
+        let (cloud, listener, member) = (Arc::clone(&self.cloud), Arc::clone(&self.listener), member.to_owned());
+        seat.probe = Some(Task(tokio::spawn(async move {
+            probe::run(listener, &member).await;
+            tracing::info!(tunnel, "ready: a request has gone through the tunnel and back");
+            cloud.registry().ready(&tunnel);
+        })));
+    }
+
+    fn link_down(&mut self, member: &str, link: u16, reason: &str) {
+        let Some(at) = self.seat_at(member) else { return };
+        let tunnel = &self.seats[at].member.tunnel;
+        tracing::info!(tunnel, link, reason = messages::clean(reason), "link down");
+        let mut registry = self.cloud.registry();
+        let had_links = registry.has_links(&self.id);
+        registry.link_down(tunnel, link, Instant::now(), unix_now());
+        if had_links && !registry.has_links(&self.id) {
+            self.dark_since = Some(Instant::now());
+        }
+    }
+
+    fn counted(&self, running: &mut Running, members: &[MemberCounts]) {
+        for (tunnel, answer) in running.counts.drain(..) {
+            let seat = self.seats.iter().find(|s| s.member.tunnel == tunnel);
+            let name = seat.and_then(Seat::name);
+            let counted = members.iter().find(|m| Some(m.member.as_str()) == name);
+            let counts = counted.map_or_else(Counts::default, |m| Counts {
+                requests: m.requests,
+                streams: m.streams,
+            });
+            // Whoever asked may have gone.
+            let _ = answer.send(counts);
         }
     }
 
     /// What the rest of the cloud wants of the endpoint.
-    async fn told(&self, running: &mut Running, command: Command) -> Result<(), String> {
-        let sent = match command {
-            Command::Link { link, socket, first } => {
-                let Some(fingerprint) = self.fingerprint.clone() else {
+    async fn told(&mut self, running: &mut Running, command: Command) -> Result<(), String> {
+        match command {
+            Command::Join(member) => {
+                let seat = Seat::new(member);
+                self.runs(running, &seat.member.tunnel);
+                let attach = attach(&seat);
+                self.seats.push(seat);
+                match attach {
+                    Some(attach) => tell(running, &attach, None).await,
+                    None => Ok(()),
+                }
+            }
+            Command::Link {
+                tunnel,
+                link,
+                socket,
+                first,
+            } => {
+                let seat = self.seats.iter().find(|s| s.member.tunnel == tunnel);
+                let Some(name) = seat.and_then(Seat::name) else {
                     return Ok(());
                 };
-                let first = messages::encode(&first);
                 let message = ToEndpoint::Link {
-                    fingerprint,
+                    member: name.to_owned(),
                     link,
-                    first,
+                    first: messages::encode(&first),
                 };
-                tokio::time::timeout(SEND_MAX, messages::send(&running.control, &message, &[socket.as_fd()])).await
+                tell(running, &message, Some(socket)).await
             }
-            Command::Drain { limit } => {
-                let deadline = tokio::time::Instant::now() + limit;
-                running.deadline = Some(running.deadline.map_or(deadline, |d| d.min(deadline)));
-                tokio::time::timeout(SEND_MAX, messages::send(&running.control, &ToEndpoint::Drain, &[])).await
+            Command::Drain { tunnel, limit } => self.drain(running, &tunnel, limit).await,
+            Command::Counts { tunnel, answer } => {
+                running.counts.retain(|(_, waiting)| !waiting.is_closed());
+                running.counts.push((tunnel, answer));
+                tell(running, &ToEndpoint::Report, None).await
             }
-            Command::Counts(answer) => {
-                running.counts.retain(|waiting| !waiting.is_closed());
-                running.counts.push(answer);
-                tokio::time::timeout(SEND_MAX, messages::send(&running.control, &ToEndpoint::Report, &[])).await
-            }
-        };
-        match sent {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => Err(e.to_string()),
-            Err(_) => Err("it takes no messages".into()),
         }
+    }
+
+    /// Takes a tunnel out of service, and the process with the last one.
+    async fn drain(&mut self, running: &Running, tunnel: &str, limit: Duration) -> Result<(), String> {
+        let Some(at) = self.seats.iter().position(|s| s.member.tunnel == tunnel) else {
+            // One that was to join came to nothing, and nobody else is there.
+            return match self.seats.is_empty() && self.is_ending() {
+                true => tell(running, &ToEndpoint::Drain, None).await,
+                false => Ok(()),
+            };
+        };
+        let seat = &mut self.seats[at];
+        let deadline = tokio::time::Instant::now() + limit;
+        seat.deadline = Some(seat.deadline.map_or(deadline, |d| d.min(deadline)));
+        seat.probe = None;
+        match seat.name().map(str::to_owned) {
+            Some(member) => tell(running, &ToEndpoint::Part { member }, None).await?,
+            // It never had a link.
+            None if !self.is_ending() => return self.detach(running, at).await,
+            None => {}
+        }
+        if self.is_ending() {
+            tell(running, &ToEndpoint::Drain, None).await?;
+        }
+        Ok(())
+    }
+
+    /// Cuts what is left of tunnels whose time is up.
+    async fn cut(&mut self, running: &Running) -> Result<(), String> {
+        let now = tokio::time::Instant::now();
+        while let Some(at) = self.seats.iter().position(|s| s.deadline.is_some_and(|d| d <= now)) {
+            if self.seats.len() == 1 && self.is_ending() {
+                return Err("its streams were cut at the time limit".into());
+            }
+            self.detach(running, at).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends one tunnel of several.
+    async fn detach(&mut self, running: &Running, at: usize) -> Result<(), String> {
+        let seat = self.seats.remove(at);
+        if let Some(member) = seat.name() {
+            let member = member.to_owned();
+            tell(running, &ToEndpoint::Detach { member }, None).await?;
+        }
+        self.end(&seat.member.tunnel).await;
+        Ok(())
     }
 
     /// Waits for the process, or ends it.
@@ -295,71 +482,38 @@ impl Life {
                 "killed".into()
             }
         };
-        if self.is_halting() {
+        if self.is_ending() {
             return End::Finished;
         }
         End::Died(format!("{text} ({status})"))
     }
 }
 
-fn log(tunnel: &str, level: &str, text: &str) {
+fn attach(seat: &Seat) -> Option<ToEndpoint> {
+    Some(ToEndpoint::Attach {
+        fingerprint: seat.member.fingerprint.clone()?,
+        index: seat.member.index,
+    })
+}
+
+async fn tell(running: &Running, message: &ToEndpoint, socket: Option<OwnedFd>) -> Result<(), String> {
+    let fds: Vec<_> = socket.iter().map(AsFd::as_fd).collect();
+    match tokio::time::timeout(SEND_MAX, messages::send(&running.control, message, &fds)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(e)) => Err(e.to_string()),
+        Err(_) => Err("it takes no messages".into()),
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn log(endpoint: &str, level: &str, text: &str) {
     match level {
-        "error" => tracing::error!(tunnel, "{text}"),
-        "warn" => tracing::warn!(tunnel, "{text}"),
-        "info" => tracing::info!(tunnel, "{text}"),
-        _ => tracing::debug!(tunnel, "{text}"),
+        "error" => tracing::error!(endpoint, "{text}"),
+        "warn" => tracing::warn!(endpoint, "{text}"),
+        "info" => tracing::info!(endpoint, "{text}"),
+        _ => tracing::debug!(endpoint, "{text}"),
     }
-}
-
-/// Starts this program again as an endpoint. Its control socket is its standard input: nothing secret, and nothing
-/// else, goes by argument, environment or file.
-fn spawn(state: &Path, id: &str, control: OwnedFd) -> std::io::Result<Child> {
-    let stderr = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(stderr_file(state, id))?;
-    Process::new("/proc/self/exe")
-        .arg0("sc-cloud")
-        .arg("endpoint")
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::from(control))
-        .stdout(Stdio::null())
-        .stderr(stderr)
-        // Ctrl-C in a terminal is for the cloud alone: it drains the endpoints.
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-}
-
-fn stderr_file(state: &Path, id: &str) -> PathBuf {
-    state.join("endpoints").join(format!("{id}.stderr"))
-}
-
-fn discard_if_empty(path: &Path) {
-    if fs::metadata(path).is_ok_and(|m| m.len() == 0) {
-        // Left behind it costs a name only.
-        let _ = fs::remove_file(path);
-    }
-}
-
-/// Makes the folder of the endpoints' files and keeps the newest of them.
-///
-/// # Errors
-/// The folder cannot be made or read.
-pub fn prepare(state: &Path) -> std::io::Result<()> {
-    let folder = state.join("endpoints");
-    fs::create_dir_all(&folder)?;
-    let mut files: Vec<_> = fs::read_dir(&folder)?
-        .flatten()
-        .filter_map(|f| Some((f.metadata().ok()?.modified().ok()?, f.path())))
-        .collect();
-    files.sort();
-    let old = files.len().saturating_sub(STDERR_FILES_MAX);
-    for (_, path) in &files[..old] {
-        // One that stays is tried again at the next start.
-        let _ = fs::remove_file(path);
-    }
-    Ok(())
 }

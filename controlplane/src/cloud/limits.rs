@@ -103,7 +103,7 @@ pub const EXIT_MAX: Duration = Duration::from_millis(500);
 /// Deaths of one tunnel's endpoints within [`DEATHS_SPAN`]; a tunnel with more is given up.
 pub const DEATHS_MAX: usize = 10;
 pub const DEATHS_SPAN: Duration = Duration::from_secs(60);
-/// Between a death and the next process.
+/// Between a death and the next process, if it was not the only death in [`DEATHS_SPAN`].
 pub const RELAUNCH_PAUSE: Duration = Duration::from_millis(100);
 /// Lines of one endpoint that reach the log: at once, and a second.
 pub const LINES_BURST: u32 = 200;
@@ -112,6 +112,10 @@ pub const LINES_PER_SECOND: u32 = 20;
 pub const STDERR_FILES_MAX: usize = 100;
 /// The broker is gone: streams may go on for this long.
 pub const ORPHANED_MAX: Duration = Duration::from_secs(90);
+/// Rules that a member of a pool sends wait this long for the same rules of the others, unless told otherwise.
+pub const POOL_RELOAD_MAX: Duration = Duration::from_secs(60);
+/// Different rules that wait so at one time: each may be as long as rules can be.
+pub const PROPOSALS_MAX: usize = 2;
 /// Events passed on in one turn.
 pub const EVENTS_PER_TURN: usize = 64;
 /// Bytes of one message.
@@ -127,6 +131,7 @@ pub const SHARDS_MAX: usize = 32;
 
 const _: () = assert!(crate::api::BODY_BYTES_MAX < DISCARDED_BYTES_MAX);
 const _: () = assert!(LINKS_MAX <= limits::LINKS_MAX);
+const _: () = assert!(TUNNELS_PER_ACCOUNT_MAX <= limits::MEMBERS_MAX);
 const _: () = assert!(SHARDS_MAX <= MESSAGE_FDS_MAX);
 const _: () = assert!(ACCEPTS_PER_TURN <= limits::BROWSERS_PER_MESSAGE);
 const _: () = assert!(DRAIN_MAX.as_secs() < SHUTDOWN_MAX.as_secs());

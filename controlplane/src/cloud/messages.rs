@@ -26,18 +26,31 @@ pub enum ToEndpoint {
         driver: String,
         max_streams: usize,
         version: u32,
+        /// How long ago the last link was lost, if an earlier process had any.
+        dark_ms: Option<u64>,
+        /// How long new rules of one member wait for those of the others.
+        reload_ms: u64,
     },
-    /// A member, by the SHA-256 of its public key.
+    /// A member, by the SHA-256 of its public key; later the first half of that names it.
     Attach {
         fingerprint: String,
         index: usize,
     },
+    /// Drain this member; `Parted` follows.
+    Part {
+        member: String,
+    },
+    /// End what is left of this member.
+    Detach {
+        member: String,
+    },
     /// Beside it the link's socket; `first` is Base64 of what was read from it.
     Link {
-        fingerprint: String,
+        member: String,
         link: u16,
         first: String,
     },
+    /// Drain all; `Drained` follows.
     Drain,
     Report,
 }
@@ -52,9 +65,11 @@ pub enum FromEndpoint {
         driver: String,
     },
     LinkUp {
+        member: String,
         link: u16,
     },
     LinkDown {
+        member: String,
         link: u16,
         reason: String,
     },
@@ -62,14 +77,36 @@ pub enum FromEndpoint {
         level: String,
         text: String,
     },
+    /// Of each member.
     Report {
-        requests: u64,
-        streams: u64,
+        members: Vec<MemberCounts>,
+    },
+    /// A piece of the JSON of new rules, Base64; `Switched` ends it.
+    Rules {
+        part: String,
+    },
+    /// The rules sent before it are in force.
+    Switched,
+    Parted {
+        member: String,
     },
     Drained,
     Failed {
         text: String,
     },
+}
+
+/// What an endpoint has counted of one member.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MemberCounts {
+    pub member: String,
+    pub requests: u64,
+    pub streams: u64,
+}
+
+/// Name of the member with this fingerprint: its first half.
+pub fn member(fingerprint: &str) -> &str {
+    fingerprint.get(..32).unwrap_or_default()
 }
 
 /// Sends `message` with `fds` beside it.
@@ -130,13 +167,24 @@ mod tests {
             part: encode(&vec![0; RULES_PART_BYTES_MAX]),
         };
         let link = ToEndpoint::Link {
-            fingerprint: "f".repeat(64),
+            member: "f".repeat(32),
             link: u16::MAX,
             first: encode(&vec![0; dataplane::limits::CLIENT_HELLO_BYTES_MAX]),
         };
         for message in [rules, link] {
             assert!(serde_json::to_vec(&message).unwrap().len() <= MESSAGE_BYTES_MAX);
         }
+        let one = || MemberCounts {
+            member: "f".repeat(32),
+            requests: u64::MAX,
+            streams: u64::MAX,
+        };
+        let report = FromEndpoint::Report {
+            members: std::iter::repeat_with(one)
+                .take(dataplane::limits::MEMBERS_MAX)
+                .collect(),
+        };
+        assert!(serde_json::to_vec(&report).unwrap().len() <= MESSAGE_BYTES_MAX);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `sc-cloud`: the REST API, the public port, and one endpoint process for each tunnel.
+//! `sc-cloud`: the REST API, the public port, and one endpoint process for each tunnel or pool of tunnels.
 //!
 //! ```text
 //!  sc ──► front ──┬─► rest ──► registry ──► launcher ══ control socket ══► guest (endpoint process)
@@ -7,6 +7,7 @@
 //! ```
 
 pub mod accounts;
+pub mod agreement;
 pub mod authority;
 pub mod broker;
 pub mod bucket;
@@ -19,6 +20,7 @@ pub mod launcher;
 pub mod limits;
 pub mod messages;
 pub mod probe;
+pub mod process;
 pub mod registry;
 pub mod rest;
 pub mod seqpacket;
@@ -119,6 +121,8 @@ pub struct Options {
     pub proxy_ports: RangeInclusive<u16>,
     pub endpoint_shards: usize,
     pub max_streams: usize,
+    /// Rules that one tunnel of a pool sends wait this long for those of the others.
+    pub pool_reload_max: Duration,
     pub driver: Driver,
 }
 
@@ -151,7 +155,8 @@ impl Cloud {
         };
         tracing::info!(tunnel = id, reason, "halting");
         let Some(commands) = commands else { return };
-        if let Err(TrySendError::Full(command)) = commands.try_send(Command::Drain { limit }) {
+        let tunnel = id.to_owned();
+        if let Err(TrySendError::Full(command)) = commands.try_send(Command::Drain { tunnel, limit }) {
             tokio::spawn(async move { commands.send(command).await });
         }
     }
@@ -216,7 +221,7 @@ pub fn serve(options: Options) -> Result<(), Failure> {
         let connection = open_store(&options.state)?;
         let authority = Authority::open(&options.state)
             .map_err(|e| Failure::local(format!("cannot use the CA in {}: {e}", options.state.display())))?;
-        launcher::prepare(&options.state)
+        process::prepare(&options.state)
             .map_err(|e| Failure::local(format!("cannot use {}: {e}", options.state.display())))?;
         let listener = listen(options.listen).await?;
         let names = names(&options);

@@ -9,11 +9,11 @@ use super::broker::Listener;
 use super::limits::{PROBE_ANSWER_BYTES_MAX, PROBE_ATTEMPT_MAX, PROBE_BACKOFF_MAX, PROBE_BACKOFF_MIN};
 use crate::secret;
 
-/// Asks until the answer is right; the caller drops this when nobody needs it any more.
-pub async fn run(listener: Arc<Listener>) {
+/// Asks over the links of `member` until the answer is right; the caller drops this when nobody needs it any more.
+pub async fn run(listener: Arc<Listener>, member: &str) {
     let mut backoff = PROBE_BACKOFF_MIN;
     loop {
-        match tokio::time::timeout(PROBE_ATTEMPT_MAX, attempt(&listener)).await {
+        match tokio::time::timeout(PROBE_ATTEMPT_MAX, attempt(&listener, member)).await {
             Ok(Ok(())) => return,
             Ok(Err(e)) => tracing::debug!(port = listener.address.port(), "self-test: {e}"),
             Err(_) => tracing::debug!(port = listener.address.port(), "self-test: no answer"),
@@ -23,11 +23,11 @@ pub async fn run(listener: Arc<Listener>) {
     }
 }
 
-async fn attempt(listener: &Arc<Listener>) -> io::Result<()> {
+async fn attempt(listener: &Arc<Listener>, member: &str) -> io::Result<()> {
     let nonce = secret::random_hex().map_err(io::Error::other)?;
     let mut probe = listener.probe().await?;
     let request = format!(
-        "GET http://probe.culvert.invalid/{nonce} HTTP/1.1\r\nHost: probe.culvert.invalid\r\nConnection: close\r\n\r\n"
+        "GET http://probe.culvert.invalid/{member}/{nonce} HTTP/1.1\r\nHost: probe.culvert.invalid\r\nConnection: close\r\n\r\n"
     );
     probe.stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::limits::{COMMANDS_WAITING_MAX, LINKS_MAX, LOST_AFTER, TUNNELS_PER_ACCOUNT_MAX};
-use crate::api::{EndpointInfo, Tunnel, TunnelRequest};
+use crate::api::{EndpointInfo, Tunnel, TunnelRequest, difference};
 
 /// Of a request that names none.
 const PROTOCOL: &str = "kgp";
@@ -48,14 +48,40 @@ pub struct Counts {
     pub streams: u64,
 }
 
-/// To the task that owns a tunnel's endpoint.
+/// To the task that owns an endpoint; `tunnel` is the id of one that it serves.
 pub enum Command {
+    /// One more tunnel of the same pool.
+    Join(Member),
     /// A link's connection and what was read of it.
-    Link { link: u16, socket: OwnedFd, first: Vec<u8> },
-    /// End the endpoint; its streams may go on for `limit`.
-    Drain { limit: Duration },
-    /// What the endpoint counts.
-    Counts(oneshot::Sender<Counts>),
+    Link {
+        tunnel: String,
+        link: u16,
+        socket: OwnedFd,
+        first: Vec<u8>,
+    },
+    /// End the tunnel, and the endpoint with the last one; its streams may go on for `limit`.
+    Drain { tunnel: String, limit: Duration },
+    /// What the endpoint counts for it.
+    Counts {
+        tunnel: String,
+        answer: oneshot::Sender<Counts>,
+    },
+}
+
+/// A tunnel as its endpoint is told of it.
+pub struct Member {
+    pub tunnel: String,
+    /// Its pinned key; without it no link can be accepted.
+    pub fingerprint: Option<String>,
+    /// Its number in the pool.
+    pub index: usize,
+}
+
+/// An endpoint that a tunnel can join.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pool {
+    pub endpoint: String,
+    pub proxy: SocketAddr,
 }
 
 /// What is new about a tunnel that is to be made.
@@ -65,6 +91,8 @@ pub struct Order {
     pub request: TunnelRequest,
     /// `host:port` that its links dial.
     pub address: String,
+    /// Name of its endpoint: the id of the tunnel for which that was started.
+    pub endpoint: String,
     /// Where browsers find it.
     pub proxy: SocketAddr,
     /// Unix seconds.
@@ -74,6 +102,7 @@ pub struct Order {
 struct Entry {
     order: Order,
     state: State,
+    index: usize,
     launched: Option<u64>,
     last_connected: Option<u64>,
     shutdown: Option<u64>,
@@ -97,7 +126,10 @@ pub struct Registry {
 /// A tunnel that was made.
 #[derive(Debug)]
 pub struct Created {
-    pub commands: mpsc::Receiver<Command>,
+    /// For the task of its endpoint, which is to be started; none if it joins one.
+    pub commands: Option<mpsc::Receiver<Command>>,
+    /// Its number in the pool.
+    pub index: usize,
     /// Ids of tunnels that must make room for it.
     pub collisions: Vec<String>,
 }
@@ -123,8 +155,17 @@ impl Registry {
                 "Too many active org tunnels: {live} >= {TUNNELS_PER_ACCOUNT_MAX}"
             ));
         }
-        let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
+        let pool: Vec<_> = self.at(&order.endpoint).collect();
+        let index = (0..).find(|n| pool.iter().all(|e| e.index != *n)).unwrap_or_default();
+        let (commands, receiver) = match pool.first() {
+            Some(member) => (member.commands.clone(), None),
+            None => {
+                let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
+                (commands, Some(receiver))
+            }
+        };
         let entry = Entry {
+            index,
             state: State::New,
             launched: None,
             last_connected: None,
@@ -141,8 +182,69 @@ impl Registry {
         self.tunnels.insert(entry.order.id.clone(), entry);
         Ok(Created {
             commands: receiver,
+            index,
             collisions,
         })
+    }
+
+    /// The pool that a tunnel of `owner` belongs to, if there is one yet.
+    ///
+    /// # Errors
+    /// What keeps the tunnel out of it; the text is for the caller.
+    pub fn pool(&self, owner: &str, request: &TunnelRequest) -> Result<Option<Pool>, String> {
+        let pooled = |r: &TunnelRequest| r.tunnel_pool == Some(true);
+        let mut members = self
+            .of(owner)
+            .filter(|e| pooled(request) && pooled(&e.order.request) && e.state != State::Halting)
+            .filter(|e| e.order.request.identifier() == request.identifier());
+        let Some(first) = members.next() else {
+            return Ok(None);
+        };
+        let (own, pool) = (request.settings_json(), first.order.request.settings_json());
+        if crate::secret::sha256(&own) != crate::secret::sha256(&pool) {
+            let what = difference(&own, &pool).unwrap_or_default();
+            return Err(format!("The rules differ from those of the pool: {what}"));
+        }
+        let key = |r: &TunnelRequest| r.culvert.as_ref().and_then(|c| c.fingerprint.clone());
+        let endpoint = first.order.endpoint.clone();
+        if key(request).is_some() && self.at(&endpoint).any(|e| key(&e.order.request) == key(request)) {
+            return Err("culvert.fingerprint: another tunnel of the pool has this key".into());
+        }
+        let proxy = first.order.proxy;
+        Ok(Some(Pool { endpoint, proxy }))
+    }
+
+    /// The tunnels of an endpoint.
+    fn at<'a>(&'a self, endpoint: &'a str) -> impl Iterator<Item = &'a Entry> {
+        self.tunnels.values().filter(move |e| e.order.endpoint == endpoint)
+    }
+
+    /// Ids of the tunnels of an endpoint.
+    pub fn tunnels_of(&self, endpoint: &str) -> Vec<String> {
+        self.at(endpoint).map(|e| e.order.id.clone()).collect()
+    }
+
+    /// Whether all tunnels of an endpoint are on their way out.
+    pub fn is_ending(&self, endpoint: &str) -> bool {
+        self.at(endpoint).all(|e| e.state == State::Halting)
+    }
+
+    /// Whether any tunnel of an endpoint has a link.
+    pub fn has_links(&self, endpoint: &str) -> bool {
+        self.at(endpoint).any(|e| !e.links.is_empty())
+    }
+
+    /// All members of an endpoint have agreed on new rules.
+    ///
+    /// # Errors
+    /// What is wrong with them; nothing is changed then.
+    pub fn take_rules(&mut self, endpoint: &str, json: &[u8]) -> Result<(), String> {
+        TunnelRequest::default().take_rules(json)?;
+        let entries = self.tunnels.values_mut();
+        for e in entries.filter(|e| e.order.endpoint == endpoint) {
+            e.order.request.take_rules(json)?;
+        }
+        Ok(())
     }
 
     /// Same owner and same identifier, or both without; pools live side by side.
@@ -371,6 +473,7 @@ mod tests {
                 ..Default::default()
             },
             address: "cloud.test:443".into(),
+            endpoint: id.into(),
             proxy: "127.0.0.1:20000".parse().unwrap(),
             created: 1,
         }
@@ -446,6 +549,57 @@ mod tests {
         let mut pool = order("pool", "ada", Some("y"));
         pool.request.tunnel_pool = Some(true);
         assert!(hits(&mut r, pool).is_empty());
+    }
+
+    #[test]
+    fn a_pool_is_one_endpoint_with_equal_rules() {
+        let (mut r, now) = (Registry::new(1), Instant::now());
+        let pooled = |id: &str, identifier| {
+            let mut order = order(id, "ada", identifier);
+            order.request.tunnel_pool = Some(true);
+            order.request.culvert.get_or_insert_default().fingerprint = Some(id.into());
+            order
+        };
+        r.create(order("plain", "ada", Some("x")), now).unwrap();
+        let first = pooled("a", Some("x"));
+        assert_eq!(r.pool("ada", &first.request), Ok(None), "a tunnel alone is no pool");
+        assert!(r.create(first, now).unwrap().commands.is_some());
+        let join = |r: &mut Registry, mut order: Order| {
+            let pool = r.pool("ada", &order.request).unwrap().unwrap();
+            (order.endpoint, order.proxy) = (pool.endpoint, pool.proxy);
+            r.create(order, now).unwrap()
+        };
+        let second = join(&mut r, pooled("b", Some("x")));
+        assert!(second.commands.is_none() && second.index == 1 && second.collisions.is_empty());
+        for (owner, other) in [("bob", pooled("c", Some("x"))), ("ada", pooled("c", Some("y")))] {
+            assert_eq!(r.pool(owner, &other.request), Ok(None));
+        }
+        assert_eq!(r.pool("ada", &order("c", "ada", Some("x")).request), Ok(None));
+        assert!(
+            r.pool("ada", &pooled("b", Some("x")).request)
+                .unwrap_err()
+                .contains("key")
+        );
+        let mut different = pooled("c", Some("x"));
+        different.request.direct_domains = Some(vec!["d.test".into()]);
+        let refused = r.pool("ada", &different.request).unwrap_err();
+        assert!(
+            refused.contains("direct_domains") && refused.contains("d.test"),
+            "{refused}"
+        );
+        r.take_rules("a", &different.request.settings_json()).unwrap();
+        assert!(r.pool("ada", &different.request).is_ok() && r.take_rules("a", b"{").is_err());
+        assert_eq!(r.object("b").unwrap().direct_domains.unwrap(), ["d.test"]);
+        // The lowest number that is free again; with the last one the pool is no more.
+        r.halt("a", "user", true, 0);
+        r.remove("a");
+        assert!(!r.is_ending("a") && r.tunnels_of("a") == ["b"]);
+        assert_eq!(join(&mut r, different).index, 0);
+        for id in ["b", "c"] {
+            r.halt(id, "user", true, 0);
+        }
+        assert!(r.is_ending("a"));
+        assert_eq!(r.pool("ada", &pooled("d", Some("x")).request), Ok(None));
     }
 
     #[test]

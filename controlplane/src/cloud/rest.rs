@@ -24,7 +24,7 @@ use super::limits::{
     DISCARDED_BYTES_MAX, DRAIN_MAX, DRAIN_WAITING_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX,
     REST_FAREWELL_MAX, REST_HEAD_MAX, REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
 };
-use super::registry::{Command, Counts, Order};
+use super::registry::{Command, Counts, Member, Order};
 use super::{Cloud, accounts, history, messages, unix_now};
 use crate::api::{self, DeleteArguments, Messages, Outcome, Tunnel, TunnelRequest};
 use crate::secret::{self, Secret};
@@ -219,47 +219,69 @@ async fn create(
         Some(address) => address.clone(),
         None => address(&headers, &uri).ok_or_else(|| Failure::bad("The Host header is missing or wrong"))?,
     };
-    let listener = cloud.ports().listen().map_err(|e| {
-        tracing::error!("proxy ports: {e}");
-        Failure::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("No proxy port for another tunnel: {e}"),
-        )
-    })?;
+    let pool = cloud.registry().pool(&user, &request);
+    let pool = pool.map_err(|text| Failure::new(StatusCode::CONFLICT, text))?;
     let id = secret::random_hex().map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     let rules = request.settings_json();
+    let (endpoint, proxy, listener) = match pool {
+        Some(pool) => (pool.endpoint, pool.proxy, None),
+        None => {
+            let listener = cloud.ports().listen().map_err(|e| {
+                tracing::error!("proxy ports: {e}");
+                let text = format!("No proxy port for another tunnel: {e}");
+                Failure::new(StatusCode::SERVICE_UNAVAILABLE, text)
+            })?;
+            (id.clone(), listener.address, Some(listener))
+        }
+    };
     let order = Order {
         id: id.clone(),
         owner: user.clone(),
         request,
         address,
-        proxy: listener.address,
+        endpoint: endpoint.clone(),
+        proxy,
         created: unix_now(),
     };
     let created = cloud.registry().create(order, Instant::now()).map_err(Failure::bad)?;
-    tracing::info!(tunnel = id, user, "new tunnel");
+    tracing::info!(tunnel = id, user, endpoint, "new tunnel");
     for old in &created.collisions {
         cloud.halt(old, "replaced", false, DRAIN_MAX);
     }
     let mut tunnel = cloud.registry().object(&id).ok_or_else(Failure::no_tunnel)?;
-    history::save(&cloud.store, &tunnel).await.inspect_err(|_| {
+    if let Err(e) = history::save(&cloud.store, &tunnel).await {
+        cloud.halt(&id, "lost", false, DRAIN_MAX);
         cloud.registry().remove(&id);
-    })?;
+        return Err(e.into());
+    }
+    let member = Member {
+        tunnel: id.clone(),
+        fingerprint: fingerprint.clone(),
+        index: created.index,
+    };
+    match (created.commands, listener) {
+        (Some(commands), Some(listener)) => {
+            let life = Life::new(Arc::clone(&cloud), member, rules, Arc::new(listener), commands);
+            tokio::spawn(launcher::run(life));
+        }
+        _ => join(&cloud, member).await?,
+    }
     let mut said = Messages::none();
     if fingerprint.is_none() {
         let text = "The request names no culvert.fingerprint: no client can connect to this tunnel.";
         said.warning = Some(vec![text.to_owned()]);
     }
     tunnel.messages = Some(said);
-    tokio::spawn(launcher::run(Life {
-        cloud: Arc::clone(&cloud),
-        id,
-        fingerprint,
-        rules,
-        listener: Arc::new(listener),
-        commands: created.commands,
-    }));
     Ok(Json(tunnel))
+}
+
+/// Tells the pool's endpoint of one more tunnel.
+async fn join(cloud: &Cloud, member: Member) -> Result<(), Failure> {
+    let commands = cloud.registry().commands(&member.tunnel);
+    let commands = commands.ok_or_else(Failure::no_tunnel)?;
+    // It does not end while the registry has this tunnel.
+    let joined = commands.send(Command::Join(member)).await;
+    joined.map_err(|_| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "The pool has just ended; ask again"))
 }
 
 /// Where the client reached REST it reaches its endpoint, too: both are one port.
@@ -334,9 +356,12 @@ async fn show(
     Account(user): Account,
     Path(Id { id }): Path<Id>,
 ) -> Result<Json<Tunnel>, Failure> {
+    // First: an endpoint that is being relaunched answers when it has its new key.
+    let live = cloud.registry().owns(&user, &id);
+    let counted = if live { Some(counts(&cloud, &id).await) } else { None };
     let mut tunnel = find(&cloud, &user, &id).await?;
-    if let Some(endpoint) = &mut tunnel.culvert {
-        endpoint.requests = Some(counts(&cloud, &id).await.requests);
+    if let (Some(endpoint), Some(counted)) = (&mut tunnel.culvert, counted) {
+        endpoint.requests = Some(counted.requests);
     }
     Ok(Json(tunnel))
 }
@@ -374,7 +399,8 @@ async fn counts(cloud: &Cloud, id: &str) -> Counts {
         return Counts::default();
     };
     let (answer, answered) = oneshot::channel();
-    if commands.try_send(Command::Counts(answer)).is_err() {
+    let tunnel = id.to_owned();
+    if commands.try_send(Command::Counts { tunnel, answer }).is_err() {
         return Counts::default();
     }
     let answered = tokio::time::timeout(STREAMS_ANSWER_MAX, answered).await;

@@ -58,7 +58,7 @@ fn defaults() {
     let config = Case::new().good(BASE);
     assert_eq!((config.user.as_str(), config.key.expose()), ("U", "planted"));
     assert_eq!(config.rest_url.as_str(), "https://cloud.example:8443/rest/v1");
-    assert_eq!(config.identifier, None);
+    assert_eq!((config.identifier, config.tunnel_pool), (None, false));
     assert_eq!(config.logfile, Place::Temporary("/tmp/sc.log".into()));
     assert_eq!(config.pidfile, Place::Temporary("/tmp/sc_client.pid".into()));
     assert_eq!((config.readyfile, config.cainfo), (None, None));
@@ -67,6 +67,30 @@ fn defaults() {
     assert_eq!(config.max_streams, 8_192);
     assert!(matches!(config.driver, Driver::Auto));
     assert_eq!(config.vm_version, None);
+}
+
+#[test]
+fn a_pool_is_asked_for_by_flag_variable_or_file() {
+    let full = || Case::new().var("HOME", "/nonexistent");
+    for flag in ["--tunnel-pool", "--no-remove-colliding-tunnels"] {
+        assert!(full().good(&format!("{BASE} -i x {flag}")).tunnel_pool, "{flag}");
+    }
+    for (value, pool) in [("true", true), ("on", true), ("no", false), ("false", false)] {
+        for variable in ["SAUCE_TUNNEL_POOL", "SAUCE_NO_REMOVE_COLLIDING_TUNNELS"] {
+            assert_eq!(
+                full().var(variable, value).good(BASE).tunnel_pool,
+                pool,
+                "{variable}={value}"
+            );
+        }
+        let file = full().own_file(&format!("tunnel-pool: {value}\n"));
+        assert_eq!(file.good(BASE).tunnel_pool, pool, "tunnel-pool: {value}");
+    }
+    let error = full().var("SAUCE_TUNNEL_POOL", "2").run(BASE).unwrap_err();
+    assert!(
+        error.contains("--tunnel-pool") && error.contains("neither true nor false"),
+        "{error}"
+    );
 }
 
 #[test]

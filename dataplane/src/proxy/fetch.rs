@@ -167,7 +167,11 @@ async fn probe(browser: &mut Browser, request: &Request<'_>) -> Next {
         Some((member, nonce)) => (u128::from_str_radix(member, 16).ok(), nonce),
         None => (None, nonce),
     };
-    match browser.shard.probe(member.map(u128::to_be_bytes), nonce.as_bytes()).await {
+    match browser
+        .shard
+        .probe(member.map(u128::to_be_bytes), nonce.as_bytes())
+        .await
+    {
         Err((code, text)) => browser.answer(request, code.name(), &text, whole).await,
         Ok(()) => {
             let _ = browser.socket.write_all(&page::plain(200, nonce, true)).await;

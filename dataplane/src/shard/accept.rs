@@ -9,12 +9,12 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
 
+use super::Shard;
 use super::connection::Connection;
 use super::dial::{Secured, read_more, shake_hands};
 use super::link::Link;
 use super::mailbox::Level;
 use super::runtime::{self, Socket};
-use super::Shard;
 use crate::error::Error;
 use crate::limits::{BROWSER_MESSAGES_PER_TURN, BROWSERS_PER_MESSAGE, HANDSHAKE_MAX, HANDSHAKES_MAX, LINKS_MAX};
 use crate::mux::frame::{self, Frame, Header};
