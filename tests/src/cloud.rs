@@ -210,6 +210,11 @@ impl Cloud {
 
     /// One REST call as the user; `path` is below `/rest/v1`.
     pub fn rest(&self, method: &str, path: &str) -> Answer {
+        self.rest_with(method, path, &[])
+    }
+
+    /// As [`Cloud::rest`], with a JSON body.
+    pub fn rest_with(&self, method: &str, path: &str, body: &[u8]) -> Answer {
         let credentials = BASE64_STANDARD.encode(format!("{}:{}", self.user, self.key));
         let authorization = format!("Basic {credentials}");
         let host = self.relay.address.ip().to_string();
@@ -217,7 +222,7 @@ impl Cloud {
         let mut client = tls::client(&self.trust, &host, socket).expect("TLS with the cloud's REST");
         let fields = [("Authorization", authorization.as_str()), ("Connection", "close")];
         client
-            .request(method, &format!("/rest/v1{path}"), &fields, &[])
+            .request(method, &format!("/rest/v1{path}"), &fields, body)
             .expect("an answer of REST")
     }
 

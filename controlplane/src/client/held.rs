@@ -4,7 +4,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use dataplane::limits::{
-    DELETE_MAX, GONE_MAX, HEARTBEAT_INTERVAL, LOST_AFTER, WRONG_KEY_BACKOFF_MAX, WRONG_KEY_BACKOFF_MIN,
+    DELETE_MAX, GONE_MAX, HEARTBEAT_INTERVAL, LOST_AFTER, STATE_INTERVAL_DOWN, WRONG_KEY_BACKOFF_MAX,
+    WRONG_KEY_BACKOFF_MIN,
 };
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
@@ -53,14 +54,17 @@ impl Held {
         }
     }
 
-    /// When REST is to be asked for the endpoint's key: at once after a dial that met another one, and with growing
-    /// pauses after further ones. None as long as there is no such dial.
+    /// When REST is to be asked whether the endpoint is another one: once after all links were lost; at once after a
+    /// dial that met another key, and with growing pauses after further ones. None as long as nothing points to it.
     pub fn question(&mut self, links: &Links) -> Option<Instant> {
         let wrong = links.wrong_keys();
         if wrong < self.answered_for || wrong == 0 {
             (self.answered_for, self.questions) = (0, 0);
         }
-        (wrong > self.answered_for).then_some(self.next_question)
+        let dark = links.up() == 0 && links.lost().is_some_and(|lost| lost > self.asked);
+        let after_loss = dark.then(|| self.asked + STATE_INTERVAL_DOWN);
+        let after_dial = (wrong > self.answered_for).then_some(self.next_question);
+        after_loss.into_iter().chain(after_dial).min()
     }
 
     /// The question is asked now.

@@ -11,7 +11,7 @@ use dataplane::settings::Settings;
 use dataplane::tls::Identity;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Failure;
 use super::provision::Endpoint;
@@ -27,6 +27,8 @@ pub struct Links {
     /// Which of `addresses` is dialled.
     chosen: usize,
     last_down: Option<String>,
+    /// When a link was last lost.
+    lost: Option<Instant>,
     /// Dials in a row that met another key than the one that REST named, or whose own key was refused.
     wrong_keys: u32,
     /// A dial failed since the address was chosen.
@@ -90,6 +92,7 @@ impl Links {
             addresses,
             chosen: 0,
             last_down: None,
+            lost: None,
             wrong_keys: 0,
             dial_failed: false,
             drained: false,
@@ -123,6 +126,7 @@ impl Links {
             }
             Event::LinkDown { link, reason, .. } => {
                 tracing::warn!("link {link} is down: {reason}");
+                self.lost = Some(Instant::now());
                 self.last_down = Some(reason);
             }
             Event::DialFailed { link, wrong_key, text } => {
@@ -166,6 +170,11 @@ impl Links {
     /// Why the last link went down.
     pub fn last_down(&self) -> Option<&str> {
         self.last_down.as_deref()
+    }
+
+    /// When a link was last lost.
+    pub fn lost(&self) -> Option<Instant> {
+        self.lost
     }
 
     /// Dials in a row that show that the endpoint's key is another one than REST says.

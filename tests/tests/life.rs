@@ -1,0 +1,119 @@
+//! The endpoint process is killed: what was in flight is cut, what begins afterwards waits and succeeds.
+
+use std::fs;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tests::both_drivers;
+use tests::cloud::{Cloud, Driver};
+use tests::http::{Answer, Client};
+use tests::origin::Origin;
+use tests::process::PATIENCE;
+
+both_drivers![what_begins_after_a_kill_succeeds];
+
+const CLIENTS: u64 = 20;
+/// What is promised; the measured time is printed.
+const RELAUNCH_MAX: Duration = Duration::from_secs(1);
+
+/// One request on a connection of its own.
+struct Sample {
+    begun: Instant,
+    ended: Instant,
+    answer: io::Result<Answer>,
+}
+
+fn what_begins_after_a_kill_succeeds(driver: Driver) {
+    let (cloud, origin) = (Cloud::start(driver), Origin::start());
+    let tunnel = cloud.start_tunnel();
+    let (proxy, base) = (tunnel.proxy, origin.base());
+    let [endpoint] = cloud.process.children()[..] else {
+        panic!("one endpoint process expected");
+    };
+    let key = || cloud.tunnel(&tunnel.id)["culvert"]["fingerprint"].clone();
+    let before = key();
+    let stop = AtomicBool::new(false);
+    let (mut dead, mut relaunched) = (Instant::now(), Duration::ZERO);
+    let samples: Vec<Sample> = thread::scope(|scope| {
+        let held: Vec<_> = (0..10)
+            .map(|seed| {
+                let base = &base;
+                scope.spawn(move || Client::dial(proxy)?.download(base, seed, 100_000, "&held"))
+            })
+            .collect();
+        origin.wait("the bodies", |c| c.held == 10);
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|seed| {
+                let (base, stop) = (&base, &stop);
+                scope.spawn(move || {
+                    let mut samples = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        let begun = Instant::now();
+                        let answer = Client::dial(proxy).and_then(|mut c| c.get(&format!("{base}/resource/{seed}")));
+                        samples.push(Sample {
+                            begun,
+                            ended: Instant::now(),
+                            answer,
+                        });
+                    }
+                    samples
+                })
+            })
+            .collect();
+        origin.wait("load", |c| c.requests > 500);
+        let killed = Instant::now();
+        kill_process(Pid::from_raw(endpoint.cast_signed()).unwrap(), Signal::KILL).unwrap();
+        while lives(endpoint) {
+            thread::yield_now();
+        }
+        dead = Instant::now();
+        while key() == before {
+            assert!(killed.elapsed() < PATIENCE, "not relaunched");
+        }
+        relaunched = killed.elapsed();
+        let served = origin.counters().requests;
+        origin.wait("load afterwards", |c| c.requests > served + 500);
+        stop.store(true, Ordering::Relaxed);
+        for download in held {
+            let ended = download.join().unwrap();
+            assert!(ended.is_err(), "the endpoint that carried it is gone");
+        }
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
+    let ok = |s: &&Sample| s.answer.as_ref().is_ok_and(|a| a.status() == 200);
+    let later: Vec<_> = samples.iter().filter(|s| s.begun > dead).collect();
+    let lost = samples.iter().filter(|s| !ok(s)).count();
+    let longest = later.iter().map(|s| s.ended - s.begun).max().unwrap();
+    println!(
+        "{driver:?}: relaunched in {relaunched:?}; {lost} of {} lost, the longest later wait {longest:?}",
+        samples.len()
+    );
+    for sample in &later {
+        assert!(
+            ok(sample),
+            "{:?} after the kill: {:?}",
+            sample.begun - dead,
+            sample.answer
+        );
+    }
+    for sample in samples.iter().filter(|s| !ok(s)) {
+        assert!(sample.ended < dead + RELAUNCH_MAX, "a cut shows at once");
+    }
+    assert!(relaunched <= RELAUNCH_MAX, "{relaunched:?}");
+    let after = cloud.tunnel(&tunnel.id);
+    assert_eq!(after["culvert"]["proxy"], proxy.to_string());
+    tunnel.stop();
+}
+
+/// False once the process holds nothing any more: its last thread is a zombie, or nothing is there.
+fn lives(process: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count);
+    let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else {
+        return false;
+    };
+    // Behind the name, which may hold anything: the state.
+    threads > 1 || stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}

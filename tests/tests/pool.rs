@@ -1,0 +1,149 @@
+//! Tunnels of one pool: two `sc` behind one proxy port and one endpoint process. What one of them does not answer any
+//! more the other does.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tests::both_drivers;
+use tests::cloud::{Cloud, Driver, Tunnel};
+use tests::http::Client;
+use tests::origin::Origin;
+use tests::process::{PATIENCE, Process};
+
+both_drivers![two_share_the_load_and_the_endpoint, a_killed_one_loses_no_get];
+
+const POOL: [&str; 5] = ["--shards", "1", "-i", "pool", "--tunnel-pool"];
+
+fn member(cloud: &Cloud) -> Tunnel {
+    cloud.start_tunnel_with(&POOL)
+}
+
+fn requests(cloud: &Cloud, tunnel: &Tunnel) -> u64 {
+    cloud.tunnel(&tunnel.id)["culvert"]["requests"].as_u64().unwrap()
+}
+
+fn ends(cloud: &Cloud, id: &str) {
+    let started = std::time::Instant::now();
+    while cloud.tunnel(id)["status"] != "terminated" {
+        assert!(started.elapsed() < PATIENCE, "{}", cloud.tunnel(id));
+    }
+}
+
+fn two_share_the_load_and_the_endpoint(driver: Driver) {
+    const REQUESTS: u64 = 40;
+    let (cloud, origin) = (Cloud::start(driver), Origin::start());
+    let (first, mut second) = (member(&cloud), member(&cloud));
+    let [endpoint] = cloud.process.children()[..] else {
+        panic!("one endpoint process expected: {:?}", cloud.process.children());
+    };
+    assert_eq!(first.proxy, second.proxy);
+    assert_ne!(first.id, second.id);
+    let key = |t: &Tunnel| cloud.tunnel(&t.id)["culvert"]["fingerprint"].clone();
+    assert_eq!(key(&first), key(&second));
+    // One after the other: members of equal load take turns.
+    let mut client = first.client();
+    for seed in 0..REQUESTS {
+        client.download(&origin.base(), seed, 1_000, "").unwrap();
+    }
+    let counts = [&first, &second].map(|t| requests(&cloud, t));
+    assert_eq!(counts, [REQUESTS / 2; 2]);
+
+    let deleted = cloud.rest("DELETE", &format!("/{}/tunnels/{}", cloud.user, second.id));
+    assert_eq!(deleted.status(), 200, "{}", deleted.text());
+    assert_eq!(second.process.exit_code(PATIENCE), 6, "{}", second.log());
+    ends(&cloud, &second.id);
+    assert_eq!(cloud.process.children(), [endpoint], "it serves the first");
+    for seed in 0..REQUESTS {
+        client.download(&origin.base(), seed, 1_000, "").unwrap();
+    }
+    assert_eq!(requests(&cloud, &first), REQUESTS / 2 + REQUESTS);
+    drop(client);
+    let (id, proxy) = (first.id.clone(), first.proxy);
+    first.stop();
+    ends(&cloud, &id);
+    assert_eq!(cloud.process.children(), [0u32; 0], "it ended with the last tunnel");
+    assert!(Client::dial(proxy).is_err());
+}
+
+fn a_killed_one_loses_no_get(driver: Driver) {
+    const CLIENTS: u64 = 16;
+    let (cloud, origin) = (Cloud::start(driver), Origin::start());
+    let (first, mut second) = (member(&cloud), member(&cloud));
+    let endpoints = cloud.process.children();
+    let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (base, proxy) = (origin.base(), first.proxy);
+    let reached = |what: &str, mark: u64| {
+        let started = std::time::Instant::now();
+        while done.load(Ordering::Relaxed) < mark {
+            assert!(started.elapsed() < PATIENCE, "no {what}: {done:?}");
+            thread::yield_now();
+        }
+    };
+    thread::scope(|scope| {
+        // They have been asked for when their member dies, and are not answered before.
+        let silent: Vec<_> = (0..8)
+            .map(|seed| {
+                let base = &base;
+                scope.spawn(move || Client::dial(proxy).unwrap().download(base, seed, 500, "&silent"))
+            })
+            .collect();
+        origin.wait("the silent ones", |c| c.held == 8);
+        for seed in 0..CLIENTS {
+            let (base, done, stop) = (&base, &done, &stop);
+            scope.spawn(move || {
+                let mut client = Client::dial(proxy).unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    // Head and body are one write of the site: a kill finds the answer begun or not, but not between them.
+                    let answer = client.get(&format!("{base}/resource/{seed}")).unwrap();
+                    assert_eq!(answer.status(), 200, "{answer:?}");
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        reached("load", 500);
+        second.process.signal(Signal::KILL);
+        second.process.end(PATIENCE);
+        let before = done.load(Ordering::Relaxed);
+        reached("load afterwards", before + 500);
+        origin.open_gate();
+        for answer in silent {
+            answer.join().unwrap().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(cloud.process.children(), endpoints, "the endpoint stays");
+    assert_eq!(cloud.tunnel(&second.id)["is_ready"], false);
+    assert_eq!(cloud.tunnel(&first.id)["is_ready"], true);
+    // A killed endpoint comes back with all that are left, and others may join meanwhile.
+    kill_process(Pid::from_raw(endpoints[0].cast_signed()).unwrap(), Signal::KILL).unwrap();
+    let third = member(&cloud);
+    assert_eq!(third.proxy, first.proxy);
+    Client::dial(proxy).unwrap().download(&base, 1, 500, "").unwrap();
+    assert_eq!(cloud.process.children().len(), 1);
+    third.stop();
+    first.stop();
+}
+
+#[test]
+fn other_rules_are_refused_in_one_line() {
+    let cloud = Cloud::start(Driver::Epoll);
+    // This `sc` has no rules to give; the pool is made by another client.
+    let pool = cloud.rest_with(
+        "POST",
+        &format!("/{}/tunnels", cloud.user),
+        br#"{"tunnel_identifier":"pool","tunnel_pool":true,"direct_domains":["intern.test"]}"#,
+    );
+    assert_eq!(pool.status(), 200, "{}", pool.text());
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = cloud.sc(&folder.path().join("sc.log"));
+    command.args(POOL).arg("--pidfile").arg(folder.path().join("sc.pid"));
+    let mut refused = Process::start(&mut command);
+    assert_eq!(refused.exit_code(PATIENCE), 5, "{}", refused.stdout());
+    let text = refused.stdout();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("Error")).collect();
+    assert_eq!(lines.len(), 1, "{text}");
+    for part in ["pool", "direct_domains", "intern.test"] {
+        assert!(lines[0].contains(part), "{part:?} in {}", lines[0]);
+    }
+}
