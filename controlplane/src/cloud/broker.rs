@@ -111,27 +111,27 @@ impl Listener {
     }
 
     /// Accepts what waits, at most `most`; waits for the first.
-    async fn turn(&self, most: usize) -> Vec<(OwnedFd, u8)> {
-        let mut batch = Vec::new();
-        loop {
+    async fn turn(&self, most: usize, accepted: &mut Accepted<'_>) {
+        let mut count = 0;
+        while count < most {
             let Ok(mut guard) = self.socket.readable().await else {
-                return batch;
+                return;
             };
             match guard.try_io(|listener| self.accept(listener.get_ref())) {
-                Ok(Ok(accepted)) => batch.push(accepted),
+                Ok(Ok((socket, kind))) => {
+                    count += 1;
+                    accepted.of(kind).push(socket);
+                }
                 // The client has given up already.
                 Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Ok(Err(e)) => {
                     tracing::warn!(port = self.address.port(), "accepting pauses: {e}");
                     drop(guard);
                     tokio::time::sleep(BROKER_PAUSE).await;
-                    return batch;
+                    return;
                 }
-                Err(_would_block) if batch.is_empty() => {}
-                Err(_would_block) => return batch,
-            }
-            if batch.len() == most {
-                return batch;
+                Err(_would_block) if count == 0 => {}
+                Err(_would_block) => return,
             }
         }
     }
@@ -143,6 +143,10 @@ impl Listener {
         let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
         let probe = peer.is_some_and(|peer| self.probes().remove(&peer));
         Ok((socket, if probe { KIND_PROBE } else { KIND_BROWSER }))
+    }
+
+    fn left(&self) -> std::sync::MutexGuard<'_, Vec<OwnedFd>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn probes(&self) -> std::sync::MutexGuard<'_, HashSet<SocketAddr>> {
@@ -199,49 +203,53 @@ impl ShardSender {
 /// Accepts on `listener` and passes on, until the endpoint is gone.
 pub async fn run(listener: Arc<Listener>, mut shards: Vec<ShardSender>) {
     let most = batch_max(shards.len().max(1));
+    let mut accepted = Accepted::on(&listener);
     loop {
-        let mut left = Left::of(&listener);
-        let mut probes = Vec::new();
-        if left.browsers.is_empty() {
-            for (socket, kind) in listener.turn(most).await {
-                let batch = if kind == KIND_PROBE {
-                    &mut probes
-                } else {
-                    &mut left.browsers
-                };
-                batch.push(socket);
-            }
-        }
-        for (kind, sockets) in [(KIND_PROBE, &probes), (KIND_BROWSER, &left.browsers)] {
-            for sockets in sockets.chunks(most) {
-                let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        for kind in [KIND_PROBE, KIND_BROWSER] {
+            while !accepted.of(kind).is_empty() {
+                let next = accepted.of(kind).len().min(most);
+                let sockets: Vec<_> = accepted.of(kind)[..next].iter().map(AsFd::as_fd).collect();
                 if pass(&mut shards, kind, &sockets).await.is_err() {
                     return;
                 }
+                accepted.of(kind).drain(..next);
             }
         }
-        left.browsers.clear();
         tokio::task::yield_now().await;
+        listener.turn(most, &mut accepted).await;
     }
 }
 
-/// Browsers that are accepted and not passed on yet. Those that are left when the endpoint dies wait for the next one.
-struct Left<'a> {
+/// Connections that are not passed on yet. Browsers that are left when the endpoint dies wait for the next one.
+struct Accepted<'a> {
     listener: &'a Listener,
     browsers: Vec<OwnedFd>,
+    probes: Vec<OwnedFd>,
 }
 
-impl<'a> Left<'a> {
-    fn of(listener: &'a Listener) -> Self {
-        let browsers = std::mem::take(&mut *listener.left.lock().unwrap_or_else(PoisonError::into_inner));
-        Self { listener, browsers }
+impl<'a> Accepted<'a> {
+    fn on(listener: &'a Listener) -> Self {
+        let browsers = std::mem::take(&mut *listener.left());
+        let probes = Vec::new();
+        Self {
+            listener,
+            browsers,
+            probes,
+        }
+    }
+
+    fn of(&mut self, kind: u8) -> &mut Vec<OwnedFd> {
+        if kind == KIND_PROBE {
+            &mut self.probes
+        } else {
+            &mut self.browsers
+        }
     }
 }
 
-impl Drop for Left<'_> {
+impl Drop for Accepted<'_> {
     fn drop(&mut self) {
-        let mut left = self.listener.left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.append(&mut self.browsers);
+        self.listener.left().append(&mut self.browsers);
     }
 }
 
