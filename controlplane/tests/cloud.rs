@@ -733,7 +733,9 @@ fn a_pool_switches_rules_together_or_not_at_all() {
     for id in [&first, &second, &third] {
         cloud.call("DELETE", &format!("ada/tunnels/{id}"), None);
     }
-    cloud.terminated(&third);
+    for id in [&first, &second, &third] {
+        cloud.terminated(id);
+    }
     assert_eq!(children(cloud.child.id()), [0; 0]);
     [one, two, three].into_iter().for_each(Client::stop);
 }
