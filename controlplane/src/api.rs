@@ -248,8 +248,22 @@ pub struct EndpointInfo {
     pub links_max: Option<u64>,
     /// `address:port` where browsers find this tunnel's HTTP proxy.
     pub proxy: Option<String>,
-    /// Exchanges that this endpoint has carried; only where one tunnel is asked for.
-    pub requests: Option<u64>,
+    /// Only where one tunnel is asked for.
+    #[serde(flatten)]
+    pub counts: Option<Counts>,
+}
+
+/// What an endpoint has counted of one tunnel, from the endpoint's start on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Exchanges that went through the tunnel: requests, and CONNECTs that stay opaque.
+    pub requests: u64,
+    /// Streams that are open now.
+    pub streams: u64,
+    /// Cuts of links that were bridged.
+    pub resumes: u64,
+    /// Frames that the endpoint wrote again after a cut.
+    pub frames_replayed: u64,
 }
 
 /// Texts for the user of a client.

@@ -67,6 +67,8 @@ pub struct MemberCounters {
     pub requests: Counter,
     /// Streams on its links.
     pub streams: Counter,
+    pub resumes: Counter,
+    pub frames_replayed: Counter,
     /// When it last got a stream, in turns of its shard: of members with equal load the one that waits longest is next.
     pub turn: Counter,
 }
@@ -80,6 +82,10 @@ pub struct MemberReport {
     pub requests: u64,
     /// Streams that are open on its links.
     pub streams: u64,
+    /// Cuts of its links that were bridged.
+    pub resumes: u64,
+    /// Frames that were written again after a cut.
+    pub frames_replayed: u64,
 }
 
 impl MemberReport {
@@ -90,6 +96,8 @@ impl MemberReport {
             member,
             requests: sum(|c| &c.requests),
             streams: sum(|c| &c.streams),
+            resumes: sum(|c| &c.resumes),
+            frames_replayed: sum(|c| &c.frames_replayed),
         }
     }
 }

@@ -293,7 +293,7 @@ mod tests {
             shards: Some(3),
             links_max: None,
             proxy: None,
-            requests: None,
+            counts: None,
         };
         let endpoint = Endpoint::parse(&info).unwrap();
         assert_eq!((endpoint.shards, endpoint.links_max), (3, u16::MAX));

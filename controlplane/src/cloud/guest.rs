@@ -19,7 +19,7 @@ use super::agreement::{Agreement, MemberId, Outcome};
 use super::limits::{EVENTS_PER_TURN, ORPHANED_MAX, RULES_PART_BYTES_MAX};
 use super::messages::{self, FromEndpoint, MemberCounts, ToEndpoint};
 use super::seqpacket::Seqpacket;
-use crate::api::TunnelRequest;
+use crate::api::{Counts, TunnelRequest};
 use crate::runtime::{Runtime, watch};
 use crate::secret::{hex, unhex};
 
@@ -195,8 +195,12 @@ impl Guest {
                 let members = self.endpoint.members_report().into_iter();
                 let members = members.map(|m| MemberCounts {
                     member: hex(&m.member),
-                    requests: m.requests,
-                    streams: m.streams,
+                    counts: Counts {
+                        requests: m.requests,
+                        streams: m.streams,
+                        resumes: m.resumes,
+                        frames_replayed: m.frames_replayed,
+                    },
                 });
                 self.tell(FromEndpoint::Report {
                     members: members.collect(),

@@ -24,9 +24,10 @@ use super::limits::{
 };
 use super::messages::{self, FromEndpoint, MemberCounts, ToEndpoint};
 use super::process::{discard_if_empty, spawn, stderr_file};
-use super::registry::{Command, Counts, Member, State};
+use super::registry::{Command, Member, State};
 use super::seqpacket::{self, Seqpacket};
 use super::{Cloud, history, probe, unix_now};
+use crate::api::Counts;
 
 /// An endpoint and everything that outlives its processes.
 pub struct Life {
@@ -375,10 +376,7 @@ impl Life {
             let seat = self.seats.iter().find(|s| s.member.tunnel == tunnel);
             let name = seat.and_then(Seat::name);
             let counted = members.iter().find(|m| Some(m.member.as_str()) == name);
-            let counts = counted.map_or_else(Counts::default, |m| Counts {
-                requests: m.requests,
-                streams: m.streams,
-            });
+            let counts = counted.map_or_else(Counts::default, |m| m.counts);
             // Whoever asked may have gone.
             let _ = answer.send(counts);
         }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::ENDPOINT_TEXT_BYTES_MAX;
 use super::seqpacket::Seqpacket;
+use crate::api::Counts;
 
 /// From the broker to an endpoint.
 #[derive(Debug, Serialize, Deserialize)]
@@ -100,8 +101,8 @@ pub enum FromEndpoint {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MemberCounts {
     pub member: String,
-    pub requests: u64,
-    pub streams: u64,
+    #[serde(flatten)]
+    pub counts: Counts,
 }
 
 /// Name of the member with this fingerprint: its first half.
@@ -176,8 +177,12 @@ mod tests {
         }
         let one = || MemberCounts {
             member: "f".repeat(32),
-            requests: u64::MAX,
-            streams: u64::MAX,
+            counts: Counts {
+                requests: u64::MAX,
+                streams: u64::MAX,
+                resumes: u64::MAX,
+                frames_replayed: u64::MAX,
+            },
         };
         let report = FromEndpoint::Report {
             members: std::iter::repeat_with(one)

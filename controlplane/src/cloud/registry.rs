@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::limits::{COMMANDS_WAITING_MAX, LINKS_MAX, LOST_AFTER, TUNNELS_PER_ACCOUNT_MAX};
-use crate::api::{EndpointInfo, Tunnel, TunnelRequest, difference};
+use crate::api::{Counts, EndpointInfo, Tunnel, TunnelRequest, difference};
 
 /// Of a request that names none.
 const PROTOCOL: &str = "kgp";
@@ -37,15 +37,6 @@ impl State {
             Self::Halting => "halting",
         }
     }
-}
-
-/// What an endpoint has counted since it started.
-#[derive(Clone, Copy, Default)]
-pub struct Counts {
-    /// Exchanges that went through the tunnel: requests, and CONNECTs that stay opaque.
-    pub requests: u64,
-    /// Streams that are open now.
-    pub streams: u64,
 }
 
 /// To the task that owns an endpoint; `tunnel` is the id of one that it serves.
@@ -455,7 +446,7 @@ impl Registry {
             shards: Some(self.endpoint_shards as u64),
             links_max: Some(u64::from(LINKS_MAX)),
             proxy: Some(e.order.proxy.to_string()),
-            requests: None,
+            counts: None,
         })
     }
 }

@@ -24,9 +24,9 @@ use super::limits::{
     DISCARDED_BYTES_MAX, DRAIN_MAX, DRAIN_WAITING_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX,
     REST_FAREWELL_MAX, REST_HEAD_MAX, REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
 };
-use super::registry::{Command, Counts, Member, Order};
+use super::registry::{Command, Member, Order};
 use super::{Cloud, accounts, history, messages, unix_now};
-use crate::api::{self, DeleteArguments, Messages, Outcome, Tunnel, TunnelRequest};
+use crate::api::{self, Counts, DeleteArguments, Messages, Outcome, Tunnel, TunnelRequest};
 use crate::secret::{self, Secret};
 
 type Context = State<Arc<Cloud>>;
@@ -361,7 +361,7 @@ async fn show(
     let counted = if live { Some(counts(&cloud, &id).await) } else { None };
     let mut tunnel = find(&cloud, &user, &id).await?;
     if let (Some(endpoint), Some(counted)) = (&mut tunnel.culvert, counted) {
-        endpoint.requests = Some(counted.requests);
+        endpoint.counts = Some(counted);
     }
     Ok(Json(tunnel))
 }

@@ -185,6 +185,7 @@ fn fill(
             s.frames_replayed() - before
         });
         shard.0.counters.frames_replayed.add(replayed);
+        link.counters.frames_replayed.add(replayed);
     }
     if !frames.is_empty() {
         sealer.seal(frames, out)?;

@@ -232,6 +232,7 @@ impl Link {
         self.finished.set(false);
         self.lost_since.set(None);
         shard.0.counters.resumes.add(u64::from(resumed));
+        self.counters.resumes.add(u64::from(resumed));
         if shard.is_leaving(self.member) && !resumed {
             self.drain(shard, mux::GoAwayReason::Shutdown, super::DRAINING);
         }

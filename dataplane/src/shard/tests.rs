@@ -83,9 +83,15 @@ async fn browse(shard: Shard, socket: Socket, is_probe: bool) {
             Err((code, _)) => return drop(socket.write_all(code.name().as_bytes()).await),
         }
     }
-    let inwards = async { Ok::<(), ()>(inwards(&shard, &socket, &stream).await) };
-    let outwards = async { Ok(outwards(&socket, &stream).await) };
-    let _: Result<(), ()> = runtime::both(inwards, outwards).await;
+    let inwards = async {
+        inwards(&shard, &socket, &stream).await;
+        Ok::<(), ()>(())
+    };
+    let outwards = async {
+        outwards(&socket, &stream).await;
+        Ok(())
+    };
+    let _ = runtime::both(inwards, outwards).await;
 }
 
 async fn inwards(shard: &Shard, socket: &Socket, stream: &Stream) {
