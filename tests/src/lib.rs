@@ -15,4 +15,5 @@ pub mod relay;
 pub mod seccomp;
 pub mod simulation;
 pub mod tls;
+pub mod trial;
 pub mod websocket;

@@ -106,8 +106,8 @@ struct Entry {
     stalled: [bool; 2],
     /// The last generation of rules that its thread acts by.
     seen: u64,
-    /// Bytes both ways.
-    carried: u64,
+    /// Bytes by direction.
+    carried: [u64; 2],
     wake: Arc<OwnedFd>,
 }
 
@@ -346,8 +346,23 @@ impl Relay {
             .connections
             .values()
             .filter(covered)
-            .map(|entry| entry.carried)
+            .map(|entry| entry.carried.iter().sum::<u64>())
             .sum()
+    }
+
+    /// By direction, the fewest bytes that any of the connections which exist has carried.
+    pub fn least_carried(&self, which: Which) -> [u64; 2] {
+        let state = self.shared.lock();
+        let covered = |entry: &&Entry| entry.kind.is_some_and(|kind| which.covers(kind));
+        let least = |direction: Direction| {
+            let carried = state
+                .connections
+                .values()
+                .filter(covered)
+                .map(|e| e.carried[direction as usize]);
+            carried.min().unwrap_or(0)
+        };
+        Direction::BOTH.map(least)
     }
 
     /// Waits until the statistics fit.
@@ -394,7 +409,7 @@ fn accept_all(listener: TcpListener, shared: &Arc<Shared>, wake: &OwnedFd) {
                     cut: None,
                     stalled: [false; 2],
                     seen,
-                    carried: 0,
+                    carried: [0; 2],
                     wake: wake.clone(),
                 },
             );
@@ -545,7 +560,8 @@ fn pump(
             state.stats.to_client += sent.1 as u64;
             state.stats.struck += struck;
             let entry = state.connections.get_mut(&id).expect("removed by its own thread only");
-            entry.carried += (sent.0 + sent.1) as u64;
+            entry.carried[Direction::ToCloud as usize] += sent.0 as u64;
+            entry.carried[Direction::ToClient as usize] += sent.1 as u64;
             drop(state);
             shared.changed.notify_all();
         }

@@ -1,0 +1,133 @@
+//! A tunnel under faults, with what must hold whatever happens to it:
+//!
+//! | oracle | must hold | checked by |
+//! |---|---|---|
+//! | O1, O2 | every body is exact, and no byte of another stream is in it | keyed bodies at both ends ([`crate::body`]) |
+//! | O3 | every request ends in success or a named error, in time | [`named`], the clients' own time limit |
+//! | O4 | a truncation never looks complete | [`crate::http::Client::download`] |
+//! | O5 | a POST reaches the site at most once | [`Trial::end`] |
+//! | O6 | descriptors, tasks and memory go back | [`Trial::end`] |
+//! | O7 | the processes live, and the log names the cause | [`Trial::end`], [`Trial::expect_cause`] |
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
+use crate::http::Answer;
+use crate::origin::Origin;
+use crate::process::{PATIENCE, memory_bytes, open_fds};
+
+/// Site connections that `sc` may keep for reuse, and a little for what is just closing.
+const FDS_SLACK: usize = 80;
+/// What allocators and windows may keep of a load.
+const MEMORY_SLACK_BYTES: u64 = 96 << 20;
+/// After the last request.
+const REST: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    fds: usize,
+    memory_bytes: u64,
+}
+
+impl Use {
+    fn of(process: u32) -> Self {
+        Self {
+            fds: open_fds(process),
+            memory_bytes: memory_bytes(process),
+        }
+    }
+
+    fn is_back(self, before: Self) -> bool {
+        self.fds <= before.fds + FDS_SLACK && self.memory_bytes <= before.memory_bytes + MEMORY_SLACK_BYTES
+    }
+}
+
+pub struct Trial {
+    pub cloud: Cloud,
+    pub origin: Origin,
+    pub tunnel: Tunnel,
+    endpoint: u32,
+    before: [Use; 2],
+}
+
+impl Trial {
+    pub fn start(driver: Driver) -> Self {
+        Self::with(CloudOptions::new(driver), &["--shards", "1"])
+    }
+
+    pub fn with(options: CloudOptions, sc: &[&str]) -> Self {
+        let (cloud, origin) = (Cloud::with(options), Origin::start());
+        let tunnel = cloud.start_tunnel_with(sc);
+        let endpoint = cloud.process.children()[0];
+        let before = [Use::of(tunnel.process.id()), Use::of(endpoint)];
+        Self {
+            cloud,
+            origin,
+            tunnel,
+            endpoint,
+            before,
+        }
+    }
+
+    /// A field of the endpoint's own report.
+    pub fn reported(&self, field: &str) -> u64 {
+        let object = self.cloud.tunnel(&self.tunnel.id);
+        let value = object["culvert"].get(field).and_then(Value::as_u64);
+        value.unwrap_or_else(|| panic!("no culvert.{field}: {object}"))
+    }
+
+    /// Waits until the endpoint's report fits.
+    pub fn wait_reported(&self, field: &str, fits: impl Fn(u64) -> bool) -> u64 {
+        let since = Instant::now();
+        loop {
+            let value = self.reported(field);
+            if fits(value) {
+                return value;
+            }
+            assert!(since.elapsed() < PATIENCE, "culvert.{field} stays {value}");
+            fault_lasts(Duration::from_millis(50));
+        }
+    }
+
+    /// A line of `sc`'s log that names the cause.
+    pub fn expect_cause(&self, cause: &str) {
+        let log = self.tunnel.log();
+        assert!(log.contains(cause), "the log does not say {cause:?}:\n{log}");
+    }
+
+    /// Ends the tunnel after all requests have ended, and checks what must hold in the end.
+    pub fn end(mut self) {
+        let posts = self.origin.counters().posts;
+        let twice: Vec<_> = posts.iter().filter(|(_, n)| **n > 1).collect();
+        assert!(twice.is_empty(), "posted more than once: {twice:?}");
+        assert!(self.tunnel.process.is_running() && self.cloud.process.is_running());
+        self.wait_reported("streams", |n| n == 0);
+        let since = Instant::now();
+        loop {
+            let now = [Use::of(self.tunnel.process.id()), Use::of(self.endpoint)];
+            if now.iter().zip(self.before).all(|(now, before)| now.is_back(before)) {
+                break;
+            }
+            assert!(
+                since.elapsed() < REST,
+                "sc and endpoint: {:?}, before: {:?}",
+                now,
+                self.before
+            );
+            fault_lasts(Duration::from_millis(100));
+        }
+        self.tunnel.stop();
+    }
+}
+
+/// Success, or an error page that names its cause; anything else fails the test.
+pub fn named(answer: io::Result<Answer>) -> Result<Answer, String> {
+    let answer = answer.unwrap_or_else(|e| panic!("neither an answer nor an error page: {e}"));
+    match answer.head.field("culvert-error") {
+        None => Ok(answer),
+        Some(name) => Err(name.to_owned()),
+    }
+}

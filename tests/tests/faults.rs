@@ -1,0 +1,321 @@
+//! Faults of the path between `sc` and the cloud, by their number in the matrix of faults: each test names its row.
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tests::both_drivers;
+use tests::cloud::{CloudOptions, Driver, fault_lasts};
+use tests::relay::{Blow, Cut, Direction, Impairment, Rule, Stats, Strike, Which};
+use tests::trial::Trial;
+
+both_drivers![
+    f1_f2_f3_cut_twenty_times,
+    f1_f2_f6_every_byte_of_the_handshake,
+    f3_a_dead_path_is_found_in_time,
+    f4_one_way_is_dead,
+    f5_slow_paths,
+    f6_flipped_bits,
+];
+
+fn is_long() -> bool {
+    std::env::var_os("CULVERT_LONG").is_some()
+}
+
+/// Knuth's linear congruential generator; `SEED=` replays a run.
+struct Draws(u64);
+
+impl Draws {
+    fn new() -> Self {
+        let seed = std::env::var("SEED")
+            .ok()
+            .and_then(|s| s.parse().ok())
+            .unwrap_or_else(|| {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                now.expect("after 1970").as_nanos() as u64
+            });
+        println!("SEED={seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+/// At least 50 bodies under way, half up and half down, while the path is cut more than 20 times in every way; requests
+/// and POSTs that begin in an outage succeed too.
+fn f1_f2_f3_cut_twenty_times(driver: Driver) {
+    const BODIES: u64 = 50;
+    const QUICK_CUTS: u64 = 18;
+    const BODY_BYTES: u64 = 300_000;
+    let trial = Trial::start(driver);
+    let base = trial.origin.base();
+    let mut draws = Draws::new();
+    let over = AtomicBool::new(false);
+    let posted = thread::scope(|scope| {
+        let (tunnel, base, over) = (&trial.tunnel, &base, &over);
+        for i in 0..BODIES {
+            scope.spawn(move || {
+                let mut client = tunnel.client();
+                for round in 0.. {
+                    let seed = i * 1_000_000 + round;
+                    match i % 4 {
+                        0 => client.download(base, seed, BODY_BYTES, "").unwrap(),
+                        1 => client.download(base, seed, BODY_BYTES, "&chunked").unwrap(),
+                        n => client.upload(base, seed, BODY_BYTES, n == 2).unwrap(),
+                    }
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+        }
+        let cut = |which: u64| match which {
+            0 => trial.cloud.relay.cut(Which::Links, Cut::Reset),
+            1 => trial.cloud.relay.cut(Which::Links, Cut::Fin),
+            // The half of the way that is dead hides what the other half still brings.
+            2 => trial.cloud.relay.stall(Which::Links, Direction::ToClient),
+            _ => trial.cloud.relay.stall(Which::Links, Direction::ToCloud),
+        };
+        let mut links = trial.cloud.relay.stats().links;
+        for n in 0..QUICK_CUTS {
+            await_traffic(&trial, 3_000_000 + draws.below(3_000_000));
+            // The silent ones take seconds to be found: one in six.
+            let which = if n % 6 == 5 { 2 + n / 6 % 2 } else { n % 2 };
+            assert!(cut(which) >= 1, "a link is up");
+            links = trial.cloud.relay.wait("a new connection", |s| s.links > links).links;
+        }
+        let mut posted = 0;
+        for outage in [1, 10, 25, 30] {
+            trial.cloud.relay.set(Which::Links, Rule::BlackHole);
+            let begun = Barrier::new(11);
+            thread::scope(|inner| {
+                for i in 0..10 {
+                    let begun = &begun;
+                    inner.spawn(move || {
+                        begun.wait();
+                        let key = format!("{outage}-{i}");
+                        let target = format!("{base}/once?key={key}");
+                        let answer = tunnel.client().request("POST", &target, &[], b"once").unwrap();
+                        assert_eq!((answer.status(), answer.text().as_str()), (200, "1"), "{answer:?}");
+                        tunnel.client().download(base, outage * 100 + i, 20_000, "").unwrap();
+                    });
+                    posted += 1;
+                }
+                begun.wait();
+                fault_lasts(Duration::from_secs(outage));
+                trial.cloud.relay.set(Which::Links, Rule::Pass);
+            });
+            // Every body gets on before the next outage, or its reader loses patience.
+            await_traffic(&trial, 2 * BODIES * BODY_BYTES);
+        }
+        over.store(true, Ordering::Relaxed);
+        posted
+    });
+    assert_eq!(trial.origin.counters().posts.len(), posted);
+    assert!(trial.wait_reported("frames_replayed", |n| n > 0) > 0);
+    assert!(trial.wait_reported("resumes", |n| n >= QUICK_CUTS) >= QUICK_CUTS);
+    trial.expect_cause("link 0 is down: ");
+    trial.end();
+}
+
+/// Waits until so many bytes more have passed.
+fn await_traffic(trial: &Trial, bytes: u64) {
+    let passed = |s: &Stats| s.to_cloud + s.to_client;
+    let mark = passed(&trial.cloud.relay.stats()) + bytes;
+    trial.cloud.relay.wait("traffic", |s| passed(s) >= mark);
+}
+
+/// The connection is struck once at each byte of the handshake, HELLO and the first frames, in each direction: by RST, by
+/// FIN, and by a flipped bit; one byte in 64 in the ordinary run. 16 links at a time, so that it ends.
+fn f1_f2_f6_every_byte_of_the_handshake(driver: Driver) {
+    const LINKS: usize = 16;
+    let step = if is_long() { 1 } else { 64 };
+    let trial = Trial::with(
+        CloudOptions::new(driver),
+        &["--shards", "1", "--tunnel-connections", "16"],
+    );
+    let relay = &trial.cloud.relay;
+    while trial.cloud.process.stderr().matches("link up").count() < LINKS {
+        fault_lasts(Duration::from_millis(20));
+    }
+    // What every connection carries before it has anything to do: the handshake, both HELLOs and PINGs. What follows in a
+    // fresh session alone (PONG, SETTINGS_ACK and its ACK, a record of at most 43 bytes each) is left out.
+    let carried = relay.least_carried(Which::Links).map(|n| n.saturating_sub(130));
+    assert!(carried.iter().all(|n| (500..4_000).contains(n)), "{carried:?}");
+    let first = Draws::new().below(step);
+    let mut strikes = Vec::new();
+    for how in [Blow::Reset, Blow::Fin, Blow::Flip] {
+        for direction in Direction::BOTH {
+            let bytes = (first..carried[direction as usize]).step_by(step as usize);
+            strikes.extend(bytes.map(|at| Strike { direction, at, how }));
+        }
+    }
+    println!("{} strikes", strikes.len());
+    let base = trial.origin.base();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (tunnel, base, over) = (&trial.tunnel, &base, &over);
+        for i in 0..8 {
+            scope.spawn(move || {
+                let mut client = tunnel.client();
+                for round in 0.. {
+                    client.download(base, i * 1_000_000 + round, 50_000, "").unwrap();
+                    client.upload(base, i * 1_000_000 + round, 50_000, true).unwrap();
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+        }
+        for round in strikes.chunks(LINKS) {
+            let struck = relay.stats().struck + round.len() as u64;
+            for (link, strike) in round.iter().enumerate() {
+                relay.strike(Which::Link(link as u16), [*strike]);
+            }
+            for link in 0..round.len() {
+                relay.cut(Which::Link(link as u16), Cut::Reset);
+            }
+            relay.wait("all strikes", |s| s.struck == struck);
+            relay.wait("all links", |s| s.links_open == LINKS);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    trial.end();
+}
+
+/// A path that is dead both ways: found within 4 s with streams open, within 18 s without.
+fn f3_a_dead_path_is_found_in_time(driver: Driver) {
+    let trial = Trial::start(driver);
+    let found = |limit: u64| {
+        let lines = trial.tunnel.log().matches("link 0 is down").count();
+        let since = Instant::now();
+        trial.cloud.relay.set(Which::Links, Rule::BlackHole);
+        while trial.tunnel.log().matches("link 0 is down").count() == lines {
+            // The clocks start a moment apart, and the log is written by another thread.
+            assert!(
+                since.elapsed() < Duration::from_secs(limit + 1),
+                "not found in {limit} s"
+            );
+            fault_lasts(Duration::from_millis(20));
+        }
+        trial.cloud.relay.set(Which::Links, Rule::Pass);
+        since.elapsed()
+    };
+    let base = trial.origin.base();
+    thread::scope(|scope| {
+        let (tunnel, base) = (&trial.tunnel, &base);
+        scope.spawn(move || tunnel.client().download(base, 1, 100_000, "&held").unwrap());
+        trial.origin.wait("the stream", |c| c.held == 1);
+        println!("with a stream: {:?}", found(4));
+        trial.origin.open_gate();
+    });
+    trial.tunnel.client().download(&base, 2, 1_000, "").unwrap();
+    trial.wait_reported("streams", |n| n == 0);
+    println!("without: {:?}", found(18));
+    trial.tunnel.client().download(&base, 3, 1_000, "").unwrap();
+    trial.end();
+}
+
+/// One way of the connection is dead for good, as when a NAT forgets the flow: bodies of both directions end exactly.
+fn f4_one_way_is_dead(driver: Driver) {
+    let trial = Trial::start(driver);
+    let base = trial.origin.base();
+    for (n, direction) in Direction::BOTH.into_iter().enumerate() {
+        thread::scope(|scope| {
+            let (tunnel, base) = (&trial.tunnel, &base);
+            for i in 0..10 {
+                let seed = n as u64 * 100 + i;
+                scope.spawn(move || tunnel.client().download(base, seed, 3_000_000, "").unwrap());
+                scope.spawn(move || tunnel.client().upload(base, seed, 3_000_000, i % 2 == 0).unwrap());
+            }
+            let before = trial.cloud.relay.stats();
+            trial.cloud.relay.wait("traffic", |s| {
+                s.to_cloud > before.to_cloud + 2_000_000 && s.to_client > before.to_client + 2_000_000
+            });
+            assert!(trial.cloud.relay.stall(Which::Links, direction) >= 1);
+            trial.cloud.relay.wait("a new connection", |s| s.links > before.links);
+        });
+    }
+    trial.expect_cause("link 0 is down: ");
+    trial.end();
+}
+
+/// Delays up to 600 ms, narrow paths, pieces down to one byte: exact, and nobody takes a slow path for a dead one.
+fn f5_slow_paths(driver: Driver) {
+    let trial = Trial::start(driver);
+    let base = trial.origin.base();
+    let links = trial.cloud.relay.stats().links;
+    let path = |delay, bytes_per_second, piece_max| Impairment {
+        delay: Duration::from_millis(delay),
+        bytes_per_second,
+        piece_max,
+    };
+    for (n, (impairment, length)) in [
+        (path(20, None, usize::MAX), 3_000_000),
+        (path(300, None, 1_400), 3_000_000),
+        (path(100, Some(500_000), 1_400), 100_000),
+        (path(0, None, 1), 20_000),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for direction in Direction::BOTH {
+            trial.cloud.relay.impair(Which::Links, direction, impairment);
+        }
+        thread::scope(|scope| {
+            let (tunnel, base) = (&trial.tunnel, &base);
+            for i in 0..5 {
+                let seed = n as u64 * 100 + i;
+                scope.spawn(move || tunnel.client().download(base, seed, length, "").unwrap());
+                scope.spawn(move || tunnel.client().upload(base, seed, length, i % 2 == 0).unwrap());
+            }
+        });
+    }
+    assert_eq!(trial.cloud.relay.stats().links, links, "a healthy link was given up");
+    trial.end();
+}
+
+/// Bits flip under TLS, one in each of many connections: each ends with an alert, and nothing wrong is delivered.
+fn f6_flipped_bits(driver: Driver) {
+    const FLIPS: u64 = 8;
+    let trial = Trial::start(driver);
+    let base = trial.origin.base();
+    let mut draws = Draws::new();
+    let strikes: Vec<_> = (0..FLIPS)
+        .map(|n| Strike {
+            direction: Direction::BOTH[n as usize % 2],
+            at: 2_000 + draws.below(1_500_000),
+            how: Blow::Flip,
+        })
+        .collect();
+    trial.cloud.relay.strike(Which::Links, strikes);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (tunnel, base, over) = (&trial.tunnel, &base, &over);
+        for i in 0..20 {
+            scope.spawn(move || {
+                let mut client = tunnel.client();
+                for round in 0.. {
+                    client.download(base, i * 1_000_000 + round, 200_000, "").unwrap();
+                    client.upload(base, i * 1_000_000 + round, 200_000, true).unwrap();
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+        }
+        trial.cloud.relay.cut(Which::Links, Cut::Reset);
+        trial.cloud.relay.wait("all flips", |s| s.struck == FLIPS);
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(trial.cloud.relay.stats().links >= FLIPS);
+    trial.expect_cause("link 0 is down: ");
+    trial.end();
+}
