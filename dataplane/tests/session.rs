@@ -400,6 +400,26 @@ fn a_drained_session_without_a_connection_is_over_with_its_last_stream() {
 }
 
 #[test]
+fn a_drained_session_does_not_dial_to_say_goaway_back() {
+    let mut p = Pair::new();
+    p.connect();
+    let (e, s) = p.open();
+    p.endpoint.session.finish(p.now, e, None);
+    p.sc.session.finish(p.now, s, None);
+    p.endpoint.session.go_away(p.now, GoAwayReason::Drain, "");
+    p.exchange();
+    p.tick(Duration::from_millis(30));
+    p.exchange();
+    p.cut();
+    p.sc.session.go_away(p.now, GoAwayReason::Shutdown, "");
+    assert_eq!(p.sc.read(p.now, s, &mut Vec::new()), Some(Recv::Fin(None)));
+    p.sc.session.release(p.now, &mut p.sc.budget, s);
+    assert!(p.sc.saw(|e| *e == Event::Finished));
+    p.tick(Duration::from_secs(2));
+    assert_eq!(p.sc.session.poll_timeout(), None, "it does not dial again");
+}
+
+#[test]
 fn short_whole_answers_whose_requests_are_cut_off_are_no_flood() {
     let mut p = Pair::new();
     p.connect();

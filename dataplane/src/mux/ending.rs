@@ -171,7 +171,10 @@ impl Session {
     pub(super) fn check_finished(&mut self, now: Time, budget: &mut Budget) {
         let draining = self.goaway_last.is_some() || self.goaway_read;
         let queue = &self.schedule;
-        let written = self.retention.is_empty() && queue.ordered.is_empty() && queue.refusals.is_empty();
+        // Without a connection, an own GOAWAY that has not left is no reason to dial for it.
+        let down = self.conn != Conn::Up;
+        let idle_queue = (queue.ordered.iter()).all(|o| down && matches!(o, Ordered::GoAway { .. }));
+        let written = self.retention.is_empty() && idle_queue && queue.refusals.is_empty();
         let idle = self.streams.open == 0 && written;
         if draining && idle && !self.finished && !self.failed {
             self.finish_session(now, budget);
