@@ -216,7 +216,7 @@ impl Session {
         (self.next_own, self.highest_own, self.highest_peer) = (2 - self.next_own % 2, 0, 0);
         (self.goaway_queued, self.goaway_last, self.goaway_read) = (false, None, false);
         self.buckets = Buckets::new(now);
-        if self.config.side == Side::Endpoint {
+        if self.config.side == Side::Endpoint && !planted("no-first-settings-ack") {
             let version = self.config.settings;
             self.schedule.ordered.push_back(Ordered::SettingsAck {
                 version,

@@ -117,7 +117,7 @@ impl Budget {
         } else {
             (&mut self.streams_peer, self.config.streams_peer_max)
         };
-        let free = *count < max;
+        let free = *count < max || planted("skip-stream-limit");
         *count += usize::from(free);
         free
     }
@@ -181,10 +181,18 @@ impl Budget {
         }
         let free = limit.saturating_sub(self.tx_held);
         let others = self.tx_held - link_held;
-        let mut room = free.min(((limit - others.min(limit)) / 2).saturating_sub(link_held));
+        let of_link = ((limit - others.min(limit)) / 2).saturating_sub(link_held);
+        let mut room = if planted("link-takes-all") {
+            free
+        } else {
+            free.min(of_link)
+        };
         let another_was_refused = self.refusals - s.refusals_seen > s.own_refusals;
-        if another_was_refused {
+        if another_was_refused && !planted("stream-takes-all") {
             room = room.min((limit / 8).saturating_sub(s.held));
+        }
+        if planted("header-not-charged") {
+            return room;
         }
         room.saturating_sub(FRAME_HEADER_BYTES * room.div_ceil(RECORD_BYTES_MAX))
     }
@@ -282,8 +290,10 @@ pub(super) fn grow_window(s: &mut Stream, now: crate::time::Time, rtt_us: u64) {
         s.window = (s.window * 2).min(WINDOW_BYTES_MAX as u64);
         s.mark_rate = rate;
     }
-    s.mark = s.consumed;
-    s.mark_at = now;
+    if !planted("growth-mark-stays") {
+        s.mark = s.consumed;
+        s.mark_at = now;
+    }
 }
 
 const INTERVAL_US: u64 = 100_000;

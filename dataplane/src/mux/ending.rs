@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::credit::Budget;
 use super::frame::{self, Code, Frame, GoAwayReason};
+use super::planted::planted;
 use super::schedule::{Ordered, Schedule};
 use super::session::{Conn, Event, Session, mark_served};
 use super::stream::{Rx, StreamRef, Tx};
@@ -171,12 +172,14 @@ impl Session {
     pub(super) fn check_finished(&mut self, now: Time, budget: &mut Budget) {
         let draining = self.goaway_last.is_some() || self.goaway_read;
         let queue = &self.schedule;
+        let acked = self.retention.is_empty() || planted("finish-before-ack");
         // Without a connection, an own GOAWAY that has not left is no reason to dial for it.
         let down = self.conn != Conn::Up;
         let idle_queue = (queue.ordered.iter()).all(|o| down && matches!(o, Ordered::GoAway { .. }));
-        let written = self.retention.is_empty() && idle_queue && queue.refusals.is_empty();
+        let written = acked && idle_queue && queue.refusals.is_empty();
         let idle = self.streams.open == 0 && written;
-        if draining && idle && !self.finished && !self.failed {
+        let resumes = planted("drained-resumes") && down;
+        if draining && idle && !self.finished && !self.failed && !resumes {
             self.finish_session(now, budget);
         }
     }

@@ -221,13 +221,20 @@ impl Session {
             return;
         };
         let outstanding = s.advertised - s.consumed;
-        if (s.recalled && !planted("credit-during-recall")) || outstanding > s.window / 2 {
+        let due_at = if planted("refill-when-empty") {
+            0
+        } else if planted("refill-at-once") {
+            s.window
+        } else {
+            s.window / 2
+        };
+        if (s.recalled && !planted("credit-during-recall")) || outstanding > due_at {
             return;
         }
         let target = s.window.min(budget.refill_max(s) as u64);
         // Where the pool holds the window down, credit goes in quarters of what it leaves: halves would fall into a
         // rhythm of little more than half of that in a round trip.
-        let worth = target >= outstanding + target / 4;
+        let worth = target >= outstanding + target / 4 || planted("refill-at-once");
         if target > outstanding && worth {
             let consumed = s.consumed;
             budget.set_offsets(s, consumed + target, consumed);

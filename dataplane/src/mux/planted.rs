@@ -29,6 +29,19 @@ pub const ALL: &[&str] = &[
     "refusals-unbounded",
     "new-before-replay",
     "ack-without-release",
+    "refill-at-once",
+    "refill-when-empty",
+    "growth-mark-stays",
+    "never-recall",
+    "stream-takes-all",
+    "link-takes-all",
+    "header-not-charged",
+    "skip-stream-limit",
+    "drained-resumes",
+    "finish-before-ack",
+    "no-first-settings-ack",
+    "reset-before-fin",
+    "pong-is-no-progress",
 ];
 
 #[cfg(feature = "mutants")]

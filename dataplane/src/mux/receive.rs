@@ -158,7 +158,7 @@ impl Session {
         if !self.liveness.pong(now, token) {
             return Ok(());
         }
-        if self.retention.is_empty() {
+        if self.retention.is_empty() && !planted("pong-is-no-progress") {
             self.progress();
         } else if self.liveness.ack_stalled(now, self.retention.unacked()) {
             return Err(protocol("PONGs but no ACK for 30 s"));
@@ -504,7 +504,7 @@ impl Session {
             return;
         }
         self.recall_at = None;
-        if !budget.pool_is_low() || self.streams.open == 0 {
+        if !budget.pool_is_low() || self.streams.open == 0 || planted("never-recall") {
             return;
         }
         for r in self.streams.refs() {

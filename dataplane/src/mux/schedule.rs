@@ -488,7 +488,7 @@ fn next_control(s: &Stream) -> Option<Frame> {
         .or_else(|| {
             f.reset
                 .clone()
-                .filter(|_| !s.finished())
+                .filter(|_| s.reset_goes_first())
                 .map(|(code, text)| Frame::Reset(id, code, text))
         })
 }

@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, Hasher};
 use bytes::Bytes;
 
 use super::frame::{Code, Kind, Opened, Timings, TlsReport};
+use super::planted::planted;
 use crate::time::Time;
 
 /// Names a stream of one session; never reused while anyone may hold it.
@@ -189,6 +190,11 @@ impl Stream {
         matches!(self.tx, Tx::FinQueued(_) | Tx::Ended)
     }
 
+    /// A RESET without FIN drops what is queued and waits for nothing.
+    pub fn reset_goes_first(&self) -> bool {
+        !self.finished() || planted("reset-before-fin")
+    }
+
     /// Something waits for the stream's turn: DATA, FIN, or a RESET that goes after FIN.
     pub fn wants_turn(&self) -> bool {
         let f = &self.flags;
@@ -207,7 +213,7 @@ impl Stream {
             || f.credit
             || f.recall.is_some()
             || f.answer_recall
-            || (f.reset.is_some() && !self.finished())
+            || (f.reset.is_some() && self.reset_goes_first())
     }
 }
 

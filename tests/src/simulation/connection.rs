@@ -20,7 +20,9 @@ impl World {
             let text = format!("link {p} dials while it is connected, dialling or finished");
             return self.fail(Failure::new("dials", text));
         }
-        let time_max = end.session.dial_time_max().as_micros() as u64;
+        self.check_dial(p);
+        let pair = &self.pairs[p];
+        let time_max = pair.ends[CLIENT].session.dial_time_max().as_micros() as u64;
         let round_trip = pair.path.profiles.iter().map(|f| f.delay_us).sum::<u64>();
         let faulted = !pair.path.healthy;
         let pipes = [CLIENT, ENDPOINT].map(|side| {
@@ -262,6 +264,7 @@ impl World {
         end.conn = None;
         end.writing = false;
         end.closing = false;
+        end.closed_cleanly = clean;
         if end.track.sessions > 0 {
             end.lost_since.get_or_insert(self.now);
         }

@@ -15,6 +15,8 @@ pub struct Host {
     pub config: BudgetConfig,
     pub suspended_until: u64,
     pub alive: bool,
+    /// Times that a stream with credit was given no room.
+    pub refusals: u64,
 }
 
 /// A member's place in the pool.
@@ -54,6 +56,8 @@ pub struct End {
     pub dialing: Option<usize>,
     pub writing: bool,
     pub closing: bool,
+    /// The last connection ended with the other side's close_notify.
+    pub closed_cleanly: bool,
     pub cut_over: Option<(usize, Hello)>,
     pub queued: bool,
     pub finished: bool,
@@ -115,6 +119,7 @@ impl World {
             config,
             suspended_until: 0,
             alive: true,
+            refusals: 0,
         });
         self.hosts.len() - 1
     }
@@ -137,6 +142,7 @@ impl World {
             dialing: None,
             writing: false,
             closing: false,
+            closed_cleanly: false,
             cut_over: None,
             queued: false,
             finished: false,

@@ -43,6 +43,9 @@ impl World {
                 }
             };
             let max = room.min(there).min(FRAME_PAYLOAD_BYTES_MAX);
+            if room == 0 {
+                self.note_refusal(n, side);
+            }
             if max == 0 {
                 break;
             }
@@ -60,6 +63,7 @@ impl World {
 
     fn write(&mut self, n: u32, side: Side, r: StreamRef, take: usize) {
         let now = self.time();
+        self.check_stream_share(n, side, take);
         let flow = &mut self.streams[n as usize].ways[side];
         let mut frame = BytesMut::zeroed(FRAME_HEADER_BYTES + take);
         prng::fill(key_of(n, side), flow.sent, &mut frame[FRAME_HEADER_BYTES..]);

@@ -4,7 +4,7 @@
 //!  scenario ─► world ─► host (the shell's contract) ─► mux::Session      world: clock, queue of wakes
 //!                │         │  ▲                                          traffic, local: streams and their sockets
 //!                ├─ network (pipes) ── wire (what an onlooker checks)    faults: what breaks when
-//!                └─ oracle (streams, budgets, progress) ── coverage
+//!                └─ oracle (streams, budgets, progress) ── coverage      throughput: what only costs time
 //! ```
 
 mod connection;
@@ -18,6 +18,7 @@ pub mod prng;
 mod progress;
 pub mod scenario;
 mod shell;
+pub mod throughput;
 mod traffic;
 mod wire;
 mod world;

@@ -1,8 +1,11 @@
 //! What must hold at every step.
 
 use bytes::Bytes;
-use dataplane::limits::{BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, CONTROL_RESERVE_BYTES, RESUME_WINDOW};
+use dataplane::limits::{
+    BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, CONTROL_RESERVE_BYTES, FRAME_HEADER_BYTES, RESUME_WINDOW,
+};
 use dataplane::mux::Code;
+use dataplane::mux::frame::{Header, kind};
 
 use super::traffic::{Sent, State};
 use super::wire::Heard;
@@ -221,26 +224,135 @@ impl World {
         }
     }
 
+    /// A link that GOAWAY has emptied forgets its session at a cut.
+    pub fn check_dial(&mut self, p: usize) {
+        let end = &self.pairs[p].ends[CLIENT];
+        let empty = end.session.streams_open() == 0 && end.track.retained() == 0;
+        // Where streams are refused, an answer that has not left is as good as a stream.
+        if end.track.draining && empty && end.ended_at.is_none() && !self.refuses(CLIENT) {
+            let text = format!("link {p} dials for a session that is drained");
+            self.fail(Failure::new("drained links do not dial", text));
+        }
+    }
+
+    /// A drained side is finished only once the other has all its bytes, or said so by its close_notify.
+    pub fn check_finished(&mut self, p: usize, side: Side) {
+        let end = &self.pairs[p].ends[side];
+        let retained = end.track.retained();
+        if retained > 0 && end.ended_at.is_none() && !end.closed_cleanly {
+            let text = format!("link {p} side {side} is finished, {retained} bytes are not acknowledged");
+            self.fail(Failure::new("a drained link loses nothing", text));
+        }
+    }
+
     // ── Budgets ───────────────────────────────────────────────────────────────────────────────────────────────
 
     pub fn check_budgets(&mut self, host: usize) {
         let h = &self.hosts[host];
         let config = &h.config;
-        let rx_max = config.pool_bytes
-            + config.streams_peer_max * BASE_CREDIT_PEER_BYTES
-            + config.streams_own_max * BASE_CREDIT_OWN_BYTES;
+        let (peer, own) = h.budget.streams();
+        let rx_max = config.pool_bytes + peer * BASE_CREDIT_PEER_BYTES + own * BASE_CREDIT_OWN_BYTES;
         let (rx, tx, charged) = (h.budget.rx_outstanding(), h.budget.tx_held(), h.budget.rx_charged());
         let tx_max = config.tx_bytes;
         let broken = if rx > rx_max {
             format!("rx {rx} of {rx_max}")
         } else if tx > tx_max {
             format!("tx {tx} of {tx_max}")
-        } else if charged > rx_max * 3 / 2 + 8 * MIB {
-            format!("charged {charged} of {rx_max} × 1.5 + 8 MiB")
+        } else if charged > h.budget.rx_outstanding_max() * 3 / 2 + 8 * MIB {
+            format!("charged {charged}")
         } else {
             return;
         };
         self.fail(Failure::new("budgets", format!("host {host}: {broken}")));
+    }
+
+    /// Learns from a frame written for the first time, and checks what it says of both budgets.
+    pub fn check_new_frame(&mut self, p: usize, side: Side, header: Header, frame: &[u8]) {
+        match header.kind {
+            kind::OPEN => {
+                let number = self.pairs[p].ends[side].track.numbers.get(&header.stream);
+                if let Some(stream) = number.and_then(|n| self.streams.get_mut(*n as usize)) {
+                    stream.id = Some(header.stream);
+                }
+            }
+            kind::DATA => self.check_link_share(p, side),
+            kind::CREDIT => {
+                let value = frame.last_chunk().map_or(0, |b| u64::from_be_bytes(*b));
+                self.check_credit(p, side, header.stream, value);
+            }
+            _ => {}
+        }
+    }
+
+    /// No link retains more than half of the send budget: what the others leave is never more than all of it.
+    fn check_link_share(&mut self, p: usize, side: Side) {
+        let end = &self.pairs[p].ends[side];
+        let (held, budget) = (end.track.data_retained, self.hosts[end.host].config.tx_bytes as u64);
+        if held > budget / 2 {
+            let text = format!("link {p} side {side} retains {held} bytes of DATA, the budget is {budget}");
+            self.fail(Failure::new("a link's share", text));
+        }
+    }
+
+    /// Room was refused; credit is no reason if there is some.
+    pub fn note_refusal(&mut self, n: u32, side: Side) {
+        let stream = &mut self.streams[n as usize];
+        let end = &self.pairs[stream.ends[side].pair].ends[side];
+        let (id, flow) = (stream.id, &mut stream.ways[side]);
+        if end.session.is_connected() && end.track.limit(id) > flow.sent {
+            self.hosts[end.host].refusals += 1;
+            flow.own_refusals += 1;
+        }
+    }
+
+    /// A stream that takes `bytes` more: at most an eighth of the send budget while another was refused room.
+    pub fn check_stream_share(&mut self, n: u32, side: Side, bytes: usize) {
+        let stream = &mut self.streams[n as usize];
+        let end = &self.pairs[stream.ends[side].pair].ends[side];
+        let acked = stream.id.and_then(|id| end.track.data_acked.get(&id));
+        let acked = acked.copied().unwrap_or_default();
+        let host = &self.hosts[end.host];
+        let flow = &mut stream.ways[side];
+        flow.framed += (FRAME_HEADER_BYTES + bytes) as u64;
+        let held = flow.framed - acked;
+        let refused = host.refusals - flow.refusals_seen > flow.own_refusals;
+        (flow.refusals_seen, flow.own_refusals) = (host.refusals, 0);
+        if refused && held > host.config.tx_bytes as u64 / 8 {
+            let text = format!("stream {n} side {side} holds {held} bytes of {}", host.config.tx_bytes);
+            self.fail(Failure::new("a stream's share", text));
+        }
+    }
+
+    /// CREDIT leaves when half the window is used up, or a quarter of what a low pool allows: never for less.
+    fn check_credit(&mut self, p: usize, side: Side, id: u64, value: u64) {
+        let opener = usize::from(id.is_multiple_of(2));
+        let Some(before) = self.pairs[p].ends[side].track.granted.insert(id, value) else {
+            return;
+        };
+        let number = self.pairs[p].ends[opener].track.numbers.get(&id);
+        let Some(stream) = number.and_then(|n| self.streams.get(*n as usize)) else {
+            return;
+        };
+        let consumed = stream.ways[1 - side].consumed;
+        let first = opener != side && before == BASE_CREDIT_PEER_BYTES as u64;
+        let placed = stream.ends[side].pair == p && stream.ends[side].state == State::Open;
+        if placed && !first && value.saturating_sub(before) < value.saturating_sub(consumed) / 4 {
+            let text = format!("stream {id} of link {p}: {before} → {value}, {consumed} consumed");
+            self.fail(Failure::new("a CREDIT is worth its frame", text));
+        }
+    }
+
+    /// No process serves more streams than it said.
+    pub fn check_stream_limit(&mut self, host: usize, side: Side) {
+        let max = self.hosts[host].config.streams_peer_max;
+        let served = self
+            .local_ends(host)
+            .filter(|(n, _)| self.streams[*n as usize].plan.opener != side)
+            .count();
+        if served > max {
+            let text = format!("host {host} serves {served} streams, its limit is {max}");
+            self.fail(Failure::new("the limit of streams", text));
+        }
     }
 
     /// The same from outside: what was parsed and not consumed, what was written and not acknowledged.

@@ -154,6 +154,8 @@ impl World {
         };
         if conn.lines[side].replays > before {
             self.coverage.count("replayed frames", 1);
+        } else {
+            self.check_new_frame(p, side, header, frame);
         }
         self.note(|| {
             let name = super::coverage::name(header.kind);
@@ -211,6 +213,7 @@ impl World {
             }
             Event::GoAway { .. } => self.pairs[p].draining = true,
             Event::Finished => {
+                self.check_finished(p, side);
                 self.pairs[p].ends[side].finished = true;
                 self.replace_drained(p);
             }

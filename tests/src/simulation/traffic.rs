@@ -61,6 +61,11 @@ pub struct Flow {
     /// The reader saw the end.
     pub over: bool,
     pub moved_at: u64,
+    /// Bytes of all DATA frames handed to the session, headers included.
+    pub framed: u64,
+    /// Refusals in its process when it last wrote, and its own since.
+    pub refusals_seen: u64,
+    pub own_refusals: u64,
 }
 
 pub struct Stream {
@@ -70,6 +75,8 @@ pub struct Stream {
     /// Codes that a lost session may have put on it.
     pub excused: u32,
     pub placements: u32,
+    /// Its id on the wire, once OPEN has left.
+    pub id: Option<u64>,
 }
 
 /// The simulated stream that an OPEN belongs to.
@@ -107,6 +114,9 @@ impl Stream {
             fin_heard: false,
             over: false,
             moved_at: 0,
+            framed: 0,
+            refusals_seen: 0,
+            own_refusals: 0,
         };
         Self {
             plan,
@@ -114,6 +124,7 @@ impl Stream {
             ways: [flow; 2],
             excused: 0,
             placements: 0,
+            id: None,
         }
     }
 
@@ -220,9 +231,11 @@ impl World {
         self.note(|| format!("stream {n} opened by side {side} on link {p}: {r:?}"));
         self.pairs[p].ends[side].streams.insert(r, n);
         self.pairs[p].placed.insert(n, r);
+        let refusals = self.hosts[self.pairs[p].ends[side].host].refusals;
         let stream = &mut self.streams[n as usize];
         stream.placements += 1;
         stream.ways.iter_mut().for_each(|w| w.moved_at = self.now);
+        stream.ways[side].refusals_seen = refusals;
         let held = stream.plan.wait;
         let local = &mut stream.ends[side];
         local.state = State::Open;
@@ -245,8 +258,12 @@ impl World {
             return self.fail(Failure::new("nothing doubled", text));
         }
         self.pairs[p].ends[side].streams.insert(r, n);
+        let host = self.pairs[p].ends[side].host;
+        self.check_stream_limit(host, side);
+        let refusals = self.hosts[host].refusals;
         let stream = &mut self.streams[n as usize];
         stream.ways.iter_mut().for_each(|w| w.moved_at = self.now);
+        stream.ways[side].refusals_seen = refusals;
         let plan = stream.plan;
         let local = &mut stream.ends[side];
         local.state = State::Open;
@@ -321,7 +338,7 @@ impl World {
         let stream = &mut self.streams[n as usize];
         let p = stream.ends[side].pair;
         let seen = stream.ends[1 - side].state != State::Idle;
-        let written = self.pairs[p].ends[side].track.has_opened(n);
+        let written = stream.id.is_some();
         if seen || (written && !self.pairs[p].draining) {
             let text = format!("stream {n} withdrawn after its OPEN left");
             return self.fail(Failure::new("nothing doubled", text));

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use bytes::{Buf, Bytes, BytesMut};
-use dataplane::limits::FRAME_HEADER_BYTES;
+use dataplane::limits::{BASE_CREDIT_PEER_BYTES, FRAME_HEADER_BYTES};
 use dataplane::mux::Hello;
 use dataplane::mux::frame::{self, Frame, Header, kind};
 
@@ -62,13 +62,35 @@ struct Spoken {
     reset: bool,
 }
 
+/// A counted frame that was written.
+struct Logged {
+    /// Counted offset behind it.
+    end: u64,
+    digest: u64,
+    /// Its bytes, if it is DATA.
+    data: u64,
+    stream: u64,
+}
+
 /// What one end of a link has said and heard in its current session.
 #[derive(Default)]
 pub struct Track {
     pub session: [u8; 16],
-    log: Vec<(u64, u64)>,
+    log: Vec<Logged>,
     pub sent: u64,
     pub acked: u64,
+    /// Frames of `log` that are acknowledged.
+    log_acked: usize,
+    /// DATA frames written and not acknowledged, headers included.
+    pub data_retained: u64,
+    /// The part of all DATA frames of a stream that is acknowledged, headers included.
+    pub data_acked: HashMap<u64, u64>,
+    /// Offset up to which the other end lets a stream send, as last heard; `BASE_CREDIT_PEER_BYTES` until then.
+    pub limits: HashMap<u64, u64>,
+    /// Offset up to which this end lets a stream send, as last said or agreed.
+    pub granted: HashMap<u64, u64>,
+    /// GOAWAY was written or read.
+    pub draining: bool,
     pub received: u64,
     pub epoch: u64,
     spoken: HashMap<u64, Spoken>,
@@ -93,9 +115,19 @@ impl Track {
         self.sent.saturating_sub(self.acked)
     }
 
-    /// Has the OPEN of simulated stream `number` been written?
-    pub fn has_opened(&self, number: u32) -> bool {
-        self.numbers.values().any(|n| *n == number)
+    fn acknowledge(&mut self, offset: u64) {
+        self.acked = self.acked.max(offset);
+        while let Some(frame) = self.log.get(self.log_acked).filter(|f| f.end <= offset) {
+            self.data_retained -= frame.data;
+            *self.data_acked.entry(frame.stream).or_default() += frame.data;
+            self.log_acked += 1;
+        }
+    }
+
+    /// Offset up to which this end may send on its stream `id`, whose OPEN may not have left yet.
+    pub fn limit(&self, id: Option<u64>) -> u64 {
+        let heard = id.and_then(|id| self.limits.get(&id));
+        heard.copied().unwrap_or(BASE_CREDIT_PEER_BYTES as u64)
     }
 }
 
@@ -195,7 +227,7 @@ fn start_line(track: &mut Track, line: &mut Line, from: u64) -> Result<(), Failu
         let text = format!("resume at {from}, acked {}, sent {}", track.acked, track.sent);
         return Err(broken("resume", text));
     }
-    track.acked = from;
+    track.acknowledge(from);
     line.next = Some(from);
     line.replay_end = track.sent;
     Ok(())
@@ -217,15 +249,23 @@ fn said_counted(
     line.next = Some(end);
     let digest = super::prng::digest(bytes);
     if at < track.sent {
-        let index = track.log.partition_point(|(e, _)| *e < end);
-        if track.log.get(index) != Some(&(end, digest)) {
+        let index = track.log.partition_point(|f| f.end < end);
+        if track.log.get(index).is_none_or(|f| (f.end, f.digest) != (end, digest)) {
             let text = format!("side {side} at {at}: {header:?} is not what stood there");
             return Err(broken("replay", text));
         }
         line.replays += 1;
         return Ok(true);
     }
-    track.log.push((end, digest));
+    let data = if header.kind == kind::DATA { end - at } else { 0 };
+    let stream = header.stream;
+    track.log.push(Logged {
+        end,
+        digest,
+        data,
+        stream,
+    });
+    track.data_retained += data;
     track.sent = end;
     if side == ENDPOINT && at == 0 && header.kind != kind::SETTINGS_ACK {
         let text = format!("the first counted frame is {header:?}");
@@ -253,7 +293,9 @@ fn in_order(track: &mut Track, header: Header, frame: &Frame) -> Result<(), Fail
                 return Err(broken("settings", text));
             }
             track.numbers.insert(*id, number);
+            track.granted.insert(*id, u64::from(open.credit));
         }
+        Frame::GoAway { .. } => track.draining = true,
         _ => {}
     }
     if header.stream == 0 {
@@ -311,15 +353,40 @@ fn heard_frame(to: Side, track: &mut Track, lines: &mut [Line; 2], frame: Frame)
                 let line = &mut lines[CLIENT];
                 line.next = Some(hello.received);
                 line.replay_end = track.sent;
-                track.acked = track.acked.max(hello.received);
+                track.acknowledge(hello.received);
+            } else if hello.session == track.session {
+                track.acknowledge(hello.received);
             }
             Heard::Hello(hello)
         }
         Frame::Data(id, b) => Heard::Data(id, b.len() as u64),
         Frame::Fin(id, _) => Heard::Fin(id),
         Frame::Ack(value) if value > track.acked => {
-            track.acked = value;
+            track.acknowledge(value);
             Heard::Progress
+        }
+        Frame::Open(id, open) => {
+            track.granted.insert(id, BASE_CREDIT_PEER_BYTES as u64);
+            track.limits.insert(id, u64::from(open.credit));
+            Heard::Other
+        }
+        Frame::Credit(id, offset) => {
+            let before = track.limit(Some(id));
+            track.limits.insert(id, before.max(offset));
+            Heard::Other
+        }
+        Frame::Recall(id, offset) => {
+            let before = track.limit(Some(id));
+            track.limits.insert(id, before.min(offset));
+            Heard::Other
+        }
+        Frame::Return(id, limit) => {
+            track.granted.insert(id, limit);
+            Heard::Other
+        }
+        Frame::GoAway { .. } => {
+            track.draining = true;
+            Heard::Other
         }
         Frame::Pong(_) if track.retained() == 0 => Heard::Progress,
         _ => Heard::Other,
