@@ -1,12 +1,13 @@
-//! Two sides of the multiplex on one virtual clock, with seeded faults and oracles (WIRE section 9).
+//! Two sides of the multiplex on one virtual clock, with seeded faults and oracles.
 //!
 //! ```text
 //!  scenario ─► world ─► host (the shell's contract) ─► mux::Session      world: clock, queue of wakes
 //!                │         │  ▲                                          traffic, local: streams and their sockets
 //!                ├─ network (pipes) ── wire (what an onlooker checks)    faults: what breaks when
-//!                └─ oracle (streams, budgets, progress) ── coverage      throughput: what only costs time
+//!                └─ oracle (with budgets, progress) ── coverage          throughput: what only costs time
 //! ```
 
+mod budgets;
 mod connection;
 pub mod coverage;
 mod faults;
