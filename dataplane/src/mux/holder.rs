@@ -133,7 +133,9 @@ impl Session {
             let (advertised, consumed) = (s.received, s.consumed);
             budget.set_offsets(s, advertised, consumed);
             s.flags.credit = false;
-            s.flags.recall = None;
+            if s.flags.recall.take().is_some() {
+                s.recalled = false;
+            }
         }
         if !finished {
             s.tx = Tx::Stopped(code);

@@ -64,14 +64,12 @@ impl Session {
                 Err(violation) => Err(violation),
             };
             let done = match frame {
-                _ if self.failed || self.closing == Some(true) && self.conn == Conn::Greeting => {
-                    break;
-                }
+                _ if self.failed || (self.closing == Some(true) && self.is_greeting()) => break,
                 Ok((header, frame)) => self.handle_frame(now, budget, header, frame, block),
                 Err(violation) => Err(violation.into()),
             };
             if let Err(Fault(reason, text)) = done {
-                if self.conn == Conn::Greeting {
+                if self.is_greeting() {
                     self.close(true);
                 } else {
                     self.fail(now, budget, reason, text);
@@ -97,7 +95,16 @@ impl Session {
         }
     }
 
+    /// Not both HELLOs have gone their way: what is wrong is the connection's fault, not the session's.
+    fn is_greeting(&self) -> bool {
+        self.conn == Conn::Greeting || self.hello_out.is_some()
+    }
+
     fn handle_frame(&mut self, now: Time, budget: &mut Budget, header: Header, frame: Frame, block: u32) -> Done {
+        // The peer answers what it has not read.
+        if self.hello_out.is_some() {
+            return Err(protocol("a frame before HELLO"));
+        }
         if self.conn == Conn::Greeting {
             return match frame {
                 Frame::Hello(hello) => {
@@ -230,6 +237,9 @@ impl Session {
         if id <= self.highest_peer {
             return Err(protocol("OPEN at or below an earlier one"));
         }
+        if self.goaway_read {
+            return Err(protocol("OPEN after GOAWAY"));
+        }
         if (open.kind == Kind::Relay) != (self.config.side == Side::Endpoint) {
             return Err(protocol("OPEN of a kind that this side does not open"));
         }
@@ -288,6 +298,9 @@ impl Session {
             s.answered = true;
             s.unanswered = Vec::new();
         }
+        if self.streams.get(r).is_some_and(Stream::is_ended) {
+            return Ok(());
+        }
         match frame {
             Frame::Data(_, bytes) => self.handle_data(now, budget, r, bytes, block),
             Frame::Fin(_, timings) => self.handle_fin(budget, r, timings),
@@ -304,14 +317,20 @@ impl Session {
         }
     }
 
-    /// OPENED, START_TLS and TLS_REPORT: once a stream, of kind `tcp`, opened by the right side.
+    /// OPENED, START_TLS and TLS_REPORT: once a stream, of kind `tcp`, opened by the right side, each in answer to the
+    /// one before. OPENED and START_TLS come before any DATA of their sender.
     fn once(&mut self, r: StreamRef, kind: u8, own: bool, event: impl FnOnce(StreamRef) -> Event) -> Done {
         let Some(s) = self.streams.get_mut(r) else {
             return Ok(());
         };
-        let seen = &mut s.seen[usize::from(kind - kind::OPENED)];
-        if std::mem::replace(seen, true) || s.kind != Kind::Tcp || s.own != own {
-            return Err(protocol("a frame that this stream does not have, or not twice"));
+        let n = usize::from(kind - kind::OPENED);
+        let again = std::mem::replace(&mut s.seen[n], true);
+        let unasked = n > 0 && !s.said[n - 1];
+        let late = kind != kind::TLS_REPORT && (s.received > 0 || s.fin_read);
+        if again || unasked || late || s.kind != Kind::Tcp || s.own != own {
+            return Err(protocol(
+                "a frame that this stream does not have, not now, or not twice",
+            ));
         }
         if s.rx == Rx::Open && !s.released {
             self.events.push_back(event(r));
@@ -323,11 +342,12 @@ impl Session {
         let Some(s) = self.streams.get_mut(r) else {
             return Ok(());
         };
-        match s.rx {
-            Rx::Open => {}
-            // Own RESET is on its way: what the peer sends meanwhile is dropped, without credit.
-            Rx::Done => return Ok(()),
-            Rx::Fin(_) | Rx::Reset(..) => return Err(protocol("DATA after the end of a stream")),
+        if s.fin_read || s.is_unanswered_tcp() {
+            return Err(protocol("DATA before OPENED or after FIN"));
+        }
+        // Own RESET is on its way: what the peer sends meanwhile is dropped, without credit.
+        if s.rx != Rx::Open {
+            return Ok(());
         }
         if s.received + bytes.len() as u64 > s.advertised {
             return Err(protocol("DATA beyond the credit"));
@@ -357,11 +377,13 @@ impl Session {
         let Some(s) = self.streams.get_mut(r) else {
             return Ok(());
         };
-        match s.rx {
-            Rx::Open => s.rx = Rx::Fin(timings),
-            Rx::Done => return Ok(()),
-            Rx::Fin(_) | Rx::Reset(..) => return Err(protocol("FIN after the end of a stream")),
+        if std::mem::replace(&mut s.fin_read, true) || s.is_unanswered_tcp() {
+            return Err(protocol("FIN before OPENED, or a second one"));
         }
+        if s.rx != Rx::Open {
+            return Ok(());
+        }
+        s.rx = Rx::Fin(timings);
         self.receiving_ended(budget, r);
         self.tell_readable(r);
         self.settle(budget, r);
@@ -375,8 +397,10 @@ impl Session {
         };
         mark_served(&mut self.unserved, s);
         s.flags.credit = false;
-        s.flags.recall = None;
-        s.recalled = false;
+        // The answer to one that has left is still to come.
+        if s.flags.recall.take().is_some() {
+            s.recalled = false;
+        }
         if !planted("unused-credit-kept") {
             let (received, consumed) = (s.received, s.consumed);
             budget.set_offsets(s, received, consumed);
@@ -451,11 +475,11 @@ impl Session {
         let Some(s) = self.streams.get_mut(r) else {
             return Ok(());
         };
-        if s.rx != Rx::Open {
-            return Ok(());
-        }
         if !std::mem::take(&mut s.recalled) {
             return Err(protocol("RETURN without RECALL"));
+        }
+        if s.rx != Rx::Open {
+            return Ok(());
         }
         if limit < s.received || limit > s.advertised {
             return Err(protocol("RETURN out of range"));

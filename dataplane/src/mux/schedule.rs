@@ -181,6 +181,9 @@ enum Offer {
 impl Session {
     /// Appends whole frames for one write, at most `LINK_WRITE_BYTES_MAX` bytes, and returns their bytes.
     pub fn poll_transmit(&mut self, now: Time, budget: &mut Budget, out: &mut Vec<Bytes>) -> usize {
+        if self.closing == Some(true) {
+            return 0;
+        }
         let mut w = Write::new(out);
         if let Some(hello) = self.hello_out.take() {
             w.push(self.schedule.encode(&Frame::Hello(hello)));
@@ -188,7 +191,7 @@ impl Session {
         if let Some(farewell) = self.farewell.take() {
             w.push(self.schedule.encode(&farewell));
         }
-        if self.conn != Conn::Up || self.failed || self.closing == Some(true) {
+        if self.conn != Conn::Up || self.failed {
             return w.bytes;
         }
         self.transmit_head(now, &mut w);
@@ -495,9 +498,9 @@ fn next_control(s: &Stream) -> Option<Frame> {
 
 fn clear_flag(s: &mut Stream, written: &Frame) {
     match written {
-        Frame::Opened(..) => s.flags.opened = None,
-        Frame::StartTls { .. } => s.flags.start_tls = None,
-        Frame::TlsReport(..) => s.flags.tls_report = None,
+        Frame::Opened(..) => (s.flags.opened, s.said[0]) = (None, true),
+        Frame::StartTls { .. } => (s.flags.start_tls, s.said[1]) = (None, true),
+        Frame::TlsReport(..) => (s.flags.tls_report, s.said[2]) = (None, true),
         Frame::Credit(..) => s.flags.credit = false,
         Frame::Recall(..) => s.flags.recall = None,
         Frame::Return(..) => s.flags.answer_recall = false,

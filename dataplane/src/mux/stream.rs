@@ -87,11 +87,15 @@ pub(super) struct Stream {
     pub unserved: bool,
     /// OPENED, START_TLS, TLS_REPORT were read: once each.
     pub seen: [bool; 3],
+    /// … and written.
+    pub said: [bool; 3],
     /// Its session is over: only what was received is still handed on.
     pub orphan: bool,
     pub flags: Flags,
 
     pub rx: Rx,
+    /// The peer's FIN was read, whether or not it was handed on.
+    pub fin_read: bool,
     pub inbox: VecDeque<Slice>,
     /// Slices at the front of `inbox` that `recv` gave out and `consumed` has not taken back.
     pub handed: usize,
@@ -144,9 +148,11 @@ impl Stream {
             released: false,
             unserved: false,
             seen: [false; 3],
+            said: [false; 3],
             orphan: false,
             flags: Flags::default(),
             rx: Rx::Open,
+            fin_read: false,
             inbox: VecDeque::new(),
             handed: 0,
             received: 0,
@@ -183,6 +189,16 @@ impl Stream {
     pub fn is_over(&self) -> bool {
         let sent = self.orphan || (matches!(self.tx, Tx::Ended | Tx::Stopped(_)) && self.flags.reset.is_none());
         self.released && self.rx == Rx::Done && sent
+    }
+
+    /// Over in both directions as far as the peer can tell: what it still sends is dropped.
+    pub fn is_ended(&self) -> bool {
+        matches!(self.tx, Tx::Stopped(_)) || (self.tx == Tx::Ended && self.rx != Rx::Open)
+    }
+
+    /// Own, and its site is not connected yet: nothing can come from there.
+    pub fn is_unanswered_tcp(&self) -> bool {
+        self.own && self.kind == Kind::Tcp && !self.seen[0]
     }
 
     /// FIN was asked for, so that a RESET stops the other direction only.
