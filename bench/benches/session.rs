@@ -1,6 +1,6 @@
 //! Cost of the multiplex itself: `cargo bench -p bench`.
 
-use bench::Pair;
+use bench::core::Pair;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 fn exchanges(c: &mut Criterion) {

@@ -1,0 +1,231 @@
+//! The scenarios in which the ends are as near as loopback: every system under the same load, in turns.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::clients::{self, Form, Load, Mark};
+use super::poller::pass;
+use super::systems::{Kind, System};
+use super::usage;
+
+/// A load of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scenario {
+    /// 100 connections that stay, 1 KiB bodies.
+    Small,
+    /// 8 connections, 100 MiB bodies.
+    Bulk,
+    /// 100 connections, a new one for each request of 1 KiB.
+    Churn,
+}
+
+impl Scenario {
+    pub const ALL: [Self; 3] = [Self::Small, Self::Bulk, Self::Churn];
+
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Bulk => "bulk",
+            Self::Churn => "churn",
+        }
+    }
+
+    fn load(self, contender: Contender, system: &System, origin: std::net::SocketAddr, times: Times) -> Load {
+        Load {
+            target: system.target,
+            form: contender.form,
+            origin,
+            body_bytes: if self == Self::Bulk { 100 << 20 } else { 1_024 },
+            connections: if self == Self::Bulk { 8 } else { 100 },
+            fresh: self == Self::Churn,
+            warm_up: times.warm_up,
+            duration: times.measured,
+        }
+    }
+}
+
+/// How long one measurement takes.
+#[derive(Clone, Copy)]
+pub struct Times {
+    pub warm_up: Duration,
+    pub measured: Duration,
+}
+
+/// A system as clients use it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Contender {
+    pub kind: Kind,
+    pub form: Form,
+}
+
+impl Contender {
+    /// A browser uses Culvert in two ways; the others are one each.
+    pub fn of(kind: Kind) -> Vec<Self> {
+        let forms: &[Form] = match kind {
+            Kind::Culvert => &[Form::Connect, Form::Absolute],
+            _ => &[Form::Origin],
+        };
+        forms.iter().map(|&form| Self { kind, form }).collect()
+    }
+
+    pub fn title(self) -> String {
+        match self.form {
+            Form::Origin => self.kind.title().to_owned(),
+            Form::Absolute => format!("{}, HTTP proxy", self.kind.title()),
+            Form::Connect => format!("{}, opaque (CONNECT)", self.kind.title()),
+        }
+    }
+}
+
+/// One measurement.
+#[derive(Clone)]
+pub struct Sample {
+    pub requests: u64,
+    pub failures: u64,
+    pub bytes: u64,
+    pub seconds: f64,
+    /// p50, p99, p99.9 in milliseconds.
+    pub latency: [f64; 3],
+    pub parts: Vec<Used>,
+    /// Seconds of CPU of clients and site, and of everything else on the machine.
+    pub own_cpu: f64,
+    pub other_cpu: f64,
+}
+
+/// What a part used: CPU during the load, the rest at its end.
+#[derive(Clone)]
+pub struct Used {
+    pub name: &'static str,
+    pub cpu: f64,
+    pub memory: Option<u64>,
+    pub descriptors: Option<u64>,
+}
+
+impl Sample {
+    pub fn rate(&self) -> f64 {
+        self.requests as f64 / self.seconds
+    }
+
+    /// Not a number where nothing is between clients and site.
+    fn cpu(&self) -> f64 {
+        self.parts.iter().map(|part| part.cpu).reduce(|a, b| a + b).unwrap_or(f64::NAN)
+    }
+
+    pub fn micros_a_request(&self) -> f64 {
+        self.cpu() * 1e6 / self.requests as f64
+    }
+
+    pub fn nanos_a_byte(&self) -> f64 {
+        self.cpu() * 1e9 / self.bytes as f64
+    }
+
+    pub fn json(&self) -> Value {
+        let parts: Vec<Value> = self
+            .parts
+            .iter()
+            .map(|part| {
+                json!({ "name": part.name, "cpu_s": part.cpu, "pss_bytes": part.memory, "fds": part.descriptors })
+            })
+            .collect();
+        json!({
+            "requests": self.requests, "failures": self.failures, "bytes": self.bytes, "seconds": self.seconds,
+            "p50_ms": self.latency[0], "p99_ms": self.latency[1], "p999_ms": self.latency[2], "parts": parts,
+            "clients_and_site_cpu_s": self.own_cpu, "others_cpu_s": self.other_cpu,
+        })
+    }
+}
+
+/// CPU times at one moment.
+struct Clock {
+    parts: Vec<f64>,
+    own: f64,
+    machine: f64,
+}
+
+fn clock(system: &System) -> io::Result<Clock> {
+    let mut parts = Vec::new();
+    for part in &system.parts {
+        let mut sum = Duration::ZERO;
+        for pid in &part.pids {
+            sum += usage::cpu(*pid)?;
+        }
+        parts.push(sum.as_secs_f64());
+    }
+    Ok(Clock {
+        parts,
+        own: usage::own().as_secs_f64(),
+        machine: usage::machine().as_secs_f64(),
+    })
+}
+
+/// Loads a system once.
+///
+/// # Errors
+/// If the load fails or a process has gone.
+pub fn measure(
+    scenario: Scenario,
+    contender: Contender,
+    system: &System,
+    origin: std::net::SocketAddr,
+    times: Times,
+) -> io::Result<Sample> {
+    let mut clocks: Vec<io::Result<Clock>> = Vec::new();
+    let mut at_end: Vec<(Option<u64>, Option<u64>)> = Vec::new();
+    let outcome = clients::run(&scenario.load(contender, system, origin, times), |mark| {
+        clocks.push(clock(system));
+        if mark == Mark::End {
+            at_end = system
+                .parts
+                .iter()
+                .map(|part| (sum(part, usage::memory), sum(part, usage::descriptors)))
+                .collect();
+        }
+    })?;
+    settle(system)?;
+    let (Some(end), Some(start)) = (clocks.pop().transpose()?, clocks.pop().transpose()?) else {
+        return Err(io::Error::other("the load did not run"));
+    };
+    let parts: Vec<Used> = (0..system.parts.len())
+        .map(|i| Used {
+            name: system.parts[i].name,
+            cpu: end.parts[i] - start.parts[i],
+            memory: at_end[i].0,
+            descriptors: at_end[i].1,
+        })
+        .collect();
+    let (own_cpu, of_parts) = (end.own - start.own, parts.iter().map(|part| part.cpu).sum::<f64>());
+    Ok(Sample {
+        requests: outcome.requests,
+        failures: outcome.failures,
+        bytes: outcome.bytes,
+        seconds: outcome.seconds,
+        latency: [0.5, 0.99, 0.999].map(|at| outcome.latency.value_at_quantile(at) as f64 / 1e3),
+        parts,
+        own_cpu,
+        other_cpu: (end.machine - start.machine - own_cpu - of_parts).max(0.0),
+    })
+}
+
+fn sum(part: &super::systems::Part, of: fn(i32) -> Option<u64>) -> Option<u64> {
+    part.pids.iter().map(|pid| of(*pid)).sum()
+}
+
+/// Waits until a system is done with what the load left behind, so that the next one has the machine.
+fn settle(system: &System) -> io::Result<()> {
+    const LOOK: Duration = Duration::from_millis(50);
+    const IDLE: f64 = 0.001;
+    let end = Instant::now() + Duration::from_secs(3);
+    let busy = |system: &System| -> io::Result<f64> { Ok(clock(system)?.parts.iter().sum()) };
+    let mut before = busy(system)?;
+    while Instant::now() < end {
+        pass(LOOK);
+        let now = busy(system)?;
+        if now - before < IDLE {
+            break;
+        }
+        before = now;
+    }
+    Ok(())
+}

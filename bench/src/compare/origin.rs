@@ -1,0 +1,209 @@
+//! The site: `GET /N` answers N bytes. One thread, prepared answers for short bodies, sendfile for long ones, so that it
+//! is never what a measurement waits for.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::thread;
+
+use memchr::memmem;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create, sendfile};
+use rustix::net::{SendFlags, SocketFlags, accept_with, send, sockopt};
+
+use super::poller::{Interest, Poller};
+
+const LISTENER: u64 = u64::MAX;
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Bodies up to it leave with their head in one write.
+const PREPARED_BYTES_MAX: u64 = 64 * 1024;
+/// Long bodies come from a file in memory of this size, over and over.
+const FILE_BYTES: u64 = 4 << 20;
+/// One connection sends so much before the others have their turn.
+const TURN_BYTES: u64 = 1 << 20;
+
+struct Connection {
+    socket: OwnedFd,
+    /// A head of which the end has not come yet.
+    head: Vec<u8>,
+    /// Bytes of the body still to be sent.
+    left: u64,
+    close: bool,
+    waits_for_room: bool,
+}
+
+struct Site {
+    poller: Poller,
+    listener: TcpListener,
+    connections: Vec<Option<Connection>>,
+    free: Vec<usize>,
+    file: OwnedFd,
+    /// By length of the body and whether the connection closes after it; of a long body only the head.
+    prepared: HashMap<(u64, bool), Vec<u8>>,
+    buffer: Vec<u8>,
+}
+
+/// Serves on a free port of loopback until the process ends.
+///
+/// # Errors
+/// If no socket or file in memory can be had.
+pub fn start() -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    rustix::net::listen(&listener, 4_096)?;
+    // Accepted sockets have it from their listener.
+    sockopt::set_tcp_nodelay(&listener, true)?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let file = memfd_create("body", MemfdFlags::CLOEXEC)?;
+    ftruncate(&file, FILE_BYTES)?;
+    let filling = vec![b'x'; FILE_BYTES as usize];
+    rustix::io::pwrite(&file, &filling, 0)?;
+    let poller = Poller::new()?;
+    poller.add(&listener, LISTENER, Interest::IN)?;
+    let mut site = Site {
+        poller,
+        listener,
+        connections: Vec::new(),
+        free: Vec::new(),
+        file,
+        prepared: HashMap::new(),
+        buffer: vec![0; HEAD_BYTES_MAX],
+    };
+    thread::Builder::new().name("origin".into()).spawn(move || site.run())?;
+    Ok(address)
+}
+
+impl Site {
+    fn run(&mut self) {
+        let mut ready = Vec::new();
+        loop {
+            self.poller.wait(None, &mut ready).expect("epoll waits");
+            for &(token, _) in &ready {
+                if token == LISTENER {
+                    self.accept();
+                    continue;
+                }
+                let index = token as usize;
+                // The connection may have gone earlier in this turn.
+                let Some(connection) = self.connections.get_mut(index).and_then(Option::take) else {
+                    continue;
+                };
+                match self.serve(connection, token) {
+                    Some(connection) => self.connections[index] = Some(connection),
+                    None => self.free.push(index),
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Ok(socket) = accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            let index = self.free.pop().unwrap_or_else(|| {
+                self.connections.push(None);
+                self.connections.len() - 1
+            });
+            if self.poller.add(&socket, index as u64, Interest::IN).is_err() {
+                self.free.push(index);
+                continue;
+            }
+            self.connections[index] = Some(Connection {
+                socket,
+                head: Vec::new(),
+                left: 0,
+                close: false,
+                waits_for_room: false,
+            });
+        }
+    }
+
+    /// Goes on with a connection that is ready; none if it has ended.
+    fn serve(&mut self, mut connection: Connection, token: u64) -> Option<Connection> {
+        if connection.left == 0 && !self.request(&mut connection)? {
+            return Some(connection);
+        }
+        match self.body(&mut connection) {
+            Err(e) if e.kind() != ErrorKind::WouldBlock => return None,
+            _ => {}
+        }
+        let unfinished = connection.left > 0;
+        if !unfinished && connection.close {
+            return None;
+        }
+        if unfinished != connection.waits_for_room {
+            let interest = if unfinished { Interest::OUT } else { Interest::IN };
+            self.poller.modify(&connection.socket, token, interest).ok()?;
+            connection.waits_for_room = unfinished;
+        }
+        Some(connection)
+    }
+
+    /// Reads a request and answers it; whether one was there.
+    fn request(&mut self, connection: &mut Connection) -> Option<bool> {
+        let read = match rustix::io::read(&connection.socket, &mut self.buffer) {
+            Ok(0) => return None,
+            Ok(read) => read,
+            Err(rustix::io::Errno::AGAIN) => return Some(false),
+            Err(_) => return None,
+        };
+        let bytes = &self.buffer[..read];
+        let (length, close) = if connection.head.is_empty() && bytes.ends_with(b"\r\n\r\n") {
+            wanted(bytes)?
+        } else {
+            connection.head.extend_from_slice(bytes);
+            if connection.head.len() > HEAD_BYTES_MAX {
+                return None;
+            }
+            if !connection.head.ends_with(b"\r\n\r\n") {
+                return Some(false);
+            }
+            let wanted = wanted(&connection.head)?;
+            connection.head.clear();
+            wanted
+        };
+        connection.close = close;
+        let prepared = length <= PREPARED_BYTES_MAX;
+        let answer = self.prepared.entry((length, close)).or_insert_with(|| {
+            let mut answer = head(length, close);
+            if prepared {
+                answer.resize(answer.len() + length as usize, b'x');
+            }
+            answer
+        });
+        let flags = if prepared { SendFlags::empty() } else { SendFlags::MORE };
+        // The socket's buffer is empty: a part of it means that the peer is gone.
+        let sent = send(&connection.socket, answer, flags | SendFlags::NOSIGNAL).ok()?;
+        connection.left = if prepared { 0 } else { length };
+        (sent == answer.len()).then_some(true)
+    }
+
+    fn body(&mut self, connection: &mut Connection) -> io::Result<()> {
+        let mut turn = TURN_BYTES;
+        while connection.left > 0 && turn > 0 {
+            let mut offset = connection.left.wrapping_neg() % FILE_BYTES;
+            let count = turn.min(connection.left).min(FILE_BYTES - offset);
+            let sent = sendfile(&connection.socket, &self.file, Some(&mut offset), count as usize)? as u64;
+            connection.left -= sent;
+            turn = turn.saturating_sub(sent);
+        }
+        Ok(())
+    }
+}
+
+/// Length asked for, and whether the connection closes after it; none for anything but `GET /N`.
+fn wanted(head: &[u8]) -> Option<(u64, bool)> {
+    let path = head.strip_prefix(b"GET /")?;
+    let path = &path[..memchr::memchr(b' ', path)?];
+    let length = std::str::from_utf8(path).ok()?.parse().ok()?;
+    let close = memmem::find(head, b"onnection: close").is_some();
+    Some((length, close))
+}
+
+fn head(length: u64, close: bool) -> Vec<u8> {
+    let close = if close { "Connection: close\r\n" } else { "" };
+    format!(
+        "HTTP/1.1 200 OK\r\nServer: origin\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Type: text/html\r\n\
+         Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\nETag: \"65920080-400\"\r\nAccept-Ranges: bytes\r\n\
+         Content-Length: {length}\r\n{close}\r\n"
+    )
+    .into_bytes()
+}
