@@ -22,8 +22,26 @@ need_rust() {
     done
 }
 
-# Prints the Debian packages that are missing, of those given as COMMAND:PACKAGE.
+# Prints the Debian packages that are missing, of those given as COMMAND:PACKAGE or FILE:PACKAGE. Servers are found
+# where an ordinary user's PATH does not lead.
 missing_packages() {
-    local pair
-    for pair in "$@"; do has "${pair%%:*}" || printf '%s\n' "${pair#*:}"; done | sort -u
+    local pair PATH=$PATH:/usr/sbin
+    for pair in "$@"; do has "${pair%%:*}" || [ -f "${pair%%:*}" ] || printf '%s\n' "${pair#*:}"; done | sort -u
+}
+
+# install_packages COMMAND:PACKAGE…: as root installs those that are missing, else names them.
+install_packages() {
+    local missing log
+    missing=$(missing_packages "$@")
+    [ -n "$missing" ] || return 0
+    if [ "$(id -u)" -eq 0 ] && has apt-get; then
+        say "Installing:" $missing
+        log=$(mktemp)
+        # shellcheck disable=SC2086  # one word each
+        { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $missing; } \
+            >"$log" 2>&1 || { tail -n 5 "$log"; say "apt-get failed: going on without"; }
+        rm -f "$log"
+        missing=$(missing_packages "$@")
+    fi
+    [ -z "$missing" ] || say "This machine lacks:" $missing
 }
