@@ -125,22 +125,13 @@ pub fn run(load: &Load, mut mark: impl FnMut(Mark)) -> io::Result<Outcome> {
     clients.go_on(&mut ready, started + load.duration)?;
     clients.outcome.seconds = started.elapsed().as_secs_f64();
     mark(Mark::End);
+    let counted = std::mem::replace(&mut clients.outcome, outcome()?);
     // Of bulk nobody waits for the rest.
     if load.body_bytes <= READ_BYTES as u64 {
-        let counted = (
-            clients.outcome.requests,
-            clients.outcome.failures,
-            clients.outcome.bytes,
-        );
         clients.draining = true;
         clients.go_on(&mut ready, Instant::now() + DRAIN_MAX)?;
-        (
-            clients.outcome.requests,
-            clients.outcome.failures,
-            clients.outcome.bytes,
-        ) = counted;
     }
-    Ok(clients.outcome)
+    Ok(counted)
 }
 
 fn outcome() -> io::Result<Outcome> {

@@ -124,26 +124,26 @@ pub fn unbound(place: &Place) -> io::Result<f64> {
 }
 
 /// One client at a time.
-struct Client {
-    target: SocketAddr,
-    origin: SocketAddr,
+pub struct Client {
+    pub target: SocketAddr,
+    pub origin: SocketAddr,
 }
 
 /// Times of new connections, in round trips.
 #[derive(Default)]
-struct New {
+pub struct New {
     /// Until CONNECT was answered.
     answer: Vec<f64>,
-    first_byte: Vec<f64>,
+    pub first_byte: Vec<f64>,
 }
 
 /// How a body came in: when how much of it was there.
-struct Transfer {
+pub struct Transfer {
     progress: Vec<(Duration, u64)>,
 }
 
 impl Transfer {
-    fn total(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         self.progress.last().map_or(0, |(_, bytes)| *bytes)
     }
 
@@ -184,7 +184,7 @@ impl Client {
         socket.write_all(text.as_bytes())
     }
 
-    fn transfer(&self, form: Form, bytes: u64) -> io::Result<Transfer> {
+    pub fn transfer(&self, form: Form, bytes: u64) -> io::Result<Transfer> {
         let mut socket = self.dial(form)?;
         let mut buffer = vec![0; READ_BYTES];
         let started = Instant::now();
@@ -201,7 +201,7 @@ impl Client {
         Ok(Transfer { progress })
     }
 
-    fn new_connections(&self, form: Form, connections: usize) -> io::Result<New> {
+    pub fn new_connections(&self, form: Form, connections: usize) -> io::Result<New> {
         let mut new = New::default();
         let mut buffer = vec![0; READ_BYTES];
         for _ in 0..connections {

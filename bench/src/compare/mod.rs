@@ -10,6 +10,8 @@ mod poller;
 mod process;
 mod report;
 mod systems;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 use std::io::{self, Write};

@@ -110,7 +110,11 @@ impl Sample {
 
     /// Not a number where nothing is between clients and site.
     fn cpu(&self) -> f64 {
-        self.parts.iter().map(|part| part.cpu).reduce(|a, b| a + b).unwrap_or(f64::NAN)
+        self.parts
+            .iter()
+            .map(|part| part.cpu)
+            .reduce(|a, b| a + b)
+            .unwrap_or(f64::NAN)
     }
 
     pub fn micros_a_request(&self) -> f64 {
