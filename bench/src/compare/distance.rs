@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::clients::{self, Form, Load};
 use super::delay::Delay;
+use super::near::clock;
 use super::systems::{Kind, Place};
 
 pub const ROUND_TRIP: Duration = Duration::from_millis(80);
@@ -38,6 +39,8 @@ pub struct Far {
     /// 50 clients, a new connection for each request: requests a second, p99 in round trips.
     pub churn: [f64; 2],
     pub failures: u64,
+    /// Cores that everything else on the machine kept busy meanwhile.
+    pub others: f64,
 }
 
 impl Far {
@@ -46,7 +49,7 @@ impl Far {
             "cold_100mib_s": self.cold_seconds, "cold_whole": self.cold_whole, "warm_1gib_bytes_per_s": self.warm_rate,
             "new_connection_rtt": { "median": self.new[0], "worst": self.new[1] },
             "connect_rtt": self.connect.map(|[answer, byte]| json!({ "answer": answer, "first_byte": byte })),
-            "churn_50": { "rate": self.churn[0], "p99_rtt": self.churn[1], "failures": self.failures },
+            "others_cores": self.others, "churn_50": { "rate": self.churn[0], "p99_rtt": self.churn[1], "failures": self.failures },
         })
     }
 }
@@ -71,6 +74,7 @@ pub fn measure(kind: Kind, place: &Place, connections: usize, churn: Duration) -
         origin: place.origin,
     };
     let form = form_of(kind);
+    let (started, before) = (Instant::now(), clock(&system)?);
     let cold = client.transfer(form, COLD_BYTES)?;
     let warm = client.transfer(form, WARM_BYTES)?;
     let new = client.new_connections(form, connections)?;
@@ -103,6 +107,7 @@ pub fn measure(kind: Kind, place: &Place, connections: usize, churn: Duration) -
             outcome.latency.value_at_quantile(0.99) as f64 / ROUND_TRIP.as_micros() as f64,
         ],
         failures: outcome.failures,
+        others: clock(&system)?.others_since(&before) / started.elapsed().as_secs_f64(),
     })
 }
 

@@ -141,14 +141,31 @@ impl Sample {
     }
 }
 
-/// CPU times at one moment.
-struct Clock {
+/// CPU times at one moment, in seconds.
+pub struct Clock {
     parts: Vec<f64>,
     own: f64,
     machine: f64,
 }
 
-fn clock(system: &System) -> io::Result<Clock> {
+impl Clock {
+    /// What everything else on the machine has used since `start`.
+    pub fn others_since(&self, start: &Self) -> f64 {
+        let of_parts: f64 = self
+            .parts
+            .iter()
+            .zip(&start.parts)
+            .map(|(end, start)| end - start)
+            .sum();
+        (self.machine - start.machine - (self.own - start.own) - of_parts).max(0.0)
+    }
+}
+
+/// Reads them.
+///
+/// # Errors
+/// If a process has gone.
+pub fn clock(system: &System) -> io::Result<Clock> {
     let mut parts = Vec::new();
     for part in &system.parts {
         let mut sum = Duration::ZERO;
@@ -199,7 +216,6 @@ pub fn measure(
             descriptors: at_end[i].1,
         })
         .collect();
-    let (own_cpu, of_parts) = (end.own - start.own, parts.iter().map(|part| part.cpu).sum::<f64>());
     Ok(Sample {
         requests: outcome.requests,
         failures: outcome.failures,
@@ -207,8 +223,8 @@ pub fn measure(
         seconds: outcome.seconds,
         latency: [0.5, 0.99, 0.999].map(|at| outcome.latency.value_at_quantile(at) as f64 / 1e3),
         parts,
-        own_cpu,
-        other_cpu: (end.machine - start.machine - own_cpu - of_parts).max(0.0),
+        own_cpu: end.own - start.own,
+        other_cpu: end.others_since(&start),
     })
 }
 

@@ -242,7 +242,7 @@ fn far_table(text: &mut String, results: &Results) {
         text,
         "## {} ms of round trip between the ends\n\n\
          | system | cold 100 MiB s | warm 1 GiB MB/s | new connection, round trips | worst | CONNECT answered | its first \
-         byte | 50 clients, new connections /s | p99 round trips | failed |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+         byte | 50 clients, new connections /s | p99 round trips | failed | CPU of others |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         ROUND_TRIP.as_millis()
     );
     for (kind, fars) in &results.far {
@@ -254,7 +254,7 @@ fn far_table(text: &mut String, results: &Results) {
         let connect = |i: usize| Figure(fars.iter().filter_map(|far| Some(far.connect?[i])).collect()).show();
         let _ = writeln!(
             text,
-            "| {} | {}{late} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {}{late} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} % |",
             kind.title(),
             Figure::of(fars, |far| far.cold_seconds).show(),
             Figure::of(fars, |far| far.warm_rate / 1e6).show(),
@@ -265,6 +265,7 @@ fn far_table(text: &mut String, results: &Results) {
             Figure::of(fars, |far| far.churn[0]).show(),
             Figure::of(fars, |far| far.churn[1]).show(),
             fars.iter().map(|far| far.failures).sum::<u64>(),
+            100.0 * Figure::of(fars, |far| far.others).median(),
         );
     }
     let unbound = Figure::of(&results.unbound, |rate| rate / 1e6);
