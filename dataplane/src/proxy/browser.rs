@@ -225,6 +225,10 @@ pub(super) async fn read_into(socket: &Socket, inbox: &mut BytesMut) -> io::Resu
 /// connection broke.
 pub(super) async fn watch(socket: &Socket, inbox: &mut BytesMut, eof: &mut bool) {
     while !*eof && inbox.len() < EARLY_BYTES_MAX {
+        // First: most browsers say nothing while they wait.
+        if socket.readable().await.is_err() {
+            return;
+        }
         match read_into(socket, inbox).await {
             Ok(0) => *eof = true,
             Ok(_) => {}

@@ -141,7 +141,16 @@ async fn receive(
     activity: &Activity,
 ) -> Result<(), Fault> {
     let mut turn = 0;
+    // A site says nothing before it was asked.
+    let mut emptied = true;
     while !answer.is_done() && !answer.is_upgraded() {
+        if std::mem::take(&mut emptied) {
+            turn = 0;
+            match select(site.readable(), stream.stopped()).await {
+                Either::Left(ready) => ready.map_err(|_| lost(progress))?,
+                Either::Right(_) => return Err(Fault::GivenUp),
+            }
+        }
         let room = stream.room().await.map_err(|_| Fault::GivenUp)?;
         let limit = room.min(answer.wanted());
         let mut broken = None;
@@ -163,18 +172,14 @@ async fn receive(
                     progress.first_byte.set(Some(Time::now()));
                 }
                 turn += read;
-                if turn >= TURN_BYTES && read == full_read(limit) {
+                if read < full_read(limit) {
+                    emptied = true;
+                } else if turn >= TURN_BYTES {
                     turn = 0;
                     runtime::yield_now().await;
                 }
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                turn = 0;
-                match select(site.readable(), stream.stopped()).await {
-                    Either::Left(ready) => ready.map_err(|_| lost(progress))?,
-                    Either::Right(_) => return Err(Fault::GivenUp),
-                }
-            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => emptied = true,
             Err(_) => return Err(lost(progress)),
         }
     }

@@ -24,6 +24,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -351,8 +352,13 @@ impl Signal {
 /// A socket (or an eventfd) of this shard. Closed when dropped, once what is in flight has ended.
 pub struct Socket {
     /// The cell is for links alone: monoio's reads and writes ask for `&mut`, and a link has one of each in flight.
-    inner: UnsafeCell<UnixStream>,
+    inner: Rc<UnsafeCell<UnixStream>>,
+    /// A wait for bytes whose waiter was dropped stays armed for the next one: to cancel it and to ask again would cost
+    /// a browser's connection three ring operations a request.
+    armed: RefCell<Option<Wait>>,
 }
+
+type Wait = Pin<Box<dyn Future<Output = io::Result<()>>>>;
 
 /// Buffers that one [`Socket::try_read`] fills.
 pub const READ_BUFFERS_MAX: usize = 4;
@@ -367,7 +373,8 @@ impl Socket {
         // monoio's Unix stream is its plainest wrapper of a descriptor: it looks at nothing of the socket.
         let inner = UnixStream::from_std(fd.into())?;
         Ok(Self {
-            inner: UnsafeCell::new(inner),
+            inner: Rc::new(UnsafeCell::new(inner)),
+            armed: RefCell::new(None),
         })
     }
 
@@ -406,12 +413,25 @@ impl Socket {
         unsafe { &*self.inner.get() }
     }
 
-    /// Waits until a read would not block (bytes, end or error). May be dropped.
+    /// Waits until a read would not block (bytes, end or error); now and then it returns too early. May be dropped.
     ///
     /// # Errors
     /// The wait itself failed; errors of the socket are found by the read.
     pub async fn readable(&self) -> io::Result<()> {
-        self.inner().readable(false).await
+        poll_fn(|cx| {
+            let mut armed = self.armed.borrow_mut();
+            let wait = armed.get_or_insert_with(|| {
+                let inner = self.inner.clone();
+                // SAFETY: as in `inner`.
+                Box::pin(async move { unsafe { &*inner.get() }.readable(false).await })
+            });
+            let ready = wait.as_mut().poll(cx);
+            if ready.is_ready() {
+                *armed = None;
+            }
+            ready
+        })
+        .await
     }
 
     /// Waits until a write would not block. May be dropped.
