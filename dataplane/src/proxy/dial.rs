@@ -1,7 +1,7 @@
 //! From a name to a connected socket: look-up, rules of addresses, happy eyeballs (RFC 8305).
 
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::origin::Pool;
 use super::resolve::{Lookups, Resolver, forbidden};
-use crate::limits::{DIAL_ADDRESS_MAX, DIAL_ALL_MAX, DIAL_STAGGER, IDLE_MAX, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
+use crate::limits::{DIAL_ALL_TIMES, DIAL_STAGGER, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
 use crate::mux::{Code, Opened, Timings};
 use crate::shard::runtime::{self, Signal, Socket, select};
 use crate::shard::{Counted, Shard};
@@ -124,10 +124,11 @@ impl Sites {
         let found = self.addresses(host).await?;
         let looked_up = Time::now();
         let allowed = allowed(shard, host, port, &found)?;
-        let raced = match self.race(allowed.clone()).await {
+        let time = shard.settings().times.dial;
+        let raced = match race_within(allowed.clone(), time).await {
             Err(Code::Limit) if !self.pool.borrow().is_empty() => {
                 self.pool.borrow_mut().clear();
-                self.race(allowed).await
+                race_within(allowed, time).await
             }
             raced => raced,
         };
@@ -142,22 +143,18 @@ impl Sites {
             connect: Time::now().since(looked_up),
         })
     }
-
-    async fn race(&self, addresses: Vec<SocketAddr>) -> Result<(Socket, SocketAddr), Code> {
-        let raced = runtime::timeout(DIAL_ALL_MAX, race(addresses)).await;
-        raced.unwrap_or(Err(Code::ConnectTimeout))
-    }
 }
 
 /// Takes the resolver's answers in and closes connections that have waited too long, as long as the shard lives.
 async fn keep(sites: Rc<Sites>, bell: Socket) {
     loop {
-        let pause = if sites.pool.borrow().is_empty() {
-            IDLE_MAX
-        } else {
-            ORIGIN_SWEEP
-        };
-        let stirred = select(sites.filled.wait(), runtime::sleep(pause));
+        let kept = !sites.pool.borrow().is_empty();
+        let stirred = select(sites.filled.wait(), async {
+            if !kept {
+                return pending().await;
+            }
+            runtime::sleep(ORIGIN_SWEEP).await;
+        });
         if let runtime::Either::Left(Err(_)) = select(bell.readable(), stirred).await {
             return;
         }
@@ -196,13 +193,18 @@ fn told(code: Code) -> &'static str {
     }
 }
 
+async fn race_within(addresses: Vec<SocketAddr>, time: Duration) -> Result<(Socket, SocketAddr), Code> {
+    let raced = runtime::timeout(time * DIAL_ALL_TIMES, race(addresses, time)).await;
+    raced.unwrap_or(Err(Code::ConnectTimeout))
+}
+
 type Attempt = Pin<Box<dyn Future<Output = Result<(Socket, SocketAddr), Code>>>>;
 
 /// Tries the addresses one after the other, each a little after the one before it or as soon as that has failed; the
 /// first that is connected wins.
-async fn race(addresses: Vec<SocketAddr>) -> Result<(Socket, SocketAddr), Code> {
-    let mut waiting = addresses.into_iter();
-    let mut running: Vec<Attempt> = waiting.next().map(attempt).into_iter().collect();
+async fn race(addresses: Vec<SocketAddr>, time: Duration) -> Result<(Socket, SocketAddr), Code> {
+    let mut waiting = addresses.into_iter().map(|address| attempt(address, time));
+    let mut running: Vec<Attempt> = waiting.next().into_iter().collect();
     let mut failed: Option<Code> = None;
     loop {
         let mut stagger = pin!(runtime::sleep(DIAL_STAGGER));
@@ -233,16 +235,17 @@ async fn race(addresses: Vec<SocketAddr>) -> Result<(Socket, SocketAddr), Code> 
             return Ok(won);
         }
         match waiting.next() {
-            Some(address) => running.push(attempt(address)),
+            Some(attempt) => running.push(attempt),
             None if running.is_empty() => return Err(failed.unwrap_or(Code::Unreachable)),
             None => {}
         }
     }
 }
 
-fn attempt(address: SocketAddr) -> Attempt {
+/// One address, which gets `time`.
+fn attempt(address: SocketAddr, time: Duration) -> Attempt {
     Box::pin(async move {
-        match runtime::timeout(DIAL_ADDRESS_MAX, Socket::connect(address)).await {
+        match runtime::timeout(time, Socket::connect(address)).await {
             None => Err(Code::ConnectTimeout),
             Some(Err(e)) => Err(dial_code(&e)),
             // A port of this host on which nobody listens can connect to itself.
@@ -282,6 +285,32 @@ mod tests {
         assert_eq!(code(libc::EHOSTUNREACH), Code::Unreachable);
         assert_eq!(code(libc::ENETUNREACH), Code::Unreachable);
         assert_eq!(code(libc::EMFILE), Code::Limit);
+    }
+
+    #[test]
+    fn all_addresses_together_have_a_limit() {
+        let stream = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        // A full backlog: the kernel drops what comes, as a firewall would.
+        let (deaf, fill) = (stream(), [stream(), stream(), stream()]);
+        deaf.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        deaf.listen(0).unwrap();
+        let address = deaf.local_addr().unwrap().as_socket().unwrap();
+        for socket in &fill {
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.connect(&address.into());
+        }
+        let time = 4 * DIAL_STAGGER;
+        let runtime = runtime::Runtime::new(runtime::Driver::Epoll).unwrap();
+        runtime.run(async {
+            // The last of the 16 would have its own time until 4.75 times as long.
+            for (addresses, times) in [(1, 1), (16, DIAL_ALL_TIMES)] {
+                let begun = Time::now();
+                let raced = race_within(vec![address; addresses], time).await;
+                let took = Time::now().since(begun);
+                assert_eq!(raced.err(), Some(Code::ConnectTimeout));
+                assert!((time * times..time * (times + 1)).contains(&took), "{took:?}");
+            }
+        });
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Shard {
     }
 
     /// Opens a stream on the least loaded live link (`open.credit` is set here). Waits while no link is up: in order,
-    /// at most 45 s after the last loss; heads only, so read nothing of the body before.
+    /// at most the resume window after the last loss; heads only, so read nothing of the body before.
     ///
     /// # Errors
     /// Why there is no stream, with text for people: `tunnel-down`, `limit`, `shutdown`.
@@ -228,9 +228,10 @@ impl Shard {
         self.0.next_key.set(key.wrapping_add(1));
         let mut seed = [0; 16];
         aws_lc_rs::rand::fill(&mut seed).expect("the system gives random bytes");
-        let (settings, counters) = match self.attached(member) {
+        let settings = self.settings();
+        let (version, counters) = match self.attached(member) {
             Some(member) => (member.version, member.counters),
-            None => (self.settings().version, Arc::default()),
+            None => (settings.version, Arc::default()),
         };
         let link = Link::start(
             self,
@@ -241,7 +242,8 @@ impl Shard {
                 links,
                 member,
                 seed,
-                settings,
+                settings: version,
+                resume_window: settings.times.resume_window,
             },
             counters,
         );

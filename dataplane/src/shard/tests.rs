@@ -248,6 +248,7 @@ impl Pair {
         let settings = Arc::new(Settings {
             version: 1,
             json: b"{}".to_vec(),
+            ..Settings::default()
         });
         let config = EndpointConfig {
             shards,
@@ -299,6 +300,7 @@ impl Pair {
             settings: Arc::new(Settings {
                 version: 1,
                 json: b"{}".to_vec(),
+                ..Settings::default()
             }),
             driver: self.driver,
             denied: Vec::new(),
