@@ -167,8 +167,35 @@ pub const BROWSERS_PER_MESSAGE: usize = 16;
 pub const PROBE_BYTES_MAX: usize = KIB;
 /// A self-test's echo must be back.
 pub const PROBE_MAX: Duration = Duration::from_secs(10);
-/// Descriptors kept for 503 answers, the control plane and what the process itself needs.
-pub const FDS_RESERVED: u64 = 64;
+/// Descriptors of a process: standard streams, REST or the broker, log, signals.
+pub const FDS_PROCESS: usize = 64;
+/// Of one of its shards: ring, mailboxes, look-ups.
+pub const FDS_SHARD: usize = 16;
+/// Of a link: its connection, and the one that takes over.
+pub const FDS_LINK: usize = 2;
+/// Connections of one shard above the first mark, each of which is told so and closed. When all are there, at the second
+/// mark, no more is taken.
+pub const REFUSED_MAX: usize = 64;
+/// At the second mark it is looked again after this.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// More descriptors than any bound on streams asks for.
+const FDS_COUNTED_MAX: u64 = 1 << 24;
+
+/// The first mark: connections of one shard, links included, for which a limit of `files` descriptors has room beside
+/// all else that can be open at once.
+pub const fn connections_max(files: u64, shards: usize) -> usize {
+    let files = if files < FDS_COUNTED_MAX {
+        files
+    } else {
+        FDS_COUNTED_MAX
+    };
+    // What the last message brings comes on top: it is counted once it is there.
+    let shard = FDS_SHARD + REFUSED_MAX + BROWSERS_PER_MESSAGE;
+    let share = (files as usize).saturating_sub(FDS_PROCESS) / shards;
+    let rest = share.saturating_sub(shard);
+    if rest > 0 { rest } else { 1 }
+}
 /// A stopping shard waits this long for its links' last reads and writes.
 pub const STOP_MAX: Duration = Duration::from_secs(3);
 /// Members of one pool, each with its own links.

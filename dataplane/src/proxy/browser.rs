@@ -12,7 +12,7 @@ use crate::http::{Bad, Finder, Form, Framing, Request, Scheme};
 use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open};
 use crate::shard::runtime::{self, Socket};
-use crate::shard::{Shard, Stream};
+use crate::shard::{Counted, Shard, Stream};
 use crate::time::Time;
 
 /// One read of a head.
@@ -45,8 +45,7 @@ pub(super) struct Browser {
 }
 
 /// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
-pub async fn serve(shard: Shard, socket: Socket, is_probe: bool) {
-    let _counted = shard.count_connection();
+pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, _counted: Counted) {
     cut_at_end(&socket);
     let mut browser = Browser {
         shard,

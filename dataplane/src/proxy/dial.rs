@@ -125,19 +125,17 @@ impl Sites {
         let looked_up = Time::now();
         let allowed = allowed(shard, host, port, &found)?;
         let time = shard.settings().times.dial;
-        let raced = match race_within(allowed.clone(), time).await {
+        let attempt = |address| attempt(shard.clone(), address, time);
+        let raced = match connect_any(&allowed, time, attempt).await {
             Err(Code::Limit) if !self.pool.borrow().is_empty() => {
                 self.pool.borrow_mut().clear();
-                race_within(allowed, time).await
+                connect_any(&allowed, time, attempt).await
             }
             raced => raced,
         };
-        let (socket, address) = raced.map_err(|code| (code, format!("{host}:{port}: {}", told(code))))?;
+        let (site, address) = raced.map_err(|code| (code, format!("{host}:{port}: {}", told(code))))?;
         Ok(Dialled {
-            site: Site {
-                socket,
-                _counted: shard.count_connection(),
-            },
+            site,
             address,
             dns: looked_up.since(begun),
             connect: Time::now().since(looked_up),
@@ -193,18 +191,23 @@ fn told(code: Code) -> &'static str {
     }
 }
 
-async fn race_within(addresses: Vec<SocketAddr>, time: Duration) -> Result<(Socket, SocketAddr), Code> {
-    let raced = runtime::timeout(time * DIAL_ALL_TIMES, race(addresses, time)).await;
+type Attempt<T> = Pin<Box<dyn Future<Output = Result<T, Code>>>>;
+
+/// One connection to any of `addresses`; `attempt` makes one to a certain one.
+async fn connect_any<T>(
+    addresses: &[SocketAddr],
+    time: Duration,
+    attempt: impl Fn(SocketAddr) -> Attempt<T>,
+) -> Result<T, Code> {
+    let attempts = addresses.iter().map(|address| attempt(*address));
+    let raced = runtime::timeout(time * DIAL_ALL_TIMES, race(attempts)).await;
     raced.unwrap_or(Err(Code::ConnectTimeout))
 }
 
-type Attempt = Pin<Box<dyn Future<Output = Result<(Socket, SocketAddr), Code>>>>;
-
 /// Tries the addresses one after the other, each a little after the one before it or as soon as that has failed; the
 /// first that is connected wins.
-async fn race(addresses: Vec<SocketAddr>, time: Duration) -> Result<(Socket, SocketAddr), Code> {
-    let mut waiting = addresses.into_iter().map(|address| attempt(address, time));
-    let mut running: Vec<Attempt> = waiting.next().into_iter().collect();
+async fn race<T>(mut waiting: impl ExactSizeIterator<Item = Attempt<T>>) -> Result<T, Code> {
+    let mut running: Vec<Attempt<T>> = waiting.next().into_iter().collect();
     let mut failed: Option<Code> = None;
     loop {
         let mut stagger = pin!(runtime::sleep(DIAL_STAGGER));
@@ -242,22 +245,35 @@ async fn race(addresses: Vec<SocketAddr>, time: Duration) -> Result<(Socket, Soc
     }
 }
 
-/// One address, which gets `time`.
-fn attempt(address: SocketAddr, time: Duration) -> Attempt {
+/// One address, which gets `time` and counts from the first moment.
+fn attempt(shard: Shard, address: SocketAddr, time: Duration) -> Attempt<(Site, SocketAddr)> {
     Box::pin(async move {
-        match runtime::timeout(time, Socket::connect(address)).await {
-            None => Err(Code::ConnectTimeout),
-            Some(Err(e)) => Err(dial_code(&e)),
-            // A port of this host on which nobody listens can connect to itself.
-            Some(Ok(socket)) if socket.local_address() == Some(address) => Err(Code::Refused),
-            Some(Ok(socket)) => Ok((socket, address)),
+        let counted = shard.count_connection();
+        if shard.over_fd_mark() {
+            return Err(Code::Limit);
         }
+        let socket = connect(address, time).await?;
+        let site = Site {
+            socket,
+            _counted: counted,
+        };
+        Ok((site, address))
     })
 }
 
-/// Of two failures the one that tells more: somebody answered, nobody did, there is no way.
+async fn connect(address: SocketAddr, time: Duration) -> Result<Socket, Code> {
+    match runtime::timeout(time, Socket::connect(address)).await {
+        None => Err(Code::ConnectTimeout),
+        Some(Err(e)) => Err(dial_code(&e)),
+        // A port of this host on which nobody listens can connect to itself.
+        Some(Ok(socket)) if socket.local_address() == Some(address) => Err(Code::Refused),
+        Some(Ok(socket)) => Ok(socket),
+    }
+}
+
+/// Of two failures the one that tells more: an address was not tried, somebody answered, nobody did, there is no way.
 fn clearer(a: Code, b: Code) -> Code {
-    [Code::Refused, Code::ConnectTimeout]
+    [Code::Limit, Code::Refused, Code::ConnectTimeout]
         .into_iter()
         .find(|c| [a, b].contains(c))
         .unwrap_or(a)
@@ -305,7 +321,7 @@ mod tests {
             // The last of the 16 would have its own time until 4.75 times as long.
             for (addresses, times) in [(1, 1), (16, DIAL_ALL_TIMES)] {
                 let begun = Time::now();
-                let raced = race_within(vec![address; addresses], time).await;
+                let raced = connect_any(&vec![address; addresses], time, |a| Box::pin(connect(a, time))).await;
                 let took = Time::now().since(begun);
                 assert_eq!(raced.err(), Some(Code::ConnectTimeout));
                 assert!((time * times..time * (times + 1)).contains(&took), "{took:?}");
@@ -319,5 +335,6 @@ mod tests {
         assert_eq!(clearer(Code::ConnectTimeout, Code::Refused), Code::Refused);
         assert_eq!(clearer(Code::Unreachable, Code::ConnectTimeout), Code::ConnectTimeout);
         assert_eq!(clearer(Code::Unreachable, Code::Unreachable), Code::Unreachable);
+        assert_eq!(clearer(Code::Refused, Code::Limit), Code::Limit);
     }
 }
