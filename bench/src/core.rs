@@ -1,7 +1,7 @@
 //! Micro benches of the sans-IO core: two sessions in memory, without a network, a clock or encryption.
 
 use bytes::{Bytes, BytesMut};
-use dataplane::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
+use dataplane::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, RESUME_WINDOW};
 use dataplane::mux::frame::{Frame, Header, decode};
 use dataplane::mux::{Budget, BudgetConfig, Config, Event, Kind, Open, Recv, Session, Side, StreamRef};
 use dataplane::time::Time;
@@ -23,6 +23,7 @@ impl Host {
             member: [7; 16],
             seed: [3; 16],
             settings: 1,
+            resume_window: RESUME_WINDOW,
         };
         let budget = Budget::new(BudgetConfig {
             pool_bytes: 64 << 20,

@@ -75,6 +75,26 @@ pub struct Args {
     /// Requests open at one time [default: 8192]
     #[arg(long, value_name = "n")]
     pub max_streams: Option<String>,
+    /// How long a site's address may take to accept a connection; all addresses of a name get three times as
+    /// long [default: 10s]
+    #[arg(long, value_name = "time")]
+    pub http_dial_timeout: Option<String>,
+    /// How long a site may take until it begins its answer [default: 10m]
+    #[arg(long, value_name = "time")]
+    pub first_byte_timeout: Option<String>,
+    /// How long an exchange or connection may be silent in both directions [default: 1h]
+    #[arg(long, value_name = "time")]
+    pub idle_timeout: Option<String>,
+    /// How long streams outlive an outage of the tunnel; the cloud has its own, and the shorter one counts
+    /// [default: 45s, the most]
+    #[arg(long, value_name = "time")]
+    pub resume_window: Option<String>,
+    /// How long running jobs and requests are waited for at the end [default: 5m, the most]
+    #[arg(long, value_name = "time")]
+    pub drain_timeout: Option<String>,
+    /// Without the cloud for so long the tunnel counts as lost, and a new one is asked for [default: 90s, the most]
+    #[arg(long, value_name = "time")]
+    pub lost_timeout: Option<String>,
     /// Kernel interface for traffic: auto, io_uring or epoll [default: auto]
     #[arg(long, value_name = "driver")]
     pub driver: Option<String>,

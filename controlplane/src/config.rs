@@ -4,15 +4,19 @@ mod file;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dataplane::client::Driver;
 use dataplane::limits::{
-    ENDPOINT_STREAMS_MAX, LINKS_MAX, NAME_BYTES_MAX, SHARDS_DEFAULT_MAX, SHARDS_MAX, STREAMS_OPTION_MAX,
+    DRAIN_MAX, ENDPOINT_STREAMS_MAX, LINKS_MAX, LOST_AFTER, NAME_BYTES_MAX, RESUME_WINDOW, SHARDS_DEFAULT_MAX,
+    SHARDS_MAX, SITE_TIME_MAX, STREAMS_OPTION_MAX,
 };
+use dataplane::settings::Times;
 use reqwest::Url;
 
 use self::file::Lines;
 use crate::cli::Args;
+use crate::duration;
 use crate::secret::Secret;
 
 /// Everything that `sc` needs to run, resolved.
@@ -44,6 +48,12 @@ pub struct Config {
     pub links: Option<u16>,
     /// Streams that the endpoint may have open.
     pub max_streams: usize,
+    /// Of sites and of the tunnel; those of browsers are the cloud's.
+    pub times: Times,
+    /// Jobs and streams that are left at the end get this long.
+    pub drain_timeout: Duration,
+    /// Without links and REST for this long the tunnel is lost.
+    pub lost_timeout: Duration,
     /// Kernel interface of the shards.
     pub driver: Driver,
     /// Passed on to REST.
@@ -84,6 +94,12 @@ const OPTIONS: &[&[&str]] = &[
     &["shards"],
     &["tunnel-connections"],
     &["max-streams"],
+    &["http-dial-timeout"],
+    &["first-byte-timeout"],
+    &["idle-timeout"],
+    &["resume-window"],
+    &["drain-timeout"],
+    &["lost-timeout"],
     &["driver"],
     &["se-port"],
     &["scproxy-port"],
@@ -131,6 +147,9 @@ pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
         max_streams: sources
             .number("max-streams", STREAMS_OPTION_MAX)?
             .unwrap_or(ENDPOINT_STREAMS_MAX),
+        times: sources.times()?,
+        drain_timeout: sources.time("drain-timeout", DRAIN_MAX, DRAIN_MAX)?,
+        lost_timeout: sources.time("lost-timeout", LOST_AFTER, LOST_AFTER)?,
         driver: sources.driver()?,
         vm_version: sources.text("vm-version"),
         user,
@@ -252,6 +271,12 @@ impl<'a> Sources<'a> {
             "shards" => &a.shards,
             "tunnel-connections" => &a.tunnel_connections,
             "max-streams" => &a.max_streams,
+            "http-dial-timeout" => &a.http_dial_timeout,
+            "first-byte-timeout" => &a.first_byte_timeout,
+            "idle-timeout" => &a.idle_timeout,
+            "resume-window" => &a.resume_window,
+            "drain-timeout" => &a.drain_timeout,
+            "lost-timeout" => &a.lost_timeout,
             "driver" => &a.driver,
             "se-port" => &a.se_port,
             "scproxy-port" => &a.scproxy_port,
@@ -303,6 +328,24 @@ impl<'a> Sources<'a> {
             Some("true" | "yes" | "on") => Ok(true),
             Some(text) => Err(format!("--{option}: {text:?} is neither true nor false")),
         }
+    }
+
+    fn time(&self, option: &str, default: Duration, max: Duration) -> Result<Duration, String> {
+        match self.text(option) {
+            None => Ok(default),
+            Some(text) => duration::limit(&text, max).map_err(|why| format!("--{option}: {why}")),
+        }
+    }
+
+    fn times(&self) -> Result<Times, String> {
+        let plain = Times::default();
+        Ok(Times {
+            dial: self.time("http-dial-timeout", plain.dial, SITE_TIME_MAX)?,
+            first_byte: self.time("first-byte-timeout", plain.first_byte, SITE_TIME_MAX)?,
+            idle: self.time("idle-timeout", plain.idle, SITE_TIME_MAX)?,
+            resume_window: self.time("resume-window", plain.resume_window, RESUME_WINDOW)?,
+            ..plain
+        })
     }
 
     fn verbose(&self) -> Result<u8, String> {

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod client;
 pub mod cloud;
 pub mod config;
+pub mod duration;
 pub mod log;
 pub mod runtime;
 pub mod secret;

@@ -593,6 +593,7 @@ fn client(cloud: &Cloud, tunnel: &Value, identity: &Arc<Identity>) -> Client {
         settings: Arc::new(Settings {
             version: 1,
             json: TunnelRequest::default().settings_json(),
+            ..Settings::default()
         }),
         driver: Driver::Auto,
         denied: Vec::new(),
@@ -673,7 +674,11 @@ fn acknowledged(client: &Client, version: u32) -> (bool, String) {
 
 fn reload(client: &Client, version: u32, rules: &TunnelRequest) {
     let json = rules.settings_json();
-    client.reload(Arc::new(Settings { version, json }));
+    client.reload(Arc::new(Settings {
+        version,
+        json,
+        ..Settings::default()
+    }));
 }
 
 #[test]

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use crossbeam::channel::Receiver;
 
 use crate::error::Error;
-use crate::limits::{CLIENT_POOL_BYTES, CLIENT_STREAMS_MAX, LINKS_MAX, TX_BUDGET_BYTES};
+use crate::limits::{CLIENT_POOL_BYTES, CLIENT_STREAMS_MAX, LINKS_MAX, TX_BUDGET_BYTES, connections_max};
 use crate::mux::BudgetConfig;
 use crate::settings::Settings;
 use crate::shard::mailbox::Command;
-use crate::shard::threads::{Shards, Start, raise_fd_limit, streams_max};
+use crate::shard::threads::{Shards, Start, raise_fd_limit};
 use crate::shard::{self, Dialling, Role, Services};
 use crate::stats::Report;
 use crate::tls::{Fingerprint, Identity, client_config};
@@ -61,18 +61,21 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
             config.shards, config.links
         )));
     }
-    let fds = raise_fd_limit()?;
+    let connections_max = connections_max(raise_fd_limit()?, config.shards);
+    // Each stream may need a descriptor.
+    let share = |streams: usize| (streams / config.shards).clamp(1, connections_max);
     let start = Start {
         shards: config.shards,
         driver: config.driver,
         pinned: true,
         settings: config.settings,
         services,
+        connections_max,
         budget: BudgetConfig {
             pool_bytes: CLIENT_POOL_BYTES,
             tx_bytes: TX_BUDGET_BYTES,
-            streams_peer_max: streams_max(config.max_streams, fds, config.shards),
-            streams_own_max: streams_max(CLIENT_STREAMS_MAX, fds, config.shards),
+            streams_peer_max: share(config.max_streams),
+            streams_own_max: share(CLIENT_STREAMS_MAX),
         },
         dark_since: None,
     };

@@ -9,11 +9,11 @@ use std::time::Duration;
 use crossbeam::channel::Receiver;
 
 use crate::error::Error;
-use crate::limits::{CLIENT_STREAMS_MAX, ENDPOINT_POOL_BYTES, MEMBERS_MAX, TX_BUDGET_BYTES};
+use crate::limits::{CLIENT_STREAMS_MAX, ENDPOINT_POOL_BYTES, MEMBERS_MAX, TX_BUDGET_BYTES, connections_max};
 use crate::mux::BudgetConfig;
 use crate::settings::Settings;
 use crate::shard::mailbox::{Attached, Command};
-use crate::shard::threads::{Shards, Start, raise_fd_limit, streams_max};
+use crate::shard::threads::{Shards, Start, raise_fd_limit};
 use crate::shard::{Role, Services};
 use crate::stats::{MemberCounters, MemberReport, Report};
 use crate::time::Time;
@@ -81,7 +81,9 @@ pub(crate) fn start_with(config: EndpointConfig, services: Services) -> Result<E
         );
         return Err(Error::Limit(text));
     }
-    let fds = raise_fd_limit()?;
+    let connections_max = connections_max(raise_fd_limit()?, config.shards);
+    // Each stream may need a descriptor.
+    let share = |streams: usize| (streams / config.shards).clamp(1, connections_max);
     let version = config.settings.version;
     let start = Start {
         shards: config.shards,
@@ -89,11 +91,12 @@ pub(crate) fn start_with(config: EndpointConfig, services: Services) -> Result<E
         pinned: false,
         settings: config.settings,
         services,
+        connections_max,
         budget: BudgetConfig {
             pool_bytes: ENDPOINT_POOL_BYTES,
             tx_bytes: TX_BUDGET_BYTES,
-            streams_peer_max: streams_max(CLIENT_STREAMS_MAX, fds, config.shards),
-            streams_own_max: streams_max(config.max_streams, fds, config.shards),
+            streams_peer_max: share(CLIENT_STREAMS_MAX),
+            streams_own_max: share(config.max_streams),
         },
         dark_since: config.dark.map(|dark| Time::now() - dark),
     };

@@ -83,9 +83,15 @@ pub const EARLY_RESET_GRACE: Duration = Duration::from_secs(5);
 // ── Liveness and resume ───────────────────────────────────────────────────────────────────────────────────────
 
 /// An outage this long is invisible to browsers and sites.
-pub const OUTAGE_INVISIBLE: Duration = Duration::from_secs(30);
+pub const OUTAGE_INVISIBLE: Duration = outage_invisible(RESUME_WINDOW);
 /// A session's streams end this long after the first loss without progress: the promise, detection, back-off, dials.
 pub const RESUME_WINDOW: Duration = Duration::from_secs(45);
+
+/// What a resume window promises: the rest of it is for detection, back-off and dials.
+pub const fn outage_invisible(resume_window: Duration) -> Duration {
+    Duration::from_millis(resume_window.as_millis() as u64 / 3 * 2)
+}
+
 /// A link without a connection for this long takes no new streams and reads no local socket.
 pub const LINK_DOWN_GRACE: Duration = Duration::from_secs(1);
 /// PING after this long without anything received, with streams open.
@@ -119,7 +125,7 @@ pub const CONNECTION_LIFE_MIN: Duration = Duration::from_secs(2);
 pub const SESSION_ERRORS_MAX: usize = 3;
 pub const SESSION_ERRORS_SPAN: Duration = Duration::from_secs(60);
 pub const SESSION_ERRORS_BACKOFF: Duration = Duration::from_secs(30);
-/// Streams of a draining link get this long.
+/// Streams of a tunnel that ends while somebody waits for them.
 pub const DRAIN_MAX: Duration = Duration::from_secs(300);
 
 // ── TLS of links ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -161,8 +167,35 @@ pub const BROWSERS_PER_MESSAGE: usize = 16;
 pub const PROBE_BYTES_MAX: usize = KIB;
 /// A self-test's echo must be back.
 pub const PROBE_MAX: Duration = Duration::from_secs(10);
-/// Descriptors kept for 503 answers, the control plane and what the process itself needs.
-pub const FDS_RESERVED: u64 = 64;
+/// Descriptors of a process: standard streams, REST or the broker, log, signals.
+pub const FDS_PROCESS: usize = 64;
+/// Of one of its shards: ring, mailboxes, look-ups.
+pub const FDS_SHARD: usize = 16;
+/// Of a link: its connection, and the one that takes over.
+pub const FDS_LINK: usize = 2;
+/// Connections of one shard above the first mark, each of which is told so and closed. When all are there, at the second
+/// mark, no more is taken.
+pub const REFUSED_MAX: usize = 64;
+/// At the second mark it is looked again after this.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// More descriptors than any bound on streams asks for.
+const FDS_COUNTED_MAX: u64 = 1 << 24;
+
+/// The first mark: connections of one shard, links included, for which a limit of `files` descriptors has room beside
+/// all else that can be open at once.
+pub const fn connections_max(files: u64, shards: usize) -> usize {
+    let files = if files < FDS_COUNTED_MAX {
+        files
+    } else {
+        FDS_COUNTED_MAX
+    };
+    // What the last message brings comes on top: it is counted once it is there.
+    let shard = FDS_SHARD + REFUSED_MAX + BROWSERS_PER_MESSAGE;
+    let share = (files as usize).saturating_sub(FDS_PROCESS) / shards;
+    let rest = share.saturating_sub(shard);
+    if rest > 0 { rest } else { 1 }
+}
 /// A stopping shard waits this long for its links' last reads and writes.
 pub const STOP_MAX: Duration = Duration::from_secs(3);
 /// Members of one pool, each with its own links.
@@ -215,12 +248,11 @@ pub const STATE_INTERVAL_DOWN: Duration = Duration::from_secs(1);
 /// Dials meet another key than the one that REST named: REST is asked at once, then after this, doubling with jitter.
 pub const WRONG_KEY_BACKOFF_MIN: Duration = Duration::from_millis(100);
 pub const WRONG_KEY_BACKOFF_MAX: Duration = Duration::from_secs(2);
-pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
+/// Heartbeats in the time after which the cloud calls a silent tunnel lost: two may get lost.
+pub const HEARTBEATS_PER_LOSS: u32 = 3;
 /// Without any link and without REST for this long the cloud has reaped the tunnel.
 pub const LOST_AFTER: Duration = Duration::from_secs(90);
-/// Jobs that still run when `sc` is to end.
-pub const JOBS_MAX: Duration = Duration::from_secs(300);
-/// Streams that are left when the jobs' time is over.
+/// Streams that are left when [`DRAIN_MAX`], the time of jobs that still run when `sc` is to end, is over.
 pub const CUT_AFTER: Duration = Duration::from_secs(2);
 /// DELETE at the end …
 pub const DELETE_MAX: Duration = Duration::from_secs(10);
@@ -262,11 +294,18 @@ pub const BROWSER_ASKED: Duration = Duration::from_secs(2);
 pub const BROWSER_SILENT_MAX: u32 = 30;
 /// A keep-alive connection without a request is closed.
 pub const KEEP_ALIVE_IDLE_MAX: Duration = Duration::from_secs(300);
-/// One address of a site, and all of them.
-pub const DIAL_ADDRESS_MAX: Duration = Duration::from_secs(10);
-pub const DIAL_ALL_MAX: Duration = Duration::from_secs(30);
-pub const FIRST_BYTE_MAX: Duration = Duration::from_secs(600);
-pub const IDLE_MAX: Duration = Duration::from_secs(3_600);
+/// One address of a site, unless told otherwise …
+pub const DIAL_ADDRESS_DEFAULT: Duration = Duration::from_secs(10);
+/// … and all of them: so many times as long.
+pub const DIAL_ALL_TIMES: u32 = 3;
+/// From a whole request to the first byte of the site's answer, unless told otherwise.
+pub const FIRST_BYTE_DEFAULT: Duration = Duration::from_secs(600);
+/// A stream on which nothing moves, unless told otherwise.
+pub const IDLE_DEFAULT: Duration = Duration::from_secs(3_600);
+/// These three hold up nobody but the test that asks for them: at most.
+pub const SITE_TIME_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// The shortest time limit that can be set: below it a busy machine alone would reach it.
+pub const TIME_LIMIT_MIN: Duration = Duration::from_millis(100);
 /// Chunk-size line with its extensions.
 pub const CHUNK_LINE_BYTES_MAX: usize = 4 * KIB;
 /// Trailer section of a chunked body.
@@ -362,7 +401,7 @@ const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX == 16_372);
 const _: () = assert!(RECORD_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(RECORD_CIPHERTEXT_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(PACKED_FRAME_BYTES_MAX < RECORD_BYTES_MAX);
-const _: () = assert!(RESUME_WINDOW.as_secs() > OUTAGE_INVISIBLE.as_secs());
+const _: () = assert!(OUTAGE_INVISIBLE.as_secs() == 30);
 const _: () = assert!(READY_MAX.as_secs() > FIRST_DIAL_MAX.as_secs());
 const _: () = assert!(LOST_AFTER.as_secs() > OUTAGE_INVISIBLE.as_secs());
 const _: () = assert!(BASE_CREDIT_OWN_BYTES <= FIRST_GRANT_BYTES);

@@ -34,6 +34,7 @@ impl Tunnel {
         let settings = Arc::new(Settings {
             version: 1,
             json: b"{}".to_vec(),
+            ..Settings::default()
         });
         let (broker, browsers) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();

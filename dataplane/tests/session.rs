@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use dataplane::limits::FRAME_HEADER_BYTES;
+use dataplane::limits::{FRAME_HEADER_BYTES, RESUME_WINDOW};
 use dataplane::mux::frame::{self, Frame, Header, decode};
 use dataplane::mux::{
     Budget, BudgetConfig, Code, Config, Event, GoAwayReason, Hello, Kind, Open, Recv, Reject, Session, Side, StreamRef,
@@ -33,6 +33,7 @@ fn host(side: Side) -> Host {
         member: [7; 16],
         seed: [3; 16],
         settings: 1,
+        resume_window: RESUME_WINDOW,
     };
     let budget = Budget::new(BudgetConfig {
         pool_bytes: 8 << 20,

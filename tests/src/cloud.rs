@@ -16,7 +16,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::http::{self, Answer, Client};
-use crate::process::{PATIENCE, Process};
+use crate::origin::Origin;
+use crate::process::{PATIENCE, Process, limit_files};
 use crate::relay::Relay;
 use crate::seccomp::refuse_io_uring;
 use crate::tls;
@@ -130,6 +131,8 @@ pub struct CloudOptions {
     pub public: Ipv4Addr,
     /// Further arguments of `sc-cloud serve`.
     pub arguments: Vec<String>,
+    /// `RLIMIT_NOFILE` of `sc-cloud` and of its endpoints.
+    pub files: Option<u64>,
 }
 
 impl CloudOptions {
@@ -139,6 +142,7 @@ impl CloudOptions {
             endpoint_shards: 1,
             public: Ipv4Addr::LOCALHOST,
             arguments: Vec::new(),
+            files: None,
         }
     }
 }
@@ -166,6 +170,9 @@ impl Cloud {
         let mut command = Command::new(binary("sc-cloud"));
         if options.driver == Driver::Refused {
             refuse_io_uring(&mut command);
+        }
+        if let Some(files) = options.files {
+            limit_files(&mut command, files);
         }
         let process = Process::start(
             command
@@ -312,6 +319,12 @@ impl Tunnel {
     /// A browser's connection to the proxy port.
     pub fn client(&self) -> Client {
         Client::dial(self.proxy).expect("the proxy port listens")
+    }
+
+    /// Proves that the tunnel works: one request through it.
+    pub fn serves(&self, origin: &Origin) {
+        let answer = self.client().get(&format!("{}/echo-head", origin.base()));
+        assert_eq!(answer.expect("an answer").status(), 200);
     }
 
     pub fn log(&self) -> String {

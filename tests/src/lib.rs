@@ -7,6 +7,7 @@ pub mod body;
 pub mod browser;
 pub mod certificate;
 pub mod cloud;
+pub mod deaf;
 pub mod http;
 pub mod namespace;
 pub mod origin;

@@ -10,6 +10,21 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
+/// Limits the descriptors of a program and of what it starts, softly and for good.
+pub fn limit_files(command: &mut Command, most: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    // SAFETY: between fork and exec one system call is made, on memory that was ready before.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+}
+
 /// Until a program has said or done what it must: starts of browsers on a busy machine included.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 

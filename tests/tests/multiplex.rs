@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use dataplane::limits::{EARLY_RESETS_BURST, IDLE_FRAMES_BURST, IDLE_FRAMES_PER_SECOND, REFUSALS_PENDING_MAX};
+use dataplane::limits::{
+    EARLY_RESETS_BURST, IDLE_FRAMES_BURST, IDLE_FRAMES_PER_SECOND, REFUSALS_PENDING_MAX, RESUME_WINDOW,
+};
 use dataplane::mux::frame::{Frame, encode};
 use dataplane::mux::{Budget, Code, Config, Event, Hello, Kind, Open, Session, Side, StreamRef};
 use dataplane::time::Time;
@@ -110,6 +112,7 @@ impl Flooded {
             member: [1; 16],
             seed: [2; 16],
             settings: 1,
+            resume_window: RESUME_WINDOW,
         };
         let mut f = Self {
             session: Session::new(config, now),

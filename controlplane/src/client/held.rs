@@ -4,8 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use dataplane::limits::{
-    DELETE_MAX, GONE_MAX, HEARTBEAT_INTERVAL, LOST_AFTER, STATE_INTERVAL_DOWN, WRONG_KEY_BACKOFF_MAX,
-    WRONG_KEY_BACKOFF_MIN,
+    DELETE_MAX, GONE_MAX, HEARTBEATS_PER_LOSS, STATE_INTERVAL_DOWN, WRONG_KEY_BACKOFF_MAX, WRONG_KEY_BACKOFF_MIN,
 };
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
@@ -38,10 +37,11 @@ pub struct Held {
     questions: u32,
     /// Before this no further one is asked.
     next_question: Instant,
+    lost_timeout: Duration,
 }
 
 impl Held {
-    pub fn new(id: String) -> Self {
+    pub fn new(id: String, lost_timeout: Duration) -> Self {
         let now = Instant::now();
         Self {
             id,
@@ -51,6 +51,7 @@ impl Held {
             answered_for: 0,
             questions: 0,
             next_question: now,
+            lost_timeout,
         }
     }
 
@@ -77,6 +78,10 @@ impl Held {
         }
     }
 
+    pub fn heartbeat_interval(&self) -> Duration {
+        self.lost_timeout / HEARTBEATS_PER_LOSS
+    }
+
     pub fn note_links(&mut self, links: &Links) {
         if links.up() > 0 {
             self.linked = Instant::now();
@@ -100,7 +105,7 @@ impl Held {
             return Some(End::Lost("the cloud does not know it".into()));
         }
         let alone = self.answered.elapsed().min(self.linked.elapsed());
-        (links.up() == 0 && alone >= LOST_AFTER).then(|| {
+        (links.up() == 0 && alone >= self.lost_timeout).then(|| {
             let seconds = alone.as_secs();
             End::Lost(format!("no link and no REST for {seconds} s: {error}"))
         })
@@ -151,7 +156,7 @@ impl Held {
 
     /// Until no job runs and no stream is open, or the tunnel is gone, or `deadline`.
     pub async fn wait_for_jobs(&self, rest: &Rest, links: &mut Links, deadline: Instant) {
-        let mut beat = ticks(HEARTBEAT_INTERVAL);
+        let mut beat = ticks(self.heartbeat_interval());
         loop {
             let jobs = match rest.jobs_running(&self.id).await {
                 Ok(jobs) => jobs,

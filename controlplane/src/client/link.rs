@@ -68,6 +68,7 @@ impl Links {
             settings: Arc::new(Settings {
                 version: 1,
                 json: rules,
+                times: config.times,
             }),
             driver: config.driver,
             denied: Vec::new(),

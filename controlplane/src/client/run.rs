@@ -11,8 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::limits::{
-    CUT_AFTER, DELETE_NOW_MAX, FIRST_DIAL_MAX, HEARTBEAT_INTERVAL, JOBS_MAX, LOST_AFTER, READY_MAX, STATE_INTERVAL,
-    STATE_INTERVAL_DOWN, WRONG_KEY_MAX,
+    CUT_AFTER, DELETE_NOW_MAX, FIRST_DIAL_MAX, READY_MAX, STATE_INTERVAL, STATE_INTERVAL_DOWN, WRONG_KEY_MAX,
 };
 use dataplane::tls::Identity;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -61,7 +60,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
             Err(Failure::Unreachable(why)) => End::Lost(why),
             other => other?,
         };
-        if started.elapsed() > LOST_AFTER {
+        if started.elapsed() > config.lost_timeout {
             renewals = 0;
         }
     }
@@ -124,7 +123,7 @@ impl Sc<'_> {
         };
         let (id, tunnel) = created?;
         say(&format!("Provisioned tunnel: {id}"));
-        let mut held = Held::new(id);
+        let mut held = Held::new(id, self.config.lost_timeout);
         let mut links = None;
         let rules = request.settings_json();
         let mut result = self.bring_up(&mut held, tunnel, identity, rules, &mut links).await;
@@ -223,7 +222,7 @@ impl Sc<'_> {
     /// Keeps the tunnel until a signal or its end.
     async fn watch(&mut self, held: &mut Held, links: &mut Links) -> Result<End, Failure> {
         let mut state = ticks(STATE_INTERVAL);
-        let mut beat = ticks(HEARTBEAT_INTERVAL);
+        let mut beat = ticks(held.heartbeat_interval());
         loop {
             let rest = self.rest;
             let question = held.question(links);
@@ -270,7 +269,11 @@ impl Sc<'_> {
 
     /// The end that a signal asks for. A second one cuts it short.
     async fn shut_down(&mut self, held: &Held, links: Option<&mut Links>) {
-        say("Will wait for up to 300s for jobs using this tunnel to finish");
+        let drain = self.config.drain_timeout;
+        let seconds = drain.as_secs_f32();
+        say(&format!(
+            "Will wait for up to {seconds}s for jobs using this tunnel to finish"
+        ));
         say("Press Ctrl-C again to shut down immediately.");
         let rest = self.rest;
         let patient = async {
@@ -278,9 +281,9 @@ impl Sc<'_> {
             if let Some(links) = links {
                 // Others of the pool carry on what begins from now on; else the jobs need this tunnel to their end.
                 if !(self.config.tunnel_pool && held.has_peers(rest).await) {
-                    held.wait_for_jobs(rest, links, started + JOBS_MAX).await;
+                    held.wait_for_jobs(rest, links, started + drain).await;
                 }
-                let left = JOBS_MAX.saturating_sub(started.elapsed());
+                let left = drain.saturating_sub(started.elapsed());
                 if timeout(left.max(CUT_AFTER), links.drain()).await.is_err() {
                     tracing::warn!("{} streams are cut", links.streams());
                 }

@@ -150,6 +150,7 @@ impl Agreement {
         self.settings = Arc::new(Settings {
             version: self.settings.version,
             json,
+            times: self.settings.times,
         });
         self.hash = hash;
         self.seats.iter_mut().for_each(|s| s.sent = None);
@@ -215,6 +216,7 @@ mod tests {
         let settings = Settings {
             version: 1,
             json: rules("old"),
+            ..Settings::default()
         };
         let mut agreement = Agreement::new(Arc::new(settings), PATIENCE);
         members.iter().for_each(|id| agreement.attach(*id));

@@ -11,8 +11,10 @@ use clap::{Parser, Subcommand};
 use dataplane::limits::{self, STREAMS_OPTION_MAX};
 
 use super::accounts::{self, AddError};
-use super::limits::{LINKS_MAX, POOL_RELOAD_MAX, SHARDS_MAX};
+use super::limits::{LINKS_MAX, LOST_AFTER, ORPHANED_MAX, POOL_RELOAD_MAX, SHARDS_MAX};
+use super::messages::EndpointTimes;
 use super::{Driver, EXIT_INTERNAL, Failure, Options, guest, open_store, serve, unix_now};
+use crate::duration;
 
 const MIB: usize = 1024 * 1024;
 
@@ -92,9 +94,55 @@ struct ServeArguments {
     /// Seconds that new rules of one tunnel of a pool wait for the same rules of the others
     #[arg(long, value_name = "SECONDS", default_value_t = POOL_RELOAD_MAX.as_secs())]
     pool_reload_max: u64,
+    #[command(flatten)]
+    times: TimeArguments,
     /// How endpoints wait for the kernel
     #[arg(long, value_enum, default_value_t)]
     driver: Driver,
+}
+
+/// What is promised, or protects the cloud, can only be made shorter.
+#[derive(clap::Args)]
+struct TimeArguments {
+    /// A browser's request head must be complete, else 408 [default: 30s, the most]
+    #[arg(long, value_name = "TIME", value_parser = up_to(limits::HEAD_TIME_MAX))]
+    browser_head_timeout: Option<Duration>,
+    /// A browser may pause within its request body, else 408 [default: 60s, the most]
+    #[arg(long, value_name = "TIME", value_parser = up_to(limits::BODY_PAUSE_MAX))]
+    browser_body_timeout: Option<Duration>,
+    /// A browser's connection without a request is kept [default: 5m, the most]
+    #[arg(long, value_name = "TIME", value_parser = up_to(limits::KEEP_ALIVE_IDLE_MAX))]
+    browser_idle_timeout: Option<Duration>,
+    /// Streams outlive an outage of their link, and requests wait for one; `sc` has its own, and the shorter one counts
+    /// [default: 45s, the most]
+    #[arg(long, value_name = "TIME", value_parser = up_to(limits::RESUME_WINDOW))]
+    resume_window: Option<Duration>,
+    /// Streams of a deleted tunnel whose client waits for its jobs [default: 5m, the most]
+    #[arg(long, value_name = "TIME", value_parser = up_to(limits::DRAIN_MAX))]
+    drain_timeout: Option<Duration>,
+    /// A tunnel without link and heartbeat is kept [default: 90s, the most]
+    #[arg(long, value_name = "TIME", value_parser = up_to(LOST_AFTER))]
+    lost_timeout: Option<Duration>,
+    /// An endpoint whose `serve` is gone stays for its open streams [default: 90s, the most]
+    #[arg(long, value_name = "TIME", value_parser = up_to(ORPHANED_MAX))]
+    orphan_timeout: Option<Duration>,
+}
+
+impl TimeArguments {
+    fn of_endpoints(&self) -> EndpointTimes {
+        EndpointTimes {
+            browser_head: self.browser_head_timeout.unwrap_or(limits::HEAD_TIME_MAX),
+            browser_body: self.browser_body_timeout.unwrap_or(limits::BODY_PAUSE_MAX),
+            browser_idle: self.browser_idle_timeout.unwrap_or(limits::KEEP_ALIVE_IDLE_MAX),
+            resume_window: self.resume_window.unwrap_or(limits::RESUME_WINDOW),
+            orphaned: self.orphan_timeout.unwrap_or(ORPHANED_MAX),
+        }
+    }
+}
+
+/// Reads a time limit of at most `max`.
+fn up_to(max: Duration) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync + 'static {
+    move |text| duration::limit(text, max)
 }
 
 /// Runs the program.
@@ -193,6 +241,9 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
         endpoint_shards: shards,
         max_streams: arguments.max_streams,
         pool_reload_max: Duration::from_secs(arguments.pool_reload_max),
+        times: arguments.times.of_endpoints(),
+        drain_timeout: arguments.times.drain_timeout.unwrap_or(limits::DRAIN_MAX),
+        lost_timeout: arguments.times.lost_timeout.unwrap_or(LOST_AFTER),
         driver: arguments.driver,
     })
 }
@@ -286,6 +337,13 @@ mod tests {
             (["--max-streams", "8193"], "--max-streams"),
             (["--memory-max", "100"], "--memory-max"),
             (["--driver", "kqueue"], "--driver"),
+            (["--browser-head-timeout", "31s"], "--browser-head-timeout"),
+            (["--browser-body-timeout", "61s"], "--browser-body-timeout"),
+            (["--browser-idle-timeout", "301s"], "--browser-idle-timeout"),
+            (["--resume-window", "46s"], "from 100ms to 45s"),
+            (["--drain-timeout", "0"], "--drain-timeout"),
+            (["--lost-timeout", "soon"], "--lost-timeout"),
+            (["--orphan-timeout", "91s"], "--orphan-timeout"),
         ] {
             let failure = parse(&arguments).unwrap_err();
             assert!(failure.text.contains(named), "{}", failure.text);

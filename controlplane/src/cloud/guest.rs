@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
 use super::agreement::{Agreement, MemberId, Outcome};
-use super::limits::{EVENTS_PER_TURN, ORPHANED_MAX, RULES_PART_BYTES_MAX};
+use super::limits::{EVENTS_PER_TURN, RULES_PART_BYTES_MAX};
 use super::messages::{self, FromEndpoint, MemberCounts, ToEndpoint};
 use super::seqpacket::Seqpacket;
 use crate::api::{Counts, TunnelRequest};
@@ -34,11 +34,12 @@ pub fn run() -> Result<(), String> {
     let runtime = Runtime::epoll().map_err(|e| e.to_string())?;
     runtime.block_on(async {
         let control = Seqpacket::new(control).map_err(|e| e.to_string())?;
-        let (endpoint, agreement) = start(&control).await?;
+        let (endpoint, agreement, orphan_timeout) = start(&control).await?;
         let mut guest = Guest {
             control,
             endpoint,
             agreement,
+            orphan_timeout,
             orphaned: None,
         };
         guest.serve().await
@@ -53,8 +54,8 @@ fn control() -> io::Result<OwnedFd> {
     stdin.as_fd().try_clone_to_owned()
 }
 
-/// Waits for the configuration, starts the shards and tells the broker the key.
-async fn start(control: &Seqpacket) -> Result<(Endpoint, Agreement), String> {
+/// Waits for the configuration, starts the shards and tells the broker the key. Also: how long it stays as an orphan.
+async fn start(control: &Seqpacket) -> Result<(Endpoint, Agreement, Duration), String> {
     let mut rules = Vec::new();
     loop {
         let message = messages::receive(control).await.map_err(|e| e.to_string())?;
@@ -75,11 +76,16 @@ async fn start(control: &Seqpacket) -> Result<(Endpoint, Agreement), String> {
                 version,
                 dark_ms,
                 reload_ms,
+                times,
                 ..
             } => {
                 let identity = Arc::new(Identity::generate().map_err(|e| e.to_string())?);
                 let fingerprint = identity.fingerprint().to_string();
-                let settings = Arc::new(Settings { version, json: rules });
+                let settings = Arc::new(Settings {
+                    version,
+                    json: rules,
+                    times: times.times(),
+                });
                 let config = EndpointConfig {
                     shards,
                     identity,
@@ -93,7 +99,8 @@ async fn start(control: &Seqpacket) -> Result<(Endpoint, Agreement), String> {
                 let driver = format!("{:?}", endpoint.driver());
                 let ready = FromEndpoint::Ready { fingerprint, driver };
                 messages::send(control, &ready, &[]).await.map_err(|e| e.to_string())?;
-                return Ok((endpoint, Agreement::new(settings, Duration::from_millis(reload_ms))));
+                let agreement = Agreement::new(settings, Duration::from_millis(reload_ms));
+                return Ok((endpoint, agreement, times.orphaned));
             }
             _ => return Err("the broker spoke out of turn".into()),
         }
@@ -114,6 +121,7 @@ struct Guest {
     control: Seqpacket,
     endpoint: Endpoint,
     agreement: Agreement,
+    orphan_timeout: Duration,
     /// The broker is gone; when this process leaves.
     orphaned: Option<Instant>,
 }
@@ -135,7 +143,7 @@ impl Guest {
                     Ok(None) | Err(_) => {
                         // A new broker cannot adopt this process: what is open ends well, then it leaves.
                         self.endpoint.drain();
-                        self.orphaned = Some(Instant::now() + ORPHANED_MAX);
+                        self.orphaned = Some(Instant::now() + self.orphan_timeout);
                     }
                 },
                 () = awake(&wake) => {

@@ -288,6 +288,7 @@ impl Life {
             version: 1,
             dark_ms: self.dark_since.map(|since| milliseconds(since.elapsed())),
             reload_ms: milliseconds(options.pool_reload_max),
+            times: options.times,
         };
         let fds: Vec<_> = browsers.iter().map(AsFd::as_fd).collect();
         messages::send(control, &start, &fds).await?;

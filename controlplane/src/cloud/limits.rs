@@ -31,8 +31,6 @@ pub const REST_REQUEST_MAX: Duration = Duration::from_secs(60);
 pub const SMALL_BODY_BYTES_MAX: usize = 256 * 1024;
 /// A body that is too long is read this far, so that its sender gets the answer.
 pub const DISCARDED_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Streams of a deleted tunnel whose client waits for its jobs.
-pub const DRAIN_WAITING_MAX: Duration = limits::DRAIN_MAX;
 /// An endpoint that does not say how many streams it has.
 pub const STREAMS_ANSWER_MAX: Duration = Duration::from_secs(1);
 /// `all_tunnels` without `limit`, and at most.

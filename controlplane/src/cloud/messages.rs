@@ -2,15 +2,41 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use dataplane::settings::Times;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::limits::ENDPOINT_TEXT_BYTES_MAX;
 use super::seqpacket::Seqpacket;
 use crate::api::Counts;
+
+/// Time limits of one endpoint.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct EndpointTimes {
+    pub browser_head: Duration,
+    pub browser_body: Duration,
+    pub browser_idle: Duration,
+    pub resume_window: Duration,
+    /// Without its broker it stays this long.
+    pub orphaned: Duration,
+}
+
+impl EndpointTimes {
+    /// What the data plane has of them.
+    pub fn times(&self) -> Times {
+        Times {
+            browser_head: self.browser_head,
+            browser_body: self.browser_body,
+            browser_idle: self.browser_idle,
+            resume_window: self.resume_window,
+            ..Times::default()
+        }
+    }
+}
 
 /// From the broker to an endpoint.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,6 +57,7 @@ pub enum ToEndpoint {
         dark_ms: Option<u64>,
         /// How long new rules of one member wait for those of the others.
         reload_ms: u64,
+        times: EndpointTimes,
     },
     /// A member, by the SHA-256 of its public key; later the first half of that names it.
     Attach {

@@ -44,6 +44,7 @@ use crate::runtime::Runtime;
 use authority::Authority;
 use broker::Ports;
 use limits::{DRAIN_MAX, LOST_CHECK, SHUTDOWN_MAX};
+use messages::EndpointTimes;
 use registry::{Command, Registry};
 use store::Store;
 
@@ -124,6 +125,11 @@ pub struct Options {
     /// Rules that one tunnel of a pool sends wait this long for those of the others.
     pub pool_reload_max: Duration,
     pub driver: Driver,
+    pub times: EndpointTimes,
+    /// Streams of a deleted tunnel whose client waits for its jobs.
+    pub drain_timeout: Duration,
+    /// A tunnel without link and heartbeat is kept this long.
+    pub lost_timeout: Duration,
 }
 
 /// What all tasks of the control thread share.
@@ -316,7 +322,7 @@ async fn watch(cloud: Arc<Cloud>) {
     let mut tick = tokio::time::interval(LOST_CHECK);
     loop {
         tick.tick().await;
-        let lost = cloud.registry().lost(Instant::now());
+        let lost = cloud.registry().lost(Instant::now(), cloud.options.lost_timeout);
         for id in lost {
             cloud.halt(&id, "lost", false, DRAIN_MAX);
         }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::limits::{COMMANDS_WAITING_MAX, LINKS_MAX, LOST_AFTER, TUNNELS_PER_ACCOUNT_MAX};
+use super::limits::{COMMANDS_WAITING_MAX, LINKS_MAX, TUNNELS_PER_ACCOUNT_MAX};
 use crate::api::{Counts, EndpointInfo, Tunnel, TunnelRequest, difference};
 
 /// Of a request that names none.
@@ -355,9 +355,9 @@ impl Registry {
         Some(object)
     }
 
-    /// Ids of tunnels without a sign of life for [`LOST_AFTER`].
-    pub fn lost(&self, now: Instant) -> Vec<String> {
-        let silent = |e: &&Entry| now.saturating_duration_since(e.alive) >= LOST_AFTER;
+    /// Ids of tunnels without a sign of life for `time`.
+    pub fn lost(&self, now: Instant, time: Duration) -> Vec<String> {
+        let silent = |e: &&Entry| now.saturating_duration_since(e.alive) >= time;
         self.tunnels
             .values()
             .filter(|e| e.state != State::Halting && e.links.is_empty())
@@ -454,6 +454,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud::limits::LOST_AFTER;
 
     fn order(id: &str, owner: &str, identifier: Option<&str>) -> Order {
         Order {
@@ -599,18 +600,18 @@ mod tests {
         let at = |s| start + Duration::from_secs(s);
         r.create(order("a", "ada", None), start).unwrap();
         r.running("a", "f", at(1), 0);
-        assert!(r.lost(at(90)).is_empty());
-        assert_eq!(r.lost(at(91)), ["a"]);
+        assert!(r.lost(at(90), LOST_AFTER).is_empty());
+        assert_eq!(r.lost(at(91), LOST_AFTER), ["a"]);
         assert_eq!(r.heartbeat("a", "ada", at(60)), Some(true));
         assert_eq!(r.heartbeat("a", "bob", at(60)), None);
-        assert!(r.lost(at(149)).is_empty());
+        assert!(r.lost(at(149), LOST_AFTER).is_empty());
         r.link_up("a", 0, 0);
-        assert!(r.lost(at(10_000)).is_empty());
+        assert!(r.lost(at(10_000), LOST_AFTER).is_empty());
         r.link_down("a", 0, at(10_000), 0);
-        assert!(r.lost(at(10_089)).is_empty());
-        assert_eq!(r.lost(at(10_090)), ["a"]);
+        assert!(r.lost(at(10_089), LOST_AFTER).is_empty());
+        assert_eq!(r.lost(at(10_090), LOST_AFTER), ["a"]);
         r.halt("a", "lost", false, 0);
-        assert!(r.lost(at(20_000)).is_empty());
+        assert!(r.lost(at(20_000), LOST_AFTER).is_empty());
         assert_eq!(r.heartbeat("a", "ada", at(20_000)), Some(false));
     }
 

@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 
 use super::launcher::{self, Life};
 use super::limits::{
-    DISCARDED_BYTES_MAX, DRAIN_MAX, DRAIN_WAITING_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX,
-    REST_FAREWELL_MAX, REST_HEAD_MAX, REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
+    DISCARDED_BYTES_MAX, DRAIN_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX, REST_FAREWELL_MAX, REST_HEAD_MAX,
+    REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
 };
 use super::registry::{Command, Member, Order};
 use super::{Cloud, accounts, history, messages, unix_now};
@@ -419,7 +419,7 @@ async fn delete(
     find(&cloud, &user, &id).await?;
     let jobs = counts(&cloud, &id).await.streams;
     let limit = if arguments.waits() || more.waits() {
-        DRAIN_WAITING_MAX
+        cloud.options.drain_timeout
     } else {
         DRAIN_MAX
     };

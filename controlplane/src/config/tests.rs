@@ -66,6 +66,8 @@ fn defaults() {
     assert_eq!(config.shards, cores().min(4));
     assert_eq!(config.max_streams, 8_192);
     assert!(matches!(config.driver, Driver::Auto));
+    assert_eq!(config.times, Times::default());
+    assert_eq!((config.drain_timeout, config.lost_timeout), (DRAIN_MAX, LOST_AFTER));
     assert_eq!(config.vm_version, None);
 }
 
@@ -134,6 +136,30 @@ fn the_command_line_goes_before_the_environment_and_that_before_files() {
         ),
         ("max-streams", &["MAX_STREAMS"], ["1", "2", "3", "5"], |c| {
             c.max_streams.to_string()
+        }),
+        (
+            "http-dial-timeout",
+            &["HTTP_DIAL_TIMEOUT"],
+            ["1s", "2s", "3s", "4s"],
+            |c| duration::show(c.times.dial),
+        ),
+        (
+            "first-byte-timeout",
+            &["FIRST_BYTE_TIMEOUT"],
+            ["1s", "2s", "3s", "4s"],
+            |c| duration::show(c.times.first_byte),
+        ),
+        ("idle-timeout", &["IDLE_TIMEOUT"], ["1s", "2s", "3s", "24h"], |c| {
+            duration::show(c.times.idle)
+        }),
+        ("resume-window", &["RESUME_WINDOW"], ["1s", "2s", "3s", "4s"], |c| {
+            duration::show(c.times.resume_window)
+        }),
+        ("drain-timeout", &["DRAIN_TIMEOUT"], ["1s", "2s", "3s", "4s"], |c| {
+            duration::show(c.drain_timeout)
+        }),
+        ("lost-timeout", &["LOST_TIMEOUT"], ["1s", "2s", "3s", "4s"], |c| {
+            duration::show(c.lost_timeout)
         }),
         ("vm-version", &["VM_VERSION"], ["a", "b", "c", "d"], |c| {
             c.vm_version.clone().unwrap_or_default()
@@ -295,6 +321,26 @@ fn numbers_have_bounds() {
         let line = line.replace(" -1", "=-1");
         let error = Case::new().run(&format!("{BASE} {line}")).unwrap_err();
         assert!(error.contains("is no number from 1 to"), "{error}");
+    }
+}
+
+#[test]
+fn time_limits_have_units_and_bounds() {
+    for (line, text) in [
+        (
+            "--idle-timeout 25h",
+            "--idle-timeout: \"25h\" is no time from 100ms to 24h; write 30s, 500ms, 5m or 1h",
+        ),
+        (
+            "--resume-window 46",
+            "--resume-window: \"46\" is no time from 100ms to 45s; write 30s, 500ms, 5m or 1h",
+        ),
+        (
+            "--drain-timeout soon",
+            "--drain-timeout: \"soon\" is no time from 100ms to 5m; write 30s, 500ms, 5m or 1h",
+        ),
+    ] {
+        assert_eq!(Case::new().run(&format!("{BASE} {line}")).unwrap_err(), text);
     }
 }
 

@@ -1,7 +1,7 @@
 //! HTTP/1.x as a proxy needs it: strict heads, bodies scanned and relayed as they are, heads rewritten, error pages.
 //! Sans-IO: bytes come in, decisions come out. What a front and a back could read differently is refused.
 //!
-//! A **browser connection loop** (each `None` means: read more into `buf`, `HEAD_TIME_MAX` for the whole head):
+//! A **browser connection loop** (each `None` means: read more into `buf`, `Times::browser_head` for the whole head):
 //!
 //! ```text
 //! let mut finder = Finder::request();

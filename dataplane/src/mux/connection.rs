@@ -13,8 +13,8 @@ use super::session::{Conn, Event, Reject, Session, Side, next_id};
 use super::stream::Tx;
 use crate::limits::{
     BASE_CREDIT_PEER_BYTES, CONNECTION_LIFE_MIN, DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, FIRST_DIAL_MAX,
-    FRAME_HEADER_BYTES, LINK_DOWN_GRACE, OUTAGE_INVISIBLE, RESUME_WINDOW, SESSION_ERRORS_BACKOFF, SESSION_ERRORS_MAX,
-    SESSION_ERRORS_SPAN,
+    FRAME_HEADER_BYTES, LINK_DOWN_GRACE, SESSION_ERRORS_BACKOFF, SESSION_ERRORS_MAX, SESSION_ERRORS_SPAN,
+    outage_invisible,
 };
 use crate::time::Time;
 
@@ -201,7 +201,9 @@ impl Session {
     }
 
     fn start_fresh(&mut self, now: Time, budget: &mut Budget, session: [u8; 16]) {
-        let lost_long = self.outage.is_some_and(|t| now.since(t) > OUTAGE_INVISIBLE);
+        let lost_long = self
+            .outage
+            .is_some_and(|t| now.since(t) > outage_invisible(self.config.resume_window));
         let code = if lost_long {
             Code::TunnelDown
         } else {
@@ -358,7 +360,7 @@ impl Session {
         let greeting = self.conn == Conn::Greeting && !planted("expire-during-hello");
         let cut_over = self.cut_over && !planted("expire-during-cut-over");
         self.outage
-            .map(|t| t + RESUME_WINDOW)
+            .map(|t| t + self.config.resume_window)
             .filter(|_| !greeting && !cut_over && !self.failed)
     }
 

@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::frame::{self, Frame, Header};
 use super::{Budget, BudgetConfig, Code, Config, Event, Hello, Kind, Open, Recv, Session, Side, StreamRef};
-use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
+use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, RESUME_WINDOW};
 use crate::time::Time;
 
 const START: Time = Time::from_micros(1_000_000);
@@ -43,6 +43,7 @@ impl End {
             member: [1; 16],
             seed: [5; 16],
             settings: 1,
+            resume_window: RESUME_WINDOW,
         };
         Self {
             session: Session::new(config, START),

@@ -37,6 +37,8 @@ pub struct Config {
     pub seed: [u8; 16],
     /// The rules' version held at the start (endpoint: answered in the first SETTINGS_ACK; 0 = none).
     pub settings: u32,
+    /// Without progress for so long after a loss the session ends.
+    pub resume_window: Duration,
 }
 
 /// What the shell has to act on.

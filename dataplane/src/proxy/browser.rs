@@ -9,10 +9,10 @@ use super::relay::relay;
 use super::{connect, fetch};
 use crate::http::page::Page;
 use crate::http::{Bad, Finder, Form, Framing, Request, Scheme};
-use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, EARLY_BYTES_MAX, HEAD_TIME_MAX, KEEP_ALIVE_IDLE_MAX};
+use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open};
 use crate::shard::runtime::{self, Socket};
-use crate::shard::{Shard, Stream};
+use crate::shard::{Counted, Shard, Stream};
 use crate::time::Time;
 
 /// One read of a head.
@@ -45,8 +45,7 @@ pub(super) struct Browser {
 }
 
 /// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
-pub async fn serve(shard: Shard, socket: Socket, is_probe: bool) {
-    let _counted = shard.count_connection();
+pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, _counted: Counted) {
     cut_at_end(&socket);
     let mut browser = Browser {
         shard,
@@ -116,15 +115,16 @@ impl Browser {
     /// Reads up to the end of the next head. An idle connection holds no buffer.
     async fn read_head(&mut self) -> Result<Bytes, NoHead> {
         let mut finder = Finder::request();
+        let times = self.shard.settings().times;
         if self.inbox.is_empty() {
             self.inbox = BytesMut::new();
             if self.eof {
                 return Err(NoHead::Closed);
             }
-            let idle = runtime::timeout(KEEP_ALIVE_IDLE_MAX, self.socket.readable());
+            let idle = runtime::timeout(times.browser_idle, self.socket.readable());
             idle.await.ok_or(NoHead::Closed)?.map_err(|_| NoHead::Closed)?;
         }
-        let deadline = Time::now() + HEAD_TIME_MAX;
+        let deadline = Time::now() + times.browser_head;
         loop {
             if let Some(n) = finder.find(&self.inbox).map_err(NoHead::Bad)? {
                 return Ok(self.inbox.split_to(n).freeze());

@@ -1,7 +1,7 @@
 //! From a name to a connected socket: look-up, rules of addresses, happy eyeballs (RFC 8305).
 
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::origin::Pool;
 use super::resolve::{Lookups, Resolver, forbidden};
-use crate::limits::{DIAL_ADDRESS_MAX, DIAL_ALL_MAX, DIAL_STAGGER, IDLE_MAX, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
+use crate::limits::{DIAL_ALL_TIMES, DIAL_STAGGER, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
 use crate::mux::{Code, Opened, Timings};
 use crate::shard::runtime::{self, Signal, Socket, select};
 use crate::shard::{Counted, Shard};
@@ -124,40 +124,35 @@ impl Sites {
         let found = self.addresses(host).await?;
         let looked_up = Time::now();
         let allowed = allowed(shard, host, port, &found)?;
-        let raced = match self.race(allowed.clone()).await {
+        let time = shard.settings().times.dial;
+        let attempt = |address| attempt(shard.clone(), address, time);
+        let raced = match connect_any(&allowed, time, attempt).await {
             Err(Code::Limit) if !self.pool.borrow().is_empty() => {
                 self.pool.borrow_mut().clear();
-                self.race(allowed).await
+                connect_any(&allowed, time, attempt).await
             }
             raced => raced,
         };
-        let (socket, address) = raced.map_err(|code| (code, format!("{host}:{port}: {}", told(code))))?;
+        let (site, address) = raced.map_err(|code| (code, format!("{host}:{port}: {}", told(code))))?;
         Ok(Dialled {
-            site: Site {
-                socket,
-                _counted: shard.count_connection(),
-            },
+            site,
             address,
             dns: looked_up.since(begun),
             connect: Time::now().since(looked_up),
         })
-    }
-
-    async fn race(&self, addresses: Vec<SocketAddr>) -> Result<(Socket, SocketAddr), Code> {
-        let raced = runtime::timeout(DIAL_ALL_MAX, race(addresses)).await;
-        raced.unwrap_or(Err(Code::ConnectTimeout))
     }
 }
 
 /// Takes the resolver's answers in and closes connections that have waited too long, as long as the shard lives.
 async fn keep(sites: Rc<Sites>, bell: Socket) {
     loop {
-        let pause = if sites.pool.borrow().is_empty() {
-            IDLE_MAX
-        } else {
-            ORIGIN_SWEEP
-        };
-        let stirred = select(sites.filled.wait(), runtime::sleep(pause));
+        let kept = !sites.pool.borrow().is_empty();
+        let stirred = select(sites.filled.wait(), async {
+            if !kept {
+                return pending().await;
+            }
+            runtime::sleep(ORIGIN_SWEEP).await;
+        });
         if let runtime::Either::Left(Err(_)) = select(bell.readable(), stirred).await {
             return;
         }
@@ -196,13 +191,23 @@ fn told(code: Code) -> &'static str {
     }
 }
 
-type Attempt = Pin<Box<dyn Future<Output = Result<(Socket, SocketAddr), Code>>>>;
+type Attempt<T> = Pin<Box<dyn Future<Output = Result<T, Code>>>>;
+
+/// One connection to any of `addresses`; `attempt` makes one to a certain one.
+async fn connect_any<T>(
+    addresses: &[SocketAddr],
+    time: Duration,
+    attempt: impl Fn(SocketAddr) -> Attempt<T>,
+) -> Result<T, Code> {
+    let attempts = addresses.iter().map(|address| attempt(*address));
+    let raced = runtime::timeout(time * DIAL_ALL_TIMES, race(attempts)).await;
+    raced.unwrap_or(Err(Code::ConnectTimeout))
+}
 
 /// Tries the addresses one after the other, each a little after the one before it or as soon as that has failed; the
 /// first that is connected wins.
-async fn race(addresses: Vec<SocketAddr>) -> Result<(Socket, SocketAddr), Code> {
-    let mut waiting = addresses.into_iter();
-    let mut running: Vec<Attempt> = waiting.next().map(attempt).into_iter().collect();
+async fn race<T>(mut waiting: impl ExactSizeIterator<Item = Attempt<T>>) -> Result<T, Code> {
+    let mut running: Vec<Attempt<T>> = waiting.next().into_iter().collect();
     let mut failed: Option<Code> = None;
     loop {
         let mut stagger = pin!(runtime::sleep(DIAL_STAGGER));
@@ -233,28 +238,42 @@ async fn race(addresses: Vec<SocketAddr>) -> Result<(Socket, SocketAddr), Code> 
             return Ok(won);
         }
         match waiting.next() {
-            Some(address) => running.push(attempt(address)),
+            Some(attempt) => running.push(attempt),
             None if running.is_empty() => return Err(failed.unwrap_or(Code::Unreachable)),
             None => {}
         }
     }
 }
 
-fn attempt(address: SocketAddr) -> Attempt {
+/// One address, which gets `time` and counts from the first moment.
+fn attempt(shard: Shard, address: SocketAddr, time: Duration) -> Attempt<(Site, SocketAddr)> {
     Box::pin(async move {
-        match runtime::timeout(DIAL_ADDRESS_MAX, Socket::connect(address)).await {
-            None => Err(Code::ConnectTimeout),
-            Some(Err(e)) => Err(dial_code(&e)),
-            // A port of this host on which nobody listens can connect to itself.
-            Some(Ok(socket)) if socket.local_address() == Some(address) => Err(Code::Refused),
-            Some(Ok(socket)) => Ok((socket, address)),
+        let counted = shard.count_connection();
+        if shard.over_fd_mark() {
+            return Err(Code::Limit);
         }
+        let socket = connect(address, time).await?;
+        let site = Site {
+            socket,
+            _counted: counted,
+        };
+        Ok((site, address))
     })
 }
 
-/// Of two failures the one that tells more: somebody answered, nobody did, there is no way.
+async fn connect(address: SocketAddr, time: Duration) -> Result<Socket, Code> {
+    match runtime::timeout(time, Socket::connect(address)).await {
+        None => Err(Code::ConnectTimeout),
+        Some(Err(e)) => Err(dial_code(&e)),
+        // A port of this host on which nobody listens can connect to itself.
+        Some(Ok(socket)) if socket.local_address() == Some(address) => Err(Code::Refused),
+        Some(Ok(socket)) => Ok(socket),
+    }
+}
+
+/// Of two failures the one that tells more: an address was not tried, somebody answered, nobody did, there is no way.
 fn clearer(a: Code, b: Code) -> Code {
-    [Code::Refused, Code::ConnectTimeout]
+    [Code::Limit, Code::Refused, Code::ConnectTimeout]
         .into_iter()
         .find(|c| [a, b].contains(c))
         .unwrap_or(a)
@@ -285,10 +304,37 @@ mod tests {
     }
 
     #[test]
+    fn all_addresses_together_have_a_limit() {
+        let stream = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        // A full backlog: the kernel drops what comes, as a firewall would.
+        let (deaf, fill) = (stream(), [stream(), stream(), stream()]);
+        deaf.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        deaf.listen(0).unwrap();
+        let address = deaf.local_addr().unwrap().as_socket().unwrap();
+        for socket in &fill {
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.connect(&address.into());
+        }
+        let time = 4 * DIAL_STAGGER;
+        let runtime = runtime::Runtime::new(runtime::Driver::Epoll).unwrap();
+        runtime.run(async {
+            // The last of the 16 would have its own time until 4.75 times as long.
+            for (addresses, times) in [(1, 1), (16, DIAL_ALL_TIMES)] {
+                let begun = Time::now();
+                let raced = connect_any(&vec![address; addresses], time, |a| Box::pin(connect(a, time))).await;
+                let took = Time::now().since(begun);
+                assert_eq!(raced.err(), Some(Code::ConnectTimeout));
+                assert!((time * times..time * (times + 1)).contains(&took), "{took:?}");
+            }
+        });
+    }
+
+    #[test]
     fn the_failure_that_tells_most_is_shown() {
         assert_eq!(clearer(Code::Unreachable, Code::Refused), Code::Refused);
         assert_eq!(clearer(Code::ConnectTimeout, Code::Refused), Code::Refused);
         assert_eq!(clearer(Code::Unreachable, Code::ConnectTimeout), Code::ConnectTimeout);
         assert_eq!(clearer(Code::Unreachable, Code::Unreachable), Code::Unreachable);
+        assert_eq!(clearer(Code::Refused, Code::Limit), Code::Limit);
     }
 }

@@ -10,7 +10,7 @@ use super::answer::Answer;
 use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES};
 use super::relay::full_read;
 use crate::http::{BadBody, Body, Request};
-use crate::limits::{FIRST_BYTE_MAX, FRAME_HEADER_BYTES, IDLE_MAX, PEER_LOOK};
+use crate::limits::{FRAME_HEADER_BYTES, PEER_LOOK};
 use crate::mux::Code;
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, Socket, select};
@@ -21,6 +21,8 @@ use crate::time::Time;
 pub struct Progress {
     /// The whole request was written.
     pub sent: Cell<bool>,
+    /// More of the request is to come, and the site has taken what came: it owes nothing yet.
+    pub wanting: Cell<bool>,
     /// When the first byte of an answer was read.
     pub first_byte: Cell<Option<Time>>,
     /// The site sent more than its answer.
@@ -72,17 +74,16 @@ pub async fn run(
     let activity = Activity::new();
     let up = forward(site, stream, inlet, request, head, progress, &activity);
     let down = receive(site, stream, answer, progress, &activity);
-    let silence = activity.silence(|| match progress.first_byte.get() {
-        None => FIRST_BYTE_MAX,
-        Some(_) => IDLE_MAX,
-    });
+    let times = stream.shard().settings().times;
+    let late = || match progress.first_byte.get() {
+        None if !progress.wanting.get() => (Code::FirstByteTimeout, times.first_byte),
+        _ => (Code::IdleTimeout, times.idle),
+    };
+    let silence = activity.silence(times.first_byte.min(times.idle), || late().1);
     match select(down, select(up, silence)).await {
         Either::Left(received) => received,
         Either::Right(Either::Left(fault)) => Err(fault),
-        Either::Right(Either::Right(())) if progress.first_byte.get().is_some() => {
-            Err(Fault::TimedOut(Code::IdleTimeout))
-        }
-        Either::Right(Either::Right(())) => Err(Fault::TimedOut(Code::FirstByteTimeout)),
+        Either::Right(Either::Right(())) => Err(Fault::TimedOut(late().0)),
     }
 }
 
@@ -119,7 +120,12 @@ async fn forward(
         match inlet.end() {
             Some(End::Cut(..)) => return Fault::GivenUp,
             Some(End::Fin) => return Fault::Peer("the request ended before it was complete"),
-            None => inlet.fill().await,
+            None => {
+                progress.wanting.set(true);
+                inlet.fill().await;
+                progress.wanting.set(false);
+                activity.touch();
+            }
         }
     }
     progress.sent.set(true);

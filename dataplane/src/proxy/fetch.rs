@@ -10,7 +10,7 @@ use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
 use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES};
 use super::relay::full_read;
 use crate::http::{Bad, BadBody, Body, Finder, Request, Response, Scheme, Version, page, rewrite};
-use crate::limits::{BODY_PAUSE_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX};
+use crate::limits::{FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX};
 use crate::mux::{Code, Kind};
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, Socket, select};
@@ -244,7 +244,8 @@ async fn send_body(
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 turn = 0;
-                match runtime::timeout(BODY_PAUSE_MAX, socket.readable()).await {
+                let pause = stream.shard().settings().times.browser_body;
+                match runtime::timeout(pause, socket.readable()).await {
                     None => return Err(Some(Fault::RequestTimeout)),
                     Some(Err(_)) => return Err(Some(Fault::BrowserGone)),
                     Some(Ok(())) => {}

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::http::{Bad, Finder};
-use crate::limits::{IDLE_MAX, LINGER_BYTES_MAX, LINGER_MAX, SETTLE_MAX};
+use crate::limits::{LINGER_BYTES_MAX, LINGER_MAX, SETTLE_MAX};
 use crate::mux::{Code, Recv};
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, Socket, select};
@@ -225,7 +225,8 @@ impl Outlet {
                     }
                     // A cut is not held up by a socket that takes nothing.
                     let change = select(socket.writable(), inlet.stream.arrival());
-                    match runtime::timeout(IDLE_MAX, change).await {
+                    let idle = inlet.stream.shard().settings().times.idle;
+                    match runtime::timeout(idle, change).await {
                         Some(Either::Left(writable)) => writable?,
                         Some(Either::Right(())) => {}
                         None => return Err(io::ErrorKind::TimedOut.into()),
@@ -288,15 +289,16 @@ impl Activity {
         self.0.set(Time::now());
     }
 
-    /// Waits until nothing has moved for as long as `limit` says each time that it is asked.
-    pub async fn silence(&self, limit: impl Fn() -> Duration) {
+    /// Waits until nothing has moved for as long as `limit` says each time that it is asked: never less than
+    /// `shortest`, and another answer only after a [`Activity::touch`].
+    pub async fn silence(&self, shortest: Duration, limit: impl Fn() -> Duration) {
         loop {
-            let due = self.0.get() + limit();
-            if Time::now() >= due {
+            let (now, due) = (Time::now(), self.0.get() + limit());
+            if now >= due {
                 return;
             }
-            // The limit may rise or fall meanwhile: it is looked at again in time for the shortest.
-            runtime::sleep_until(due).await;
+            // The limit may fall meanwhile: it is looked at again in time for the shortest.
+            runtime::sleep_until(due.min(now + shortest)).await;
         }
     }
 }

@@ -9,7 +9,6 @@ use super::flow::{Activity, Inlet, NoHead, cut_at_end};
 use super::origin::{Attempt, Key};
 use super::relay::relay;
 use crate::http::{Finder, Form, Framing, Request, Scheme};
-use crate::limits::IDLE_MAX;
 use crate::mux::{Code, Kind, Timings};
 use crate::shard::runtime::{self, Either, select};
 use crate::shard::{Level, Shard, Stream};
@@ -90,7 +89,8 @@ impl Call<'_> {
     async fn http(&self) {
         let mut inlet = Inlet::new(self.stream);
         let mut finder = Finder::forwarded();
-        let head = match runtime::timeout(IDLE_MAX, inlet.head(&mut finder)).await {
+        let idle = self.shard.settings().times.idle;
+        let head = match runtime::timeout(idle, inlet.head(&mut finder)).await {
             // It may be a slice of a link's buffer, and the exchange may take hours.
             Some(Ok(head)) => Bytes::copy_from_slice(&head),
             Some(Err(NoHead::Bad(bad))) => return self.reset(Code::Protocol, bad.reason),
@@ -197,7 +197,8 @@ impl Call<'_> {
             Code::SiteReset,
             &activity,
         );
-        if let Either::Right(()) = select(relayed, activity.silence(|| IDLE_MAX)).await {
+        let idle = self.shard.settings().times.idle;
+        if let Either::Right(()) = select(relayed, activity.silence(idle, || idle)).await {
             self.reset(Code::IdleTimeout, "no byte in either direction");
         }
     }

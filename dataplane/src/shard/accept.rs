@@ -16,7 +16,9 @@ use super::link::Link;
 use super::mailbox::Level;
 use super::runtime::{self, Socket};
 use crate::error::Error;
-use crate::limits::{BROWSER_MESSAGES_PER_TURN, BROWSERS_PER_MESSAGE, HANDSHAKE_MAX, HANDSHAKES_MAX, LINKS_MAX};
+use crate::limits::{
+    ACCEPT_PAUSE, BROWSER_MESSAGES_PER_TURN, BROWSERS_PER_MESSAGE, HANDSHAKE_MAX, HANDSHAKES_MAX, LINKS_MAX,
+};
 use crate::mux::frame::{self, Frame, Header};
 use crate::mux::{Hello, Reject, Side};
 use crate::time::Time;
@@ -161,10 +163,16 @@ pub(super) async fn receive_browsers(shard: Shard, fd: OwnedFd) {
         Err(e) => return shard.log(Level::Error, format!("taking the browsers' socket: {e}")),
     };
     loop {
+        while shard.is_full() {
+            runtime::sleep(ACCEPT_PAUSE).await;
+        }
         if let Err(e) = socket.readable().await {
             return shard.log(Level::Error, format!("waiting for browsers: {e}"));
         }
         for _ in 0..BROWSER_MESSAGES_PER_TURN {
+            if shard.is_full() {
+                break;
+            }
             match receive(&socket) {
                 Ok(Some((kind, browsers, truncated))) => {
                     if truncated {

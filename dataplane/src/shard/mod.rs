@@ -32,7 +32,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::limits::{COMMANDS_MAX, EVENTS_MAX, LINKS_MAX, MEMBERS_MAX};
+use crate::limits::{COMMANDS_MAX, EVENTS_MAX, FDS_LINK, LINKS_MAX, MEMBERS_MAX, REFUSED_MAX};
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
 use crate::proxy::resolve::is_own;
 use crate::proxy::{browser, site};
@@ -80,7 +80,7 @@ struct Inner {
     /// Shards of this process that are not drained yet.
     undrained: Arc<AtomicUsize>,
     handshakes: Cell<usize>,
-    /// Local connections above which new ones are turned away.
+    /// Connections above which new ones are turned away.
     connections_max: usize,
     probes: RefCell<HashMap<u64, Rc<probe::Pending>>>,
     next_probe: Cell<u64>,
@@ -148,7 +148,7 @@ impl Shard {
     }
 
     /// Opens a stream on the least loaded live link (`open.credit` is set here). Waits while no link is up: in order,
-    /// at most 45 s after the last loss; heads only, so read nothing of the body before.
+    /// at most the resume window after the last loss; heads only, so read nothing of the body before.
     ///
     /// # Errors
     /// Why there is no stream, with text for people: `tunnel-down`, `limit`, `shutdown`.
@@ -158,7 +158,17 @@ impl Shard {
 
     /// Above the first mark of open descriptors: answer new connections with 503, Retry-After, and close.
     pub fn over_fd_mark(&self) -> bool {
-        self.0.counters.connections.value() > self.0.connections_max as u64
+        self.descriptors() > self.0.connections_max
+    }
+
+    /// At the second mark: take no connection at all.
+    fn is_full(&self) -> bool {
+        self.descriptors() >= self.0.connections_max + REFUSED_MAX
+    }
+
+    fn descriptors(&self) -> usize {
+        let links = self.0.links.borrow().len() * FDS_LINK + self.0.handshakes.get();
+        usize::try_from(self.0.counters.connections.value()).map_or(usize::MAX, |local| local + links)
     }
 
     /// Counts a local connection while the guard lives.
@@ -178,10 +188,11 @@ impl Shard {
     }
 
     fn lit_shard(&self) -> Option<usize> {
+        let room = |c: &Counters| c.connections.value() < self.0.connections_max as u64;
         self.0
             .all_counters
             .iter()
-            .position(|c| c.links_live.value() > 0 && !Arc::ptr_eq(c, &self.0.counters))
+            .position(|c| c.links_live.value() > 0 && room(c) && !Arc::ptr_eq(c, &self.0.counters))
     }
 
     /// Passes a browser's descriptor, nothing of it read, to a shard that has a live link.
@@ -228,9 +239,10 @@ impl Shard {
         self.0.next_key.set(key.wrapping_add(1));
         let mut seed = [0; 16];
         aws_lc_rs::rand::fill(&mut seed).expect("the system gives random bytes");
-        let (settings, counters) = match self.attached(member) {
+        let settings = self.settings();
+        let (version, counters) = match self.attached(member) {
             Some(member) => (member.version, member.counters),
-            None => (self.settings().version, Arc::default()),
+            None => (settings.version, Arc::default()),
         };
         let link = Link::start(
             self,
@@ -241,7 +253,8 @@ impl Shard {
                 links,
                 member,
                 seed,
-                settings,
+                settings: version,
+                resume_window: settings.times.resume_window,
             },
             counters,
         );
@@ -485,7 +498,11 @@ async fn run(shard: Shard, inbox: Inbox<Command>, browsers: Option<OwnedFd>) -> 
 /// What serves outside of tests.
 pub(crate) const SERVICES: Services = Services {
     site: |shard, stream| runtime::spawn(site::serve(shard.clone(), stream)),
-    browser: |shard, socket, is_probe| runtime::spawn(browser::serve(shard.clone(), socket, is_probe)),
+    browser: |shard, socket, is_probe| {
+        // Before its task runs: the marks must know of it.
+        let counted = shard.count_connection();
+        runtime::spawn(browser::serve(shard.clone(), socket, is_probe, counted));
+    },
 };
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::link::Link;
 use super::stream::StreamCell;
 use super::waiting::Wait;
 use super::{Shard, runtime};
-use crate::limits::{OPEN_PACE, RESUME_WINDOW, WAITING_STARTS_PER_TURN};
+use crate::limits::{OPEN_PACE, WAITING_STARTS_PER_TURN};
 use crate::mux::{Code, Open, OpenError, StreamRef};
 use crate::time::Time;
 
@@ -22,7 +22,7 @@ impl Shard {
         cell: &Rc<StreamCell>,
     ) -> Result<(Rc<Link>, StreamRef), (Code, String)> {
         let mut called = false;
-        let pace_end = Time::now() + RESUME_WINDOW;
+        let pace_end = Time::now() + self.settings().times.resume_window;
         loop {
             if self.is_draining() {
                 return Err((Code::Shutdown, "the tunnel is shutting down".to_owned()));
@@ -70,7 +70,7 @@ impl Shard {
             return down("the tunnel has no connection yet");
         }
         let now = Time::now();
-        let deadline = self.0.dark_since.get().unwrap_or(now) + RESUME_WINDOW;
+        let deadline = self.0.dark_since.get().unwrap_or(now) + self.settings().times.resume_window;
         if now >= deadline {
             return down("the tunnel lost its connection");
         }

@@ -248,6 +248,7 @@ impl Pair {
         let settings = Arc::new(Settings {
             version: 1,
             json: b"{}".to_vec(),
+            ..Settings::default()
         });
         let config = EndpointConfig {
             shards,
@@ -299,6 +300,7 @@ impl Pair {
             settings: Arc::new(Settings {
                 version: 1,
                 json: b"{}".to_vec(),
+                ..Settings::default()
             }),
             driver: self.driver,
             denied: Vec::new(),
@@ -658,7 +660,7 @@ async fn endless_end(stream: Stream) {
 fn an_answer_whose_tail_was_lost_in_the_stream_is_cut() {
     let services = Services {
         site: |shard, stream| shard.spawn(endless_end(stream)),
-        browser: |shard, socket, is_probe| shard.spawn(crate::proxy::browser::serve(shard.clone(), socket, is_probe)),
+        browser: super::SERVICES.browser,
     };
     on_both_drivers(|driver| {
         let pair = Pair::serving(services, driver, 1, 1);

@@ -17,7 +17,7 @@ use super::runtime::{self, Driver, Runtime, Signal};
 use super::waiting::Waiting;
 use super::{Inner, Role, Services, Shard, run};
 use crate::error::Error;
-use crate::limits::{COMMANDS_MAX, EVENTS_MAX, FDS_RESERVED, STOP_MAX, WAITING_HEADS_MAX};
+use crate::limits::{COMMANDS_MAX, EVENTS_MAX, STOP_MAX, WAITING_HEADS_MAX};
 use crate::mux::{Budget, BudgetConfig};
 use crate::settings::Settings;
 use crate::stats::{Counters, Report};
@@ -41,6 +41,8 @@ pub(crate) struct Start {
     pub pinned: bool,
     pub settings: Arc<Settings>,
     pub services: Services,
+    /// The first mark of a shard's descriptors.
+    pub connections_max: usize,
     /// A shard's share.
     pub budget: BudgetConfig,
     /// Since when an earlier process of this tunnel had lost its last link.
@@ -89,7 +91,7 @@ impl Shards {
                 shards: shards.outboxes.clone(),
                 browsers: (!browsers.is_empty()).then(|| browsers.remove(0)),
                 undrained: undrained.clone(),
-                connections_max: connections_max(start.shards),
+                connections_max: start.connections_max,
             };
             let (built, role, begin) = (built.clone(), role.clone(), begin.clone());
             let thread = std::thread::Builder::new()
@@ -284,16 +286,4 @@ pub(crate) fn raise_fd_limit() -> Result<u64, Error> {
     )
     .map_err(|e| Error::Io("raising the limit of descriptors", e.into()))?;
     Ok(limit.maximum.unwrap_or(u64::MAX))
-}
-
-/// The first mark: local connections of one shard above which new ones are turned away.
-fn connections_max(shards: usize) -> usize {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(limit.saturating_sub(2 * FDS_RESERVED)).unwrap_or(usize::MAX) / shards
-}
-
-/// Streams of one shard, where each may need a descriptor.
-pub(crate) fn streams_max(asked: usize, fds: u64, shards: usize) -> usize {
-    let fds = usize::try_from(fds.saturating_sub(2 * FDS_RESERVED)).unwrap_or(usize::MAX);
-    (asked.min(fds) / shards).max(1)
 }

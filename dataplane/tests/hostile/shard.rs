@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use dataplane::limits::FRAME_HEADER_BYTES;
+use dataplane::limits::{FRAME_HEADER_BYTES, RESUME_WINDOW};
 use dataplane::mux::frame::{self, Frame, Header};
 use dataplane::mux::{Budget, BudgetConfig, Config, Event, Hello, Kind, Open, Recv, Session, Side, StreamRef};
 use dataplane::time::Time;
@@ -33,6 +33,7 @@ pub fn session(side: Side, link: u16, now: Time) -> Session {
         member: [7; 16],
         seed: [3; 16],
         settings: 1,
+        resume_window: RESUME_WINDOW,
     };
     Session::new(config, now)
 }

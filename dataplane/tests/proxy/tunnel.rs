@@ -59,6 +59,7 @@ impl Tunnel {
         let settings = Arc::new(Settings {
             version: SETTINGS,
             json: b"{}".to_vec(),
+            ..Settings::default()
         });
         let config = EndpointConfig {
             shards: 1,

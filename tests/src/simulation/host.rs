@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use dataplane::limits::RESUME_WINDOW;
 use dataplane::mux::{Budget, BudgetConfig, Code, Config, Hello, Session, Side as MuxSide, StreamRef};
 
 use super::network::{Ending, Profile};
@@ -133,6 +134,7 @@ impl World {
             member: self.slots[slot].member,
             seed: self.rng.key(),
             settings: [self.slots[slot].client_version, self.slots[slot].endpoint_version][side],
+            resume_window: RESUME_WINDOW,
         };
         End {
             session: Session::new(config, self.time()),

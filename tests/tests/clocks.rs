@@ -1,0 +1,202 @@
+//! The tunnel's own clocks, at a small scale by their options; with `CULVERT_LONG=1` as they are by default.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
+use tests::http::Answer;
+use tests::origin::Origin;
+use tests::process::PATIENCE;
+use tests::relay::{Cut, Rule, Which};
+
+/// For a machine that does other things too.
+const MARGIN: Duration = Duration::from_secs(4);
+/// Between two looks at what tells of no change.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Each clock's option with its length here.
+struct Scale {
+    cloud: &'static [&'static str],
+    client: &'static [&'static str],
+    resume: Duration,
+    lost: Duration,
+    drain: Duration,
+    orphaned: Duration,
+}
+
+fn scale() -> Scale {
+    let seconds = Duration::from_secs;
+    if std::env::var_os("CULVERT_LONG").is_some() {
+        return Scale {
+            cloud: &[],
+            client: &["--shards", "1"],
+            resume: seconds(45),
+            lost: seconds(90),
+            drain: seconds(300),
+            orphaned: seconds(90),
+        };
+    }
+    // In the order of the defaults: what is lost has no session any more.
+    Scale {
+        cloud: &[
+            "--resume-window",
+            "3s",
+            "--lost-timeout",
+            "4s",
+            "--drain-timeout",
+            "2s",
+            "--orphan-timeout",
+            "3s",
+        ],
+        client: &[
+            "--shards",
+            "1",
+            "--resume-window",
+            "3s",
+            "--lost-timeout",
+            "4s",
+            "--drain-timeout",
+            "2s",
+        ],
+        resume: seconds(3),
+        lost: seconds(4),
+        drain: seconds(2),
+        orphaned: seconds(3),
+    }
+}
+
+fn start() -> (Scale, Cloud, Tunnel, Origin) {
+    let scale = scale();
+    let cloud = Cloud::with(CloudOptions {
+        arguments: scale.cloud.iter().map(ToString::to_string).collect(),
+        ..CloudOptions::new(Driver::Epoll)
+    });
+    let tunnel = cloud.start_tunnel_with(scale.client);
+    (scale, cloud, tunnel, Origin::start())
+}
+
+fn in_time(begun: Instant, limit: Duration, what: &str) {
+    let took = begun.elapsed();
+    assert!(
+        (limit..=limit + MARGIN).contains(&took),
+        "{what}: {took:?} of {limit:?}"
+    );
+}
+
+fn tunnel_down(answer: &Answer) {
+    let name = answer.head.field("Culvert-Error");
+    assert_eq!((answer.status(), name), (503, Some("tunnel-down")), "{}", answer.text());
+}
+
+/// An outage longer than the resume window ends what was open, and what waited is told; then all works again.
+#[test]
+fn the_resume_window() {
+    let (scale, cloud, tunnel, origin) = start();
+    let base = origin.base();
+    thread::scope(|scope| {
+        let (tunnel, base) = (&tunnel, &base);
+        let held = scope.spawn(move || tunnel.client().download(base, 1, 100_000, "&held"));
+        let silent = scope.spawn(move || tunnel.client().get(&format!("{base}/bytes?silent")));
+        origin.wait("both answers", |c| c.held == 2);
+        cloud.relay.set(Which::Links, Rule::Refuse);
+        let begun = Instant::now();
+        cloud.relay.cut(Which::Links, Cut::Reset);
+        let waits = scope.spawn(move || tunnel.client().get(&format!("{base}/echo-head")));
+        assert_eq!(held.join().unwrap().unwrap_err().kind(), ErrorKind::ConnectionReset);
+        in_time(begun, scale.resume, "a body");
+        tunnel_down(&silent.join().unwrap().unwrap());
+        tunnel_down(&waits.join().unwrap().unwrap());
+        in_time(begun, scale.resume, "what had not begun");
+        let late = Instant::now();
+        tunnel_down(&tunnel.client().get(&format!("{base}/echo-head")).unwrap());
+        assert!(
+            late.elapsed() < scale.resume / 2,
+            "the window is over: {:?}",
+            late.elapsed()
+        );
+    });
+    assert_eq!(origin.counters().path("/echo-head"), 0);
+    let dials = cloud.relay.stats().links;
+    cloud.relay.set(Which::Links, Rule::Pass);
+    cloud
+        .relay
+        .wait("a new link", |stats| stats.links > dials && stats.links_open > 0);
+    let begun = Instant::now();
+    while tunnel.client().get(&format!("{base}/echo-head")).unwrap().status() != 200 {
+        assert!(begun.elapsed() < MARGIN, "the tunnel does not come back");
+        fault_lasts(PAUSE);
+    }
+    tunnel.stop();
+}
+
+/// A tunnel whose `sc` is gone is reaped, and so is its endpoint.
+#[test]
+fn reaping() {
+    let (scale, cloud, tunnel, _origin) = start();
+    let begun = Instant::now();
+    tunnel.process.signal(Signal::KILL);
+    let path = format!("/{}/tunnels/{}", cloud.user, tunnel.id);
+    let end = loop {
+        let object = cloud.rest("GET", &path).json();
+        if object["status"] == "terminated" {
+            break object;
+        }
+        assert!(begun.elapsed() < scale.lost + MARGIN, "{object}");
+        fault_lasts(PAUSE);
+    };
+    in_time(begun, scale.lost, "reaping");
+    assert_eq!(end["shutdown_reason"], "lost");
+    assert!(cloud.process.children().is_empty());
+}
+
+/// `sc` waits for an open stream as long as it says, and cuts it then.
+#[test]
+fn draining() {
+    let (scale, _cloud, mut tunnel, origin) = start();
+    let (proxy, base) = (tunnel.proxy, origin.base());
+    let download = thread::spawn(move || tests::http::Client::dial(proxy)?.download(&base, 1, 3_000_000, "&held"));
+    origin.wait("the body", |c| c.held == 1);
+    let begun = Instant::now();
+    tunnel.process.signal(Signal::TERM);
+    let said = format!("Will wait for up to {}s for jobs", scale.drain.as_secs());
+    tunnel
+        .process
+        .line("the drain", |line| line.starts_with(&said).then_some(()));
+    assert_eq!(tunnel.process.exit_code(scale.drain + PATIENCE), 0);
+    // Streams that are left then get a little more, and the endpoint its own drain.
+    let took = begun.elapsed();
+    assert!((scale.drain..scale.drain * 2 + MARGIN * 2).contains(&took), "{took:?}");
+    assert!(download.join().unwrap().is_err());
+}
+
+/// `sc-cloud serve` is gone: what is open goes on at its endpoint for a while, and `sc` asks for a new tunnel.
+#[test]
+fn orphans() {
+    let (scale, mut cloud, tunnel, origin) = start();
+    let (proxy, base) = (tunnel.proxy, origin.base());
+    let download = thread::spawn(move || tests::http::Client::dial(proxy)?.download(&base, 1, 3_000_000, "&held"));
+    origin.wait("the body", |c| c.held == 1);
+    let [endpoint] = cloud.process.children()[..] else {
+        panic!("not one endpoint")
+    };
+    let endpoint = pidfd_open(Pid::from_raw(endpoint as i32).unwrap(), PidfdFlags::empty()).unwrap();
+    let begun = Instant::now();
+    cloud.process.signal(Signal::KILL);
+    cloud.process.end(PATIENCE);
+    let limit = Timespec::try_from(scale.orphaned + MARGIN).unwrap();
+    let ended = poll(&mut [PollFd::new(&endpoint, PollFlags::IN)], Some(&limit)).unwrap();
+    assert_eq!(ended, 1, "the endpoint stays");
+    in_time(begun, scale.orphaned, "an orphan");
+    assert!(download.join().unwrap().is_err());
+    let log = tunnel.folder.path().join("sc.log");
+    let asks = |text: &str| text.contains("the tunnel is lost: no link and no REST for");
+    while !fs::read_to_string(&log).is_ok_and(|text| asks(&text)) {
+        let most = scale.orphaned + scale.lost + MARGIN * 4;
+        assert!(begun.elapsed() < most, "{}", tunnel.log());
+        fault_lasts(PAUSE);
+    }
+}
