@@ -77,6 +77,8 @@ impl Ports {
 impl Listener {
     fn new(socket: TcpListener) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
+        // What it accepts inherits this, and no endpoint has to ask for it.
+        sockopt::set_tcp_nodelay(&socket, true)?;
         let address = socket.local_addr()?;
         Ok(Self {
             socket: watch(socket.into(), Interest::READABLE)?,

@@ -25,8 +25,10 @@ pub(super) const PROBE_HOST: &str = "probe.culvert.invalid";
 pub(super) enum Next {
     /// Another request may follow.
     Again,
-    /// The last answer was delivered whole.
+    /// The last answer was delivered whole, but the browser may still be sending.
     Close,
+    /// As `Close`, and the browser has said that it sends no more.
+    Done,
     /// Something was cut, and the browser must see that, as it does unless told otherwise.
     Abort,
     /// It is opaque from here on. The request is forgotten first: a relay may live for days.
@@ -46,7 +48,6 @@ pub(super) struct Browser {
 
 /// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
 pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, _counted: Counted) {
-    cut_at_end(&socket);
     let mut browser = Browser {
         shard,
         socket,
@@ -61,7 +62,8 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, _counted: Count
     };
     match next {
         Next::Again | Next::Close => linger(&browser.socket).await,
-        Next::Abort => {}
+        Next::Done => {}
+        Next::Abort => cut_at_end(&browser.socket),
         Next::Relay(stream) => {
             let early = browser.inbox.split().freeze();
             let mut inlet = Inlet::new(&stream);
@@ -91,7 +93,7 @@ impl Browser {
     async fn exchange(&mut self) -> Next {
         let head = match self.read_head().await {
             Ok(head) => head,
-            Err(NoHead::Closed) => return Next::Close,
+            Err(NoHead::Closed) => return Next::Done,
             Err(NoHead::Late) => return self.refuse("request-timeout", "the head took too long").await,
             Err(NoHead::Bad(bad)) => return self.refuse_head(bad).await,
         };

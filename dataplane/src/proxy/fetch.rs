@@ -7,21 +7,37 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 
 use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
-use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES};
+use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES, cut_at_end};
 use super::relay::full_read;
-use crate::http::{Bad, BadBody, Body, Finder, Request, Response, Scheme, Version, page, rewrite};
+use crate::http::{Bad, BadBody, Body, Finder, Framing, Request, Response, Scheme, Version, page, rewrite};
 use crate::limits::{FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX};
 use crate::mux::{Code, Kind};
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, Socket, select};
+
+/// Heads of requests are rarely longer; a longer one makes the buffer grow.
+const HEAD_BYTES_USUAL: usize = 1_024;
 
 /// How far an exchange has come.
 #[derive(Default)]
 struct Progress {
     /// The whole request is in the stream.
     sent: Cell<bool>,
+    /// The browser is told of the body's end by the end of its connection.
+    by_close: Cell<bool>,
     /// Bytes of an answer are on their way to the browser: an error can only be shown as a cut.
     begun: Cell<bool>,
+}
+
+impl Progress {
+    /// What follows a whole answer after which the connection ends.
+    fn last(&self, request: &Request<'_>) -> Next {
+        if self.sent.get() && !request.keep_alive && !self.by_close.get() {
+            Next::Done
+        } else {
+            Next::Close
+        }
+    }
 }
 
 /// Why an exchange failed.
@@ -102,7 +118,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
         };
         let fault = match answered {
             Ok(Answered::Whole { keep_alive }) if keep_alive && progress.sent.get() => return Next::Again,
-            Ok(Answered::Whole { .. }) => return Next::Close,
+            Ok(Answered::Whole { .. }) => return progress.last(request),
             Ok(Answered::Upgraded) => return Next::Relay(stream),
             Err(_) if progress.begun.get() => return Next::Abort,
             Err(fault) => fault,
@@ -189,7 +205,7 @@ async fn send_request(
     eof: &mut bool,
     progress: &Progress,
 ) -> Fault {
-    let mut head = Vec::new();
+    let mut head = Vec::with_capacity(HEAD_BYTES_USUAL);
     rewrite::request(request, &[], &mut head);
     let sent = match stream.send(&head).await {
         Ok(()) => send_body(socket, stream, request, inbox).await,
@@ -315,6 +331,11 @@ async fn deliver(
         }
         if request.upgrade {
             stream.finish(None);
+        }
+        if delivery.dechunk || response.framing == Framing::UntilClose {
+            // The connection's end is the body's: a process that dies must not bring it about.
+            progress.by_close.set(true);
+            cut_at_end(socket);
         }
         let body = Body::new(response.framing);
         // It may be a slice of a link's buffer, and the body may take hours.

@@ -319,15 +319,14 @@ pub async fn linger(socket: &Socket) {
         let mut dropped = 0;
         let mut buffer = [BytesMut::with_capacity(4 * 1024)];
         while dropped < LINGER_BYTES_MAX {
+            if socket.readable().await.is_err() {
+                return;
+            }
             buffer[0].clear();
             match socket.try_read(&mut buffer, 4 * 1024) {
                 Ok(0) => return,
                 Ok(read) => dropped += read,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    if socket.readable().await.is_err() {
-                        return;
-                    }
-                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return,
             }
         }

@@ -206,8 +206,7 @@ impl Call<'_> {
 
 /// A connection on which the site has neither said anything nor ended.
 fn is_quiet(site: &Site) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::new(&site.socket, PollFlags::IN | PollFlags::RDHUP)];
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    matches!(poll(&mut fds, Some(&at_once)), Ok(0))
+    use rustix::net::{RecvFlags, recv};
+    let peeked = recv(&site.socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    matches!(peeked, Err(rustix::io::Errno::AGAIN))
 }

@@ -353,7 +353,7 @@ impl Shard {
     }
 
     fn serve_here(&self, browser: OwnedFd, is_probe: bool) {
-        match Socket::tcp(browser) {
+        match Socket::new(browser) {
             Ok(socket) => (self.0.services.browser)(self, socket, is_probe),
             Err(e) => self.log(Level::Warn, format!("taking a browser's socket: {e}")),
         }
