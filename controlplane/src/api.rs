@@ -81,6 +81,20 @@ impl TunnelRequest {
         serde_json::to_vec(&rules).unwrap_or_default()
     }
 
+    /// The same with nothing in its rules.
+    pub fn without_rules(&self) -> Self {
+        let culvert = self.culvert.clone().map(|c| MemberRequest { auth_hosts: None, ..c });
+        Self {
+            domain_names: None,
+            direct_domains: None,
+            fast_fail_regexps: None,
+            no_ssl_bump_domains: None,
+            no_proxy_caching: None,
+            culvert,
+            ..self.clone()
+        }
+    }
+
     /// Takes other rules, as SETTINGS carries them.
     ///
     /// # Errors
@@ -397,6 +411,9 @@ mod tests {
         other.take_rules(&request.settings_json()).unwrap();
         assert_eq!(other.settings_json(), request.settings_json());
         assert_eq!(other.vm_version.as_deref(), Some("kept"));
+        let without = other.without_rules();
+        assert_eq!(without.settings_json(), TunnelRequest::default().settings_json());
+        assert_eq!(without.vm_version, other.vm_version);
         let long = format!(r#"{{"direct_domains":[],"domain_names":["{}"]}}"#, "x".repeat(2_000));
         for bad in ["{", r#"{"direct_domains":1}"#, &long] {
             assert!(other.take_rules(bad.as_bytes()).is_err(), "{bad}");

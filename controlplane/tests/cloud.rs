@@ -201,7 +201,11 @@ impl Cloud {
 
 impl Drop for Cloud {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // Endpoints live on when it is killed, and a second signal ends it and them at once.
+        if let Ok(None) = self.child.try_wait() {
+            self.signal(Signal::TERM);
+            self.signal(Signal::INT);
+        }
         let _ = self.child.wait();
     }
 }

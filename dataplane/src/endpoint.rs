@@ -73,14 +73,7 @@ pub fn start(config: EndpointConfig) -> Result<Endpoint, Error> {
 
 /// As [`start`], with other services: for tests.
 pub(crate) fn start_with(config: EndpointConfig, services: Services) -> Result<Endpoint, Error> {
-    if config.shards == 0 || config.browsers.len() != config.shards {
-        let text = format!(
-            "{} shards and {} sockets for browsers",
-            config.shards,
-            config.browsers.len()
-        );
-        return Err(Error::Limit(text));
-    }
+    one_each(config.shards, &config.browsers)?;
     let connections_max = connections_max(raise_fd_limit()?, config.shards);
     // Each stream may need a descriptor.
     let share = |streams: usize| (streams / config.shards).clamp(1, connections_max);
@@ -108,6 +101,15 @@ pub(crate) fn start_with(config: EndpointConfig, services: Services) -> Result<E
         version,
         members: Mutex::default(),
     })
+}
+
+/// Checks that each shard has a socket for browsers.
+fn one_each(shards: usize, browsers: &[OwnedFd]) -> Result<(), Error> {
+    if shards > 0 && browsers.len() == shards {
+        return Ok(());
+    }
+    let text = format!("{shards} shards and {} sockets for browsers", browsers.len());
+    Err(Error::Limit(text))
 }
 
 impl Endpoint {
@@ -175,6 +177,18 @@ impl Endpoint {
                 first,
             },
         );
+    }
+
+    /// Takes browsers from these sockets from now on, one for each shard. What waits in the ones before is still served.
+    ///
+    /// # Errors
+    /// Not one socket for each shard: all stays as it is.
+    pub fn receive_from(&self, browsers: Vec<OwnedFd>) -> Result<(), Error> {
+        one_each(self.shards.count(), &browsers)?;
+        for (shard, socket) in browsers.into_iter().enumerate() {
+            self.shards.tell(shard, Command::Browsers(socket));
+        }
+        Ok(())
     }
 
     fn members(&self) -> std::sync::MutexGuard<'_, Vec<Attendee>> {

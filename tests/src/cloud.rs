@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::http::{self, Answer, Client};
 use crate::origin::Origin;
-use crate::process::{PATIENCE, Process, limit_files};
+use crate::process::{Held, PATIENCE, Process, limit_files};
 use crate::relay::Relay;
 use crate::seccomp::refuse_io_uring;
 use crate::tls;
@@ -154,8 +154,11 @@ pub struct Cloud {
     pub relay: Relay,
     pub user: String,
     pub key: String,
-    driver: Driver,
+    options: CloudOptions,
+    ports: (u16, u16),
     trust: Arc<ClientConfig>,
+    /// Endpoints that [`Cloud::kill`] has left.
+    orphans: Vec<Held>,
 }
 
 impl Cloud {
@@ -166,32 +169,8 @@ impl Cloud {
     pub fn with(options: CloudOptions) -> Self {
         let state = tempfile::tempdir().expect("a temporary folder");
         let relay = Relay::start_at(options.public);
-        let (first, last) = proxy_ports();
-        let mut command = Command::new(binary("sc-cloud"));
-        if options.driver == Driver::Refused {
-            refuse_io_uring(&mut command);
-        }
-        if let Some(files) = options.files {
-            limit_files(&mut command, files);
-        }
-        let process = Process::start(
-            command
-                .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])
-                .arg(state.path())
-                .args(["--proxy-ports", &format!("{first}-{last}")])
-                .args(["--public-address", &relay.address.to_string()])
-                .args(["--driver", options.driver.name()])
-                .args(["--endpoint-shards", &options.endpoint_shards.to_string()])
-                .args(&options.arguments),
-        );
-        let address = process.line("its REST address", |line| {
-            line.strip_prefix("REST: https://")?
-                .split('/')
-                .next()?
-                .parse::<SocketAddr>()
-                .ok()
-        });
-        relay.set_target(address);
+        let ports = proxy_ports();
+        let process = serve(&options, state.path(), &relay, ports);
         let trust = tls::trust_file(&state.path().join("ca.pem")).expect("the cloud's CA");
         let user = "ada".to_owned();
         let key = add_user(state.path(), &user);
@@ -201,9 +180,35 @@ impl Cloud {
             relay,
             user,
             key,
-            driver: options.driver,
+            options,
+            ports,
             trust,
+            orphans: Vec::new(),
         }
+    }
+
+    /// Kills `sc-cloud`; its endpoints, whose ids come back, live on.
+    pub fn kill(&mut self) -> Vec<u32> {
+        let endpoints = self.process.children();
+        self.orphans.extend(endpoints.iter().copied().filter_map(Held::of));
+        self.process.signal(Signal::KILL);
+        self.process.end(PATIENCE);
+        endpoints
+    }
+
+    /// Another `sc-cloud serve` with the same state folder.
+    pub fn second(&self) -> Process {
+        Process::start(&mut serve_command(
+            &self.options,
+            self.state.path(),
+            &self.relay,
+            self.ports,
+        ))
+    }
+
+    /// Starts `sc-cloud` anew on the same state, after [`Cloud::kill`] or another end.
+    pub fn restart(&mut self) {
+        self.process = serve(&self.options, self.state.path(), &self.relay, self.ports);
     }
 
     /// The base URL for `sc -x`.
@@ -251,11 +256,11 @@ impl Cloud {
             "-x",
             &self.url(),
             "--driver",
-            self.driver.name(),
+            self.options.driver.name(),
             "--cainfo",
         ]);
         command.arg(self.ca()).arg("-l").arg(log);
-        if self.driver == Driver::Refused {
+        if self.options.driver == Driver::Refused {
             refuse_io_uring(&mut command);
         }
         command
@@ -290,6 +295,39 @@ impl Cloud {
             folder,
         }
     }
+}
+
+/// Starts `sc-cloud serve` behind `relay`, and waits until it serves.
+fn serve(options: &CloudOptions, state: &Path, relay: &Relay, (first, last): (u16, u16)) -> Process {
+    let process = Process::start(&mut serve_command(options, state, relay, (first, last)));
+    let address = process.line("its REST address", |line| {
+        line.strip_prefix("REST: https://")?
+            .split('/')
+            .next()?
+            .parse::<SocketAddr>()
+            .ok()
+    });
+    relay.set_target(address);
+    process
+}
+
+fn serve_command(options: &CloudOptions, state: &Path, relay: &Relay, (first, last): (u16, u16)) -> Command {
+    let mut command = Command::new(binary("sc-cloud"));
+    if options.driver == Driver::Refused {
+        refuse_io_uring(&mut command);
+    }
+    if let Some(files) = options.files {
+        limit_files(&mut command, files);
+    }
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])
+        .arg(state)
+        .args(["--proxy-ports", &format!("{first}-{last}")])
+        .args(["--public-address", &relay.address.to_string()])
+        .args(["--driver", options.driver.name()])
+        .args(["--endpoint-shards", &options.endpoint_shards.to_string()])
+        .args(&options.arguments);
+    command
 }
 
 /// `sc-cloud user add`: the access key.

@@ -333,6 +333,18 @@ impl Client {
 
     /// Posts body `seed` to `/upload` of an origin, chunked or with its length, and compares the hash it answers.
     pub fn upload(&mut self, base: &str, seed: u64, length: u64, chunked: bool) -> io::Result<()> {
+        self.upload_pausing(base, seed, length, chunked, || {})
+    }
+
+    /// As [`Client::upload`]; half way it waits until `pause` returns.
+    pub fn upload_pausing(
+        &mut self,
+        base: &str,
+        seed: u64,
+        length: u64,
+        chunked: bool,
+        pause: impl FnOnce(),
+    ) -> io::Result<()> {
         let target = format!("{base}/upload");
         let framing = if chunked {
             "Transfer-Encoding: chunked".into()
@@ -347,8 +359,13 @@ impl Client {
             .as_bytes(),
         )?;
         let mut step = vec![0; STEP_BYTES];
-        let mut at = 0;
+        let (mut at, mut pause) = (0, Some(pause));
         while at < length {
+            if at >= length / 2
+                && let Some(pause) = pause.take()
+            {
+                pause();
+            }
             let n = (length - at).min(STEP_BYTES as u64) as usize;
             body::fill(seed, at, &mut step[..n]);
             if chunked {

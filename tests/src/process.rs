@@ -1,6 +1,7 @@
 //! A program under test: its lines as they come, signals, its end; killed when dropped.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -8,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// Limits the descriptors of a program and of what it starts, softly and for good.
 pub fn limit_files(command: &mut Command, most: u64) {
@@ -187,6 +188,33 @@ impl Process {
     }
 }
 
+/// A process that is no child of this test; killed when dropped.
+pub struct Held(OwnedFd);
+
+impl Held {
+    /// None if there is no such process.
+    pub fn of(id: u32) -> Option<Self> {
+        let id = Pid::from_raw(id.cast_signed())?;
+        pidfd_open(id, PidfdFlags::empty()).ok().map(Self)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        // One that has ended needs none.
+        let _ = pidfd_send_signal(&self.0, signal);
+    }
+
+    /// Whether it ends in this time.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        readable(&self.0, limit)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
 /// Bytes of memory that are a process's own, its share of shared pages included (PSS).
 pub fn memory_bytes(id: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup")).expect("procfs of a live process");
@@ -207,8 +235,11 @@ pub fn open_fds(id: u32) -> usize {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.status.is_none() {
+            // What it has started does not end with it.
+            let children: Vec<_> = self.children().into_iter().filter_map(Held::of).collect();
             let _ = self.child.kill();
             let _ = self.child.wait();
+            drop(children);
         }
         if thread::panicking() {
             eprintln!("── {} ──\n{}", self.name, self.transcript());
@@ -221,11 +252,15 @@ fn pid(child: &Child) -> Pid {
 }
 
 fn ends_within(child: &Child, limit: Duration) -> bool {
-    let Ok(fd) = pidfd_open(pid(child), PidfdFlags::empty()) else {
-        return true;
-    };
+    match pidfd_open(pid(child), PidfdFlags::empty()) {
+        Ok(fd) => readable(&fd, limit),
+        Err(_) => true,
+    }
+}
+
+fn readable(fd: &OwnedFd, limit: Duration) -> bool {
     let limit = Timespec::try_from(limit).expect("a limit of seconds");
-    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
     loop {
         match poll(&mut fds, Some(&limit)) {
             Err(rustix::io::Errno::INTR) => continue,

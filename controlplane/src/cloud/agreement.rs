@@ -68,6 +68,11 @@ impl Agreement {
         }
     }
 
+    /// The rules in force.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// A member that knows the rules in force.
     pub fn attach(&mut self, id: MemberId) {
         self.seats.retain(|s| s.id != id);

@@ -72,6 +72,14 @@ impl Ports {
         }
         Err(io::Error::new(io::ErrorKind::AddrInUse, "no proxy port is free"))
     }
+
+    /// Listens where an endpoint had its port before.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn listen_again(&self, address: SocketAddr) -> io::Result<Listener> {
+        TcpListener::bind(address).and_then(Listener::new)
+    }
 }
 
 impl Listener {

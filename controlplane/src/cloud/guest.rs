@@ -1,6 +1,7 @@
 //! `sc-cloud endpoint`: the process that carries one tunnel or one pool. It gets every socket from the broker, makes its own key,
 //! and never creates, accepts or dials anything once its shards run.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -15,9 +16,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
+use super::adoption::Door;
 use super::agreement::{Agreement, MemberId, Outcome};
-use super::limits::{EVENTS_PER_TURN, RULES_PART_BYTES_MAX};
-use super::messages::{self, FromEndpoint, MemberCounts, ToEndpoint};
+use super::limits::{EVENTS_PER_TURN, LEAVE_MAX, RULES_PART_BYTES_MAX};
+use super::messages::{self, FromEndpoint, MemberCounts, Present, ToEndpoint};
 use super::seqpacket::Seqpacket;
 use crate::api::{Counts, TunnelRequest};
 use crate::runtime::{Runtime, watch};
@@ -34,15 +36,7 @@ pub fn run() -> Result<(), String> {
     let runtime = Runtime::epoll().map_err(|e| e.to_string())?;
     runtime.block_on(async {
         let control = Seqpacket::new(control).map_err(|e| e.to_string())?;
-        let (endpoint, agreement, orphan_timeout) = start(&control).await?;
-        let mut guest = Guest {
-            control,
-            endpoint,
-            agreement,
-            orphan_timeout,
-            orphaned: None,
-        };
-        guest.serve().await
+        start(control).await?.serve().await
     })
 }
 
@@ -54,12 +48,12 @@ fn control() -> io::Result<OwnedFd> {
     stdin.as_fd().try_clone_to_owned()
 }
 
-/// Waits for the configuration, starts the shards and tells the broker the key. Also: how long it stays as an orphan.
-async fn start(control: &Seqpacket) -> Result<(Endpoint, Agreement, Duration), String> {
+/// Waits for the configuration, starts the shards and tells the broker the key.
+async fn start(control: Seqpacket) -> Result<Guest, String> {
     let mut rules = Vec::new();
     loop {
-        let message = messages::receive(control).await.map_err(|e| e.to_string())?;
-        let Some((message, browsers)) = message else {
+        let message = messages::receive(&control).await.map_err(|e| e.to_string())?;
+        let Some((message, mut sockets)) = message else {
             return Err("the broker went away before it said anything".into());
         };
         match message {
@@ -76,9 +70,14 @@ async fn start(control: &Seqpacket) -> Result<(Endpoint, Agreement, Duration), S
                 version,
                 dark_ms,
                 reload_ms,
+                adoption,
                 times,
                 ..
             } => {
+                if sockets.is_empty() {
+                    return Err("the broker gave no sockets".into());
+                }
+                let door = Door::new(sockets.remove(0), adoption).map_err(|e| e.to_string())?;
                 let identity = Arc::new(Identity::generate().map_err(|e| e.to_string())?);
                 let fingerprint = identity.fingerprint().to_string();
                 let settings = Arc::new(Settings {
@@ -92,15 +91,25 @@ async fn start(control: &Seqpacket) -> Result<(Endpoint, Agreement, Duration), S
                     settings: Arc::clone(&settings),
                     driver: driver_named(&driver)?,
                     max_streams,
-                    browsers,
+                    browsers: sockets,
                     dark: dark_ms.map(Duration::from_millis),
                 };
                 let endpoint = endpoint::start(config).map_err(|e| e.to_string())?;
                 let driver = format!("{:?}", endpoint.driver());
-                let ready = FromEndpoint::Ready { fingerprint, driver };
-                messages::send(control, &ready, &[]).await.map_err(|e| e.to_string())?;
-                let agreement = Agreement::new(settings, Duration::from_millis(reload_ms));
-                return Ok((endpoint, agreement, times.orphaned));
+                let guest = Guest {
+                    control,
+                    door,
+                    broker: Broker::Here,
+                    endpoint,
+                    fingerprint,
+                    driver,
+                    agreement: Agreement::new(settings, Duration::from_millis(reload_ms)),
+                    orphan_timeout: times.orphaned,
+                    members: Vec::new(),
+                };
+                let (fingerprint, driver) = (guest.fingerprint.clone(), guest.driver.clone());
+                guest.tell(FromEndpoint::Ready { fingerprint, driver }).await;
+                return Ok(guest);
             }
             _ => return Err("the broker spoke out of turn".into()),
         }
@@ -116,14 +125,37 @@ fn driver_named(name: &str) -> Result<Driver, String> {
     }
 }
 
+/// Whether there is anybody to talk to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Broker {
+    Here,
+    /// Another one may adopt this process until then.
+    Gone(Instant),
+    /// None has: this process drains, and leaves then at the latest.
+    Missed(Instant),
+}
+
+impl Broker {
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            Self::Here => None,
+            Self::Gone(until) | Self::Missed(until) => Some(until),
+        }
+    }
+}
+
 /// The control thread of a running endpoint.
 struct Guest {
     control: Seqpacket,
+    door: Door,
+    broker: Broker,
     endpoint: Endpoint,
+    fingerprint: String,
+    driver: String,
     agreement: Agreement,
+    /// How long it waits for another broker.
     orphan_timeout: Duration,
-    /// The broker is gone; when this process leaves.
-    orphaned: Option<Instant>,
+    members: Vec<Present>,
 }
 
 impl Guest {
@@ -136,16 +168,15 @@ impl Guest {
             .map_err(|e| e.to_string())?;
         let wake = watch(wake, Interest::READABLE).map_err(|e| e.to_string())?;
         loop {
-            let (orphaned, expiry) = (self.orphaned, self.agreement.deadline().map(Instant::from_std));
+            let (alone, expiry) = (self.broker.deadline(), self.agreement.deadline().map(Instant::from_std));
             tokio::select! {
-                message = messages::receive(&self.control), if orphaned.is_none() => match message {
+                message = messages::receive(&self.control), if alone.is_none() => match message {
                     Ok(Some((message, fds))) => self.obey(message, fds).await,
-                    Ok(None) | Err(_) => {
-                        // A new broker cannot adopt this process: what is open ends well, then it leaves.
-                        self.endpoint.drain();
-                        self.orphaned = Some(Instant::now() + self.orphan_timeout);
-                    }
+                    Ok(None) | Err(_) => self.broker = Broker::Gone(Instant::now() + self.orphan_timeout),
                 },
+                sockets = self.door.offered(), if !matches!(self.broker, Broker::Missed(_)) => {
+                    self.adopted(sockets.map_err(|e| e.to_string())?).await?;
+                }
                 () = awake(&wake) => {
                     if self.report().await? {
                         return Ok(());
@@ -155,16 +186,57 @@ impl Guest {
                     let outcome = self.agreement.expire(std::time::Instant::now());
                     self.conclude(outcome).await;
                 }
-                () = sleep_until(orphaned), if orphaned.is_some() => return Ok(()),
+                () = sleep_until(alone), if alone.is_some() => {
+                    if matches!(self.broker, Broker::Missed(_)) {
+                        return Ok(());
+                    }
+                    self.endpoint.drain();
+                    self.broker = Broker::Missed(Instant::now() + LEAVE_MAX);
+                }
             }
         }
     }
 
     /// A broker that is gone shows at the next receive.
     async fn tell(&self, message: FromEndpoint) {
-        if self.orphaned.is_none() {
+        if self.broker == Broker::Here {
             let _ = messages::send(&self.control, &message, &[]).await;
         }
+    }
+
+    /// Goes on with another broker, and says what that one cannot know.
+    async fn adopted(&mut self, mut sockets: Vec<OwnedFd>) -> Result<(), String> {
+        if sockets.is_empty() {
+            return Ok(());
+        }
+        let control = Seqpacket::new(sockets.remove(0)).map_err(|e| e.to_string())?;
+        if self.endpoint.receive_from(sockets).is_err() {
+            // For another number of shards: no offer of ours.
+            return Ok(());
+        }
+        self.control = control;
+        self.broker = Broker::Here;
+        self.tell_rules().await;
+        self.tell(FromEndpoint::Adopted {
+            fingerprint: self.fingerprint.clone(),
+            driver: self.driver.clone(),
+            members: self.members.clone(),
+        })
+        .await;
+        Ok(())
+    }
+
+    async fn tell_rules(&self) {
+        for part in self.agreement.settings().json.chunks(RULES_PART_BYTES_MAX) {
+            let part = messages::encode(part);
+            self.tell(FromEndpoint::Rules { part }).await;
+        }
+    }
+
+    /// What is known of a member; nothing if it has been detached.
+    fn present(&mut self, member: MemberId) -> Option<&mut Present> {
+        let name = hex(&member);
+        self.members.iter_mut().find(|m| m.member == name)
     }
 
     async fn obey(&mut self, message: ToEndpoint, mut fds: Vec<OwnedFd>) {
@@ -173,6 +245,12 @@ impl Guest {
                 if let (Some(id), Ok(fingerprint)) = (member(messages::member(&fingerprint)), fingerprint.parse()) {
                     self.endpoint.attach(Member { id, fingerprint, index });
                     self.agreement.attach(id);
+                    self.members.retain(|m| m.member != hex(&id));
+                    self.members.push(Present {
+                        member: hex(&id),
+                        links: BTreeSet::new(),
+                        parted: false,
+                    });
                 }
             }
             ToEndpoint::Part { member: name } => {
@@ -184,6 +262,7 @@ impl Guest {
             }
             ToEndpoint::Detach { member: name } => {
                 if let Some(id) = member(&name) {
+                    self.members.retain(|m| m.member != name);
                     self.endpoint.detach(id);
                     let outcome = self.agreement.detach(id);
                     self.conclude(outcome).await;
@@ -236,16 +315,31 @@ impl Guest {
                     self.reload(member, version, json).await;
                     continue;
                 }
-                Event::Parted { member } => FromEndpoint::Parted { member: hex(&member) },
-                Event::LinkUp { member, link } => FromEndpoint::LinkUp {
-                    member: hex(&member),
-                    link,
-                },
-                Event::LinkDown { member, link, reason } => FromEndpoint::LinkDown {
-                    member: hex(&member),
-                    link,
-                    reason: messages::clean(&reason),
-                },
+                Event::Parted { member } => {
+                    if let Some(present) = self.present(member) {
+                        present.parted = true;
+                    }
+                    FromEndpoint::Parted { member: hex(&member) }
+                }
+                Event::LinkUp { member, link } => {
+                    if let Some(present) = self.present(member) {
+                        present.links.insert(link);
+                    }
+                    FromEndpoint::LinkUp {
+                        member: hex(&member),
+                        link,
+                    }
+                }
+                Event::LinkDown { member, link, reason } => {
+                    if let Some(present) = self.present(member) {
+                        present.links.remove(&link);
+                    }
+                    FromEndpoint::LinkDown {
+                        member: hex(&member),
+                        link,
+                        reason: messages::clean(&reason),
+                    }
+                }
                 Event::Log { level, text } => FromEndpoint::Log {
                     level: level_name(level).to_owned(),
                     text: messages::clean(&text),
@@ -288,10 +382,7 @@ impl Guest {
             }) => {
                 self.endpoint.switch(&settings, &versions.into());
                 if fresh {
-                    for part in settings.json.chunks(RULES_PART_BYTES_MAX) {
-                        let part = messages::encode(part);
-                        self.tell(FromEndpoint::Rules { part }).await;
-                    }
+                    self.tell_rules().await;
                     self.tell(FromEndpoint::Switched).await;
                 }
             }

@@ -1,7 +1,8 @@
 //! Tunnels in the store: they survive there as history.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
+use super::ledger;
 use super::limits::{TUNNEL_KEPT_BYTES_MAX, TUNNELS_KEPT_MAX};
 use super::store::Store;
 use crate::api::Tunnel;
@@ -10,25 +11,19 @@ use crate::api::Tunnel;
 ///
 /// # Errors
 /// The store fails.
-pub async fn save(store: &Store, tunnel: &Tunnel) -> rusqlite::Result<()> {
-    let object = kept(tunnel);
-    let (id, owner, status) = (tunnel.id.clone(), tunnel.owner.clone(), tunnel.status.clone());
+pub fn write(c: &Connection, tunnel: &Tunnel) -> rusqlite::Result<()> {
     let created = seconds(tunnel.creation_time.unwrap_or_default());
-    store
-        .run(move |c| {
-            let values = params![id, owner, created, status, object];
-            c.execute(
-                "INSERT OR REPLACE INTO tunnels (id, owner, created, status, object) VALUES (?1, ?2, ?3, ?4, ?5)",
-                values,
-            )?;
-            c.execute(
-                "DELETE FROM tunnels WHERE status = 'terminated' AND id NOT IN
-                    (SELECT id FROM tunnels ORDER BY created DESC LIMIT ?1)",
-                [TUNNELS_KEPT_MAX],
-            )?;
-            Ok(())
-        })
-        .await
+    let values = params![tunnel.id, tunnel.owner, created, tunnel.status, kept(tunnel)];
+    c.execute(
+        "INSERT OR REPLACE INTO tunnels (id, owner, created, status, object) VALUES (?1, ?2, ?3, ?4, ?5)",
+        values,
+    )?;
+    c.execute(
+        "DELETE FROM tunnels WHERE status = 'terminated' AND id NOT IN
+            (SELECT id FROM tunnels ORDER BY created DESC LIMIT ?1)",
+        [TUNNELS_KEPT_MAX],
+    )?;
+    Ok(())
 }
 
 /// A tunnel as JSON; one with long rules without them, or a tenant could fill the disk, and an answer with many of
@@ -91,20 +86,25 @@ pub async fn ended(store: &Store, owner: &str, limit: u32) -> rusqlite::Result<V
         .collect())
 }
 
-/// Marks what an earlier process left unfinished as lost, and says how many tunnels that were.
+/// Marks what an earlier process left unfinished as lost, but for the tunnels that go on, and says how many that were.
 ///
 /// # Errors
 /// The store fails.
-pub async fn close_unfinished(store: &Store, now: u64) -> rusqlite::Result<usize> {
+pub async fn close_unfinished(store: &Store, going_on: &[String], now: u64) -> rusqlite::Result<usize> {
+    let going_on = serde_json::to_string(going_on).unwrap_or_default();
     store
         .run(move |c| {
-            c.execute(
+            let c = c.transaction()?;
+            let lost = c.execute(
                 "UPDATE tunnels SET status = 'terminated', object = json_set(object, '$.status', 'terminated',
                     '$.shutdown_reason', 'lost', '$.shutdown_time', ?1, '$.is_ready', json('false'),
                     '$.culvert', NULL)
-                 WHERE status != 'terminated'",
-                [seconds(now)],
-            )
+                 WHERE status != 'terminated' AND id NOT IN (SELECT value FROM json_each(?2))",
+                params![seconds(now), going_on],
+            )?;
+            ledger::keep(&c, &going_on)?;
+            c.commit()?;
+            Ok(lost)
         })
         .await
 }
@@ -145,7 +145,8 @@ mod tests {
         let store = Store::start(connection).unwrap();
         crate::runtime::Runtime::epoll().unwrap().block_on(async {
             for (id, status, created) in [("a", "running", 1), ("b", "terminated", 2), ("a", "halting", 1)] {
-                save(&store, &tunnel(id, status, created)).await.unwrap();
+                let tunnel = tunnel(id, status, created);
+                store.run(move |c| write(c, &tunnel)).await.unwrap();
             }
             assert_eq!(
                 load(&store, "ada", "a").await.unwrap().unwrap().status.unwrap(),
@@ -153,7 +154,8 @@ mod tests {
             );
             assert!(load(&store, "bob", "a").await.unwrap().is_none());
             assert_eq!(ended(&store, "ada", 9).await.unwrap().len(), 1);
-            assert_eq!(close_unfinished(&store, 7).await.unwrap(), 1);
+            assert_eq!(close_unfinished(&store, &["a".into()], 6).await.unwrap(), 0);
+            assert_eq!(close_unfinished(&store, &[], 7).await.unwrap(), 1);
             let lost = load(&store, "ada", "a").await.unwrap().unwrap();
             assert_eq!(lost.status.as_deref(), Some("terminated"));
             assert_eq!(lost.shutdown_reason.as_deref(), Some("lost"));

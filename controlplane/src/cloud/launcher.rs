@@ -1,4 +1,5 @@
-//! The life of an endpoint process: started, spoken to, restarted when it dies, and ended with the last of its tunnels.
+//! The life of an endpoint process: started or adopted, spoken to, restarted when it dies, and ended with the last of
+//! its tunnels.
 //!
 //! ```text
 //!  Join ─► attached ─► links ─► probed: ready
@@ -6,27 +7,36 @@
 //!  Drain ─► Part ─► Parted, or the time is up ─► Detach ─► history      (the last one: Drain ─► the process ends)
 //! ```
 
+mod orphan;
+mod seat;
+mod sockets;
+
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dataplane::limits::SETTINGS_BYTES_MAX;
-use tokio::process::Child;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot::Sender;
-use tokio::task::JoinHandle;
 
+use seat::{Seat, Task};
+use sockets::Sockets;
+
+use super::adoption::{self, Key};
 use super::broker::{self, Listener, ShardSender};
 use super::bucket::Bucket;
+use super::ledger::{self, KeptEndpoint, KeptTunnel, Launched};
 use super::limits::{
     BOOT_MAX, DEATHS_MAX, DEATHS_SPAN, EXIT_MAX, LINES_BURST, LINES_PER_SECOND, RELAUNCH_PAUSE, RULES_PART_BYTES_MAX,
     SEND_MAX,
 };
 use super::messages::{self, FromEndpoint, MemberCounts, ToEndpoint};
+use super::pid::{Pid, Process};
 use super::process::{discard_if_empty, spawn, stderr_file};
 use super::registry::{Command, Member, State};
-use super::seqpacket::{self, Seqpacket};
-use super::{Cloud, history, probe, unix_now};
+use super::seqpacket::Seqpacket;
+use super::{Cloud, probe, unix_now};
 use crate::api::Counts;
 
 /// An endpoint and everything that outlives its processes.
@@ -34,36 +44,16 @@ pub struct Life {
     cloud: Arc<Cloud>,
     /// The id of the tunnel that it was started for.
     id: String,
+    shards: usize,
     seats: Vec<Seat>,
     /// The rules in force, as JSON.
     rules: Vec<u8>,
+    /// A process that an earlier `serve` has started.
+    orphan: Option<(Process, Key)>,
     listener: Arc<Listener>,
     commands: Receiver<Command>,
     /// Since when no tunnel has had a link; `None` while one has, or before the first.
     dark_since: Option<Instant>,
-}
-
-/// One tunnel of the endpoint.
-struct Seat {
-    member: Member,
-    probe: Option<Task>,
-    /// When its streams that are still open are cut.
-    deadline: Option<tokio::time::Instant>,
-}
-
-impl Seat {
-    fn new(member: Member) -> Self {
-        Self {
-            member,
-            probe: None,
-            deadline: None,
-        }
-    }
-
-    /// What it is called between broker and endpoint.
-    fn name(&self) -> Option<&str> {
-        self.member.fingerprint.as_deref().map(messages::member)
-    }
 }
 
 /// Why an endpoint process is no more.
@@ -73,26 +63,16 @@ enum End {
     Died(String),
 }
 
-/// A task that ends with its owner.
-struct Task(JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Runs the endpoint until its tunnels have ended, and leaves them in the history.
 pub async fn run(mut life: Life) {
     let mut deaths: Vec<Instant> = Vec::new();
     loop {
-        life.dismiss().await;
         let died = match life.endpoint().await {
             End::Finished => break,
             End::Died(text) => text,
         };
         tracing::warn!(endpoint = life.id, "it ended: {died}");
-        life.lose();
+        life.lose().await;
         deaths.retain(|death| death.elapsed() < DEATHS_SPAN);
         deaths.push(Instant::now());
         if deaths.len() > DEATHS_MAX {
@@ -105,17 +85,20 @@ pub async fn run(mut life: Life) {
     }
     // One that was about to join has no seat yet.
     for tunnel in life.tunnels() {
-        life.cloud.registry().halt(&tunnel, "endpoint", false, unix_now());
+        life.cloud
+            .registry()
+            .halt(&tunnel, "endpoint", false, unix_now(), Duration::ZERO);
     }
     for tunnel in life.tunnels() {
         life.end(&tunnel).await;
     }
+    adoption::discard(&life.cloud.options.state, &life.id);
     discard_if_empty(&stderr_file(&life.cloud.options.state, &life.id));
 }
 
 /// One endpoint process with what belongs to it.
 struct Running {
-    child: Child,
+    process: Process,
     control: Seqpacket,
     fingerprint: String,
     lines: Bucket,
@@ -125,11 +108,25 @@ struct Running {
     counts: Vec<(String, Sender<Counts>)>,
 }
 
+impl Running {
+    fn new(process: Process, control: Seqpacket) -> Self {
+        Self {
+            process,
+            control,
+            fingerprint: String::new(),
+            lines: Bucket::new(LINES_BURST, LINES_PER_SECOND, Instant::now()),
+            rules: Vec::new(),
+            counts: Vec::new(),
+        }
+    }
+}
+
 impl Life {
     /// An endpoint for its first tunnel, with rules of settings version 1.
     pub fn new(
         cloud: Arc<Cloud>,
         first: Member,
+        shards: usize,
         rules: Vec<u8>,
         listener: Arc<Listener>,
         commands: Receiver<Command>,
@@ -137,11 +134,35 @@ impl Life {
         Self {
             cloud,
             id: first.tunnel.clone(),
+            shards,
             seats: vec![Seat::new(first)],
             rules,
+            orphan: None,
             listener,
             commands,
             dark_since: None,
+        }
+    }
+
+    /// The endpoint of an earlier `serve`, with its process or what comes after it.
+    pub fn restored(
+        cloud: Arc<Cloud>,
+        endpoint: KeptEndpoint,
+        tunnels: Vec<KeptTunnel>,
+        orphan: Option<(Process, Key)>,
+        listener: Arc<Listener>,
+        commands: Receiver<Command>,
+    ) -> Self {
+        Self {
+            cloud,
+            dark_since: endpoint.dark_since(),
+            id: endpoint.id,
+            shards: endpoint.shards,
+            seats: tunnels.into_iter().map(Seat::restored).collect(),
+            rules: endpoint.rules,
+            orphan,
+            listener,
+            commands,
         }
     }
 
@@ -154,15 +175,34 @@ impl Life {
     }
 
     /// The process is no more: its tunnels wait for the next one.
-    fn lose(&mut self) {
-        let mut registry = self.cloud.registry();
-        if registry.has_links(&self.id) {
-            self.dark_since = Some(Instant::now());
-        }
+    async fn lose(&mut self) {
+        let had_links = self.cloud.registry().has_links(&self.id);
         for seat in &mut self.seats {
             seat.probe = None;
-            registry.endpoint_lost(&seat.member.tunnel, Instant::now());
+            self.cloud.registry().endpoint_lost(&seat.member.tunnel, Instant::now());
         }
+        if had_links {
+            self.dark().await;
+        }
+    }
+
+    /// The last link is lost.
+    async fn dark(&mut self) {
+        self.dark_since = Some(Instant::now());
+        self.written(ledger::linked(&self.cloud.store, &self.id, false, Some(ledger::now())).await);
+    }
+
+    /// Without the store the tunnels work, but another `serve` would not know of them.
+    fn written(&self, result: rusqlite::Result<()>) {
+        if let Err(e) = result {
+            tracing::error!(endpoint = self.id, "the store: {e}");
+        }
+    }
+
+    /// Writes what is new about a tunnel.
+    async fn save(&self, tunnel: &str) {
+        let kept = self.cloud.registry().kept(tunnel).into_iter().collect();
+        self.written(ledger::save(&self.cloud.store, kept).await);
     }
 
     /// Ends the tunnels on their way out for which there is no process.
@@ -181,9 +221,7 @@ impl Life {
         let ended = self.cloud.registry().ended(tunnel, unix_now());
         if let Some(object) = ended {
             tracing::info!(tunnel, reason = object.shutdown_reason, "terminated");
-            if let Err(e) = history::save(&self.cloud.store, &object).await {
-                tracing::error!(tunnel, "the store: {e}");
-            }
+            self.written(ledger::ended(&self.cloud.store, object).await);
         }
         // Only now: whoever waits for the end finds it in the history.
         self.cloud.registry().remove(tunnel);
@@ -191,14 +229,20 @@ impl Life {
 
     /// One process, from its start to its end.
     async fn endpoint(&mut self) -> End {
-        if self.is_ending() {
-            return End::Finished;
-        }
-        let booted = tokio::time::timeout(BOOT_MAX, self.boot()).await;
-        let (mut running, shards) = match booted {
-            Ok(Ok(booted)) => booted,
-            Ok(Err(e)) => return End::Died(format!("it did not start: {e}")),
-            Err(_) => return End::Died("it was not ready in time".into()),
+        let begun = match self.orphan.take() {
+            Some((process, key)) => self.adopt(process, &key).await,
+            None => {
+                self.dismiss().await;
+                if self.is_ending() {
+                    return End::Finished;
+                }
+                let booted = tokio::time::timeout(BOOT_MAX, self.boot()).await;
+                booted.unwrap_or_else(|_| Err("it was not ready in time".into()))
+            }
+        };
+        let (mut running, shards) = match begun {
+            Ok(begun) => begun,
+            Err(text) => return End::Died(text),
         };
         // It goes on while the endpoint drains: new browsers are told so by the endpoint.
         let broker = Task(tokio::spawn(broker::run(Arc::clone(&self.listener), shards)));
@@ -224,27 +268,30 @@ impl Life {
 
     /// Starts the process, gives it its configuration and waits for its key.
     async fn boot(&mut self) -> Result<(Running, Vec<ShardSender>), String> {
-        let options = &self.cloud.options;
-        let (own, theirs) = seqpacket::pair().map_err(|e| e.to_string())?;
-        let pairs: Result<Vec<_>, _> = (0..options.endpoint_shards)
-            .map(|_| ShardSender::pair(options.endpoint_shards))
-            .collect();
-        let (shards, browsers): (Vec<_>, Vec<_>) = pairs.map_err(|e| e.to_string())?.into_iter().unzip();
-        let child = spawn(&options.state, &self.id, theirs).map_err(|e| e.to_string())?;
-        let control = Seqpacket::new(own).map_err(|e| e.to_string())?;
+        let state = &self.cloud.options.state;
+        let Sockets {
+            control,
+            shards,
+            theirs,
+        } = Sockets::new(self.shards).map_err(|e| e.to_string())?;
+        let key = Key::random().map_err(|e| e.to_string())?;
+        let door = adoption::make(state, &self.id).map_err(|e| e.to_string())?;
+        let child = spawn(state, &self.id, theirs.control).map_err(|e| e.to_string())?;
+        // Written before the process has anything to do: one that nobody knows of ends by itself.
+        if let Some(pid) = child.id().and_then(|id| Pid::of(id.cast_signed())) {
+            let key = key.clone();
+            self.written(ledger::launched(&self.cloud.store, &self.id, Launched { pid, key }).await);
+        }
         for seat in &self.seats {
             self.cloud.registry().booting(&seat.member.tunnel);
         }
-        self.configure(&control, &browsers).await.map_err(|e| e.to_string())?;
-        drop(browsers);
-        let mut running = Running {
-            child,
-            control,
-            fingerprint: String::new(),
-            lines: Bucket::new(LINES_BURST, LINES_PER_SECOND, Instant::now()),
-            rules: Vec::new(),
-            counts: Vec::new(),
-        };
+        let mut sockets = vec![door];
+        sockets.extend(theirs.browsers);
+        self.configure(&control, key, &sockets)
+            .await
+            .map_err(|e| e.to_string())?;
+        drop(sockets);
+        let mut running = Running::new(Process::Child(child), control);
         loop {
             match messages::receive(&running.control).await {
                 Ok(Some((FromEndpoint::Ready { fingerprint, driver }, _))) => {
@@ -253,28 +300,37 @@ impl Life {
                     }
                     let proxy = self.listener.address;
                     tracing::info!(endpoint = self.id, %proxy, driver = messages::clean(&driver), "running");
-                    running.fingerprint = fingerprint;
-                    self.seats
-                        .iter()
-                        .for_each(|seat| self.runs(&running, &seat.member.tunnel));
+                    self.runs(&mut running, fingerprint).await;
                     return Ok((running, shards));
                 }
                 Ok(Some((message, _))) => self.heard(&mut running, message).await?,
                 Ok(None) => {
                     let file = stderr_file(&self.cloud.options.state, &self.id);
-                    return Err(format!("see {}", file.display()));
+                    return Err(format!("it did not start: see {}", file.display()));
                 }
-                Err(e) => return Err(e.to_string()),
+                Err(e) => return Err(format!("it did not start: {e}")),
             }
         }
     }
 
-    fn runs(&self, running: &Running, tunnel: &str) {
-        let mut registry = self.cloud.registry();
-        registry.running(tunnel, &running.fingerprint, Instant::now(), unix_now());
+    /// The process answers, under this key.
+    async fn runs(&mut self, running: &mut Running, fingerprint: String) {
+        running.fingerprint = fingerprint;
+        self.written(ledger::runs(&self.cloud.store, &self.id, &running.fingerprint).await);
+        for seat in &self.seats {
+            self.joins(running, &seat.member.tunnel).await;
+        }
     }
 
-    async fn configure(&self, control: &Seqpacket, browsers: &[OwnedFd]) -> std::io::Result<()> {
+    /// A tunnel has a process that serves it.
+    async fn joins(&self, running: &Running, tunnel: &str) {
+        self.cloud
+            .registry()
+            .running(tunnel, &running.fingerprint, Instant::now(), unix_now());
+        self.save(tunnel).await;
+    }
+
+    async fn configure(&self, control: &Seqpacket, adoption: Key, sockets: &[OwnedFd]) -> io::Result<()> {
         for part in self.rules.chunks(RULES_PART_BYTES_MAX) {
             let part = messages::encode(part);
             messages::send(control, &ToEndpoint::Rules { part }, &[]).await?;
@@ -282,17 +338,18 @@ impl Life {
         let options = &self.cloud.options;
         let start = ToEndpoint::Start {
             tunnel: self.id.clone(),
-            shards: options.endpoint_shards,
+            shards: self.shards,
             driver: options.driver.name().to_owned(),
             max_streams: options.max_streams,
             version: 1,
             dark_ms: self.dark_since.map(|since| milliseconds(since.elapsed())),
             reload_ms: milliseconds(options.pool_reload_max),
             times: options.times,
+            adoption,
         };
-        let fds: Vec<_> = browsers.iter().map(AsFd::as_fd).collect();
+        let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
         messages::send(control, &start, &fds).await?;
-        for attach in self.seats.iter().filter_map(attach) {
+        for attach in self.seats.iter().filter_map(Seat::attach) {
             messages::send(control, &attach, &[]).await?;
         }
         Ok(())
@@ -301,8 +358,8 @@ impl Life {
     /// What the endpoint says. It may have been taken over: it is believed about its own tunnels only.
     async fn heard(&mut self, running: &mut Running, message: FromEndpoint) -> Result<(), String> {
         match message {
-            FromEndpoint::LinkUp { member, link } => self.link_up(&member, link),
-            FromEndpoint::LinkDown { member, link, reason } => self.link_down(&member, link, &reason),
+            FromEndpoint::LinkUp { member, link } => self.link_up(&member, link).await,
+            FromEndpoint::LinkDown { member, link, reason } => self.link_down(&member, link, &reason).await,
             FromEndpoint::Log { level, text } => {
                 if running.lines.take(Instant::now()).is_ok() {
                     log(&self.id, &level, &messages::clean(&text));
@@ -321,7 +378,8 @@ impl Life {
                 let rules = std::mem::take(&mut running.rules);
                 self.cloud.registry().take_rules(&self.id, &rules)?;
                 tracing::info!(endpoint = self.id, "new rules are in force");
-                self.rules = rules;
+                self.rules.clone_from(&rules);
+                self.written(ledger::rules(&self.cloud.store, &self.id, rules).await);
             }
             FromEndpoint::Parted { member } => {
                 // With the last one the whole process drains, and goes.
@@ -333,7 +391,7 @@ impl Life {
             }
             FromEndpoint::Failed { text } => return Err(messages::clean(&text)),
             FromEndpoint::Drained => tracing::debug!(endpoint = self.id, "drained"),
-            FromEndpoint::Ready { .. } => {}
+            FromEndpoint::Ready { .. } | FromEndpoint::Adopted { .. } => {}
         }
         Ok(())
     }
@@ -342,13 +400,17 @@ impl Life {
         self.seats.iter().position(|s| s.name() == Some(member))
     }
 
-    fn link_up(&mut self, member: &str, link: u16) {
+    async fn link_up(&mut self, member: &str, link: u16) {
         let Some(at) = self.seat_at(member) else { return };
-        let seat = &mut self.seats[at];
-        let tunnel = seat.member.tunnel.clone();
+        let tunnel = self.seats[at].member.tunnel.clone();
         tracing::info!(tunnel, link, "link up");
-        self.dark_since = None;
+        let had_links = self.cloud.registry().has_links(&self.id);
         self.cloud.registry().link_up(&tunnel, link, unix_now());
+        if !had_links {
+            self.dark_since = None;
+            self.written(ledger::linked(&self.cloud.store, &self.id, true, None).await);
+        }
+        let seat = &mut self.seats[at];
         if !self.cloud.registry().awaits_probe(&tunnel) || seat.probe.as_ref().is_some_and(|p| !p.0.is_finished()) {
             return;
         }
@@ -360,15 +422,16 @@ impl Life {
         })));
     }
 
-    fn link_down(&mut self, member: &str, link: u16, reason: &str) {
+    async fn link_down(&mut self, member: &str, link: u16, reason: &str) {
         let Some(at) = self.seat_at(member) else { return };
         let tunnel = &self.seats[at].member.tunnel;
         tracing::info!(tunnel, link, reason = messages::clean(reason), "link down");
-        let mut registry = self.cloud.registry();
-        let had_links = registry.has_links(&self.id);
-        registry.link_down(tunnel, link, Instant::now(), unix_now());
-        if had_links && !registry.has_links(&self.id) {
-            self.dark_since = Some(Instant::now());
+        let had_links = self.cloud.registry().has_links(&self.id);
+        self.cloud
+            .registry()
+            .link_down(tunnel, link, Instant::now(), unix_now());
+        if had_links && !self.cloud.registry().has_links(&self.id) {
+            self.dark().await;
         }
     }
 
@@ -388,8 +451,8 @@ impl Life {
         match command {
             Command::Join(member) => {
                 let seat = Seat::new(member);
-                self.runs(running, &seat.member.tunnel);
-                let attach = attach(&seat);
+                self.joins(running, &seat.member.tunnel).await;
+                let attach = seat.attach();
                 self.seats.push(seat);
                 match attach {
                     Some(attach) => tell(running, &attach, None).await,
@@ -472,27 +535,18 @@ impl Life {
 
     /// Waits for the process, or ends it.
     async fn finish(&self, mut running: Running, text: String) -> End {
-        let closed = tokio::time::timeout(EXIT_MAX, running.child.wait()).await;
-        let status = match closed {
-            Ok(Ok(status)) => status.to_string(),
-            _ => {
-                // It may have gone in this moment.
-                let _ = running.child.kill().await;
+        let how = match tokio::time::timeout(EXIT_MAX, running.process.end()).await {
+            Ok(how) => how,
+            Err(_) => {
+                running.process.kill().await;
                 "killed".into()
             }
         };
         if self.is_ending() {
             return End::Finished;
         }
-        End::Died(format!("{text} ({status})"))
+        End::Died(format!("{text} ({how})"))
     }
-}
-
-fn attach(seat: &Seat) -> Option<ToEndpoint> {
-    Some(ToEndpoint::Attach {
-        fingerprint: seat.member.fingerprint.clone()?,
-        index: seat.member.index,
-    })
 }
 
 async fn tell(running: &Running, message: &ToEndpoint, socket: Option<OwnedFd>) -> Result<(), String> {

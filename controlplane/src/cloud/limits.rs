@@ -108,8 +108,16 @@ pub const LINES_BURST: u32 = 200;
 pub const LINES_PER_SECOND: u32 = 20;
 /// Files of what endpoints wrote to stderr (panics) that are kept; each is one tunnel's.
 pub const STDERR_FILES_MAX: usize = 100;
-/// The broker is gone: streams may go on for this long.
+/// `serve` is gone: its endpoints wait this long for another one.
 pub const ORPHANED_MAX: Duration = Duration::from_secs(90);
+/// Then they drain, and streams may go on for this long.
+pub const LEAVE_MAX: Duration = Duration::from_secs(2);
+/// From an offer to an orphan to its answer; it may have been out of descriptors.
+pub const OFFER_MAX: Duration = Duration::from_secs(5);
+/// An orphan that has answered to no offer by then is replaced: twice as long as one may be stopped.
+pub const ADOPT_MAX: Duration = Duration::from_secs(20);
+/// Between two looks whether an orphan has taken earlier offers.
+pub const OFFER_PAUSE: Duration = Duration::from_millis(100);
 /// Rules that a member of a pool sends wait this long for the same rules of the others, unless told otherwise.
 pub const POOL_RELOAD_MAX: Duration = Duration::from_secs(60);
 /// Different rules that wait so at one time: each may be as long as rules can be.
@@ -130,6 +138,9 @@ pub const SHARDS_MAX: usize = 32;
 const _: () = assert!(crate::api::BODY_BYTES_MAX < DISCARDED_BYTES_MAX);
 const _: () = assert!(LINKS_MAX <= limits::LINKS_MAX);
 const _: () = assert!(TUNNELS_PER_ACCOUNT_MAX <= limits::MEMBERS_MAX);
-const _: () = assert!(SHARDS_MAX <= MESSAGE_FDS_MAX);
+// Beside the control socket, or the one of the adoption.
+const _: () = assert!(SHARDS_MAX < MESSAGE_FDS_MAX);
+const _: () = assert!(OFFER_MAX.as_secs() < ADOPT_MAX.as_secs());
+const _: () = assert!(ADOPT_MAX.as_secs() < ORPHANED_MAX.as_secs());
 const _: () = assert!(ACCEPTS_PER_TURN <= limits::BROWSERS_PER_MESSAGE);
 const _: () = assert!(DRAIN_MAX.as_secs() < SHUTDOWN_MAX.as_secs());

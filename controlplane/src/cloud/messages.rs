@@ -1,5 +1,6 @@
 //! What the broker and an endpoint process say to each other: one JSON text a message, descriptors beside it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use dataplane::settings::Times;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::adoption::Key;
 use super::limits::ENDPOINT_TEXT_BYTES_MAX;
 use super::seqpacket::Seqpacket;
 use crate::api::Counts;
@@ -46,7 +48,7 @@ pub enum ToEndpoint {
     Rules {
         part: String,
     },
-    /// First but for `Rules`; beside it one browser socket for each shard.
+    /// First but for `Rules`; beside it the socket of the adoption, and one for the browsers of each shard.
     Start {
         tunnel: String,
         shards: usize,
@@ -58,6 +60,8 @@ pub enum ToEndpoint {
         /// How long new rules of one member wait for those of the others.
         reload_ms: u64,
         times: EndpointTimes,
+        /// What offers of another broker have to show.
+        adoption: Key,
     },
     /// A member, by the SHA-256 of its public key; later the first half of that names it.
     Attach {
@@ -92,6 +96,12 @@ pub enum FromEndpoint {
         fingerprint: String,
         driver: String,
     },
+    /// The answer to a broker that adopts it, behind the `Rules` in force.
+    Adopted {
+        fingerprint: String,
+        driver: String,
+        members: Vec<Present>,
+    },
     LinkUp {
         member: String,
         link: u16,
@@ -122,6 +132,15 @@ pub enum FromEndpoint {
     Failed {
         text: String,
     },
+}
+
+/// A member that an endpoint has.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Present {
+    pub member: String,
+    pub links: BTreeSet<u16>,
+    /// Nothing is left of it but its seat.
+    pub parted: bool,
 }
 
 /// What an endpoint has counted of one member.
@@ -187,7 +206,7 @@ pub fn clean(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::limits::{MESSAGE_BYTES_MAX, RULES_PART_BYTES_MAX};
+    use crate::cloud::limits::{LINKS_MAX, MESSAGE_BYTES_MAX, RULES_PART_BYTES_MAX};
 
     #[test]
     fn the_biggest_messages_fit() {
@@ -217,6 +236,19 @@ mod tests {
                 .collect(),
         };
         assert!(serde_json::to_vec(&report).unwrap().len() <= MESSAGE_BYTES_MAX);
+        let one = || Present {
+            member: "f".repeat(32),
+            links: (0..LINKS_MAX).collect(),
+            parted: false,
+        };
+        let adopted = FromEndpoint::Adopted {
+            fingerprint: "f".repeat(64),
+            driver: "x".repeat(ENDPOINT_TEXT_BYTES_MAX),
+            members: std::iter::repeat_with(one)
+                .take(dataplane::limits::MEMBERS_MAX)
+                .collect(),
+        };
+        assert!(serde_json::to_vec(&adopted).unwrap().len() <= MESSAGE_BYTES_MAX);
     }
 
     #[test]

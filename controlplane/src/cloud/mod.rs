@@ -7,6 +7,7 @@
 //! ```
 
 pub mod accounts;
+pub mod adoption;
 pub mod agreement;
 pub mod authority;
 pub mod broker;
@@ -17,15 +18,19 @@ pub mod guest;
 pub mod hello;
 pub mod history;
 pub mod launcher;
+pub mod ledger;
 pub mod limits;
 pub mod messages;
+pub mod pid;
 pub mod probe;
 pub mod process;
 pub mod registry;
 pub mod rest;
 pub mod seqpacket;
 pub mod store;
+pub mod succession;
 
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -43,10 +48,12 @@ use tokio_rustls::TlsAcceptor;
 use crate::runtime::Runtime;
 use authority::Authority;
 use broker::Ports;
+use ledger::KeptTunnel;
 use limits::{DRAIN_MAX, LOST_CHECK, SHUTDOWN_MAX};
 use messages::EndpointTimes;
 use registry::{Command, Registry};
 use store::Store;
+use succession::Served;
 
 /// A local port, file or folder cannot be had.
 pub const EXIT_LOCAL_RESOURCE: u8 = 7;
@@ -137,6 +144,8 @@ pub struct Cloud {
     pub options: Options,
     pub store: Store,
     pub tls: TlsAcceptor,
+    /// Held, so that there is one `serve` for each state folder.
+    lock: File,
     registry: Mutex<Registry>,
     ports: Mutex<Ports>,
 }
@@ -152,19 +161,29 @@ impl Cloud {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a tunnel out of service; its streams may go on for `limit`, or for less if an earlier call said so.
-    pub fn halt(&self, id: &str, reason: &str, by_user: bool, limit: Duration) {
-        let commands = {
+    /// Takes a tunnel out of service; its streams may go on for `limit`, or for less if an earlier call said so. When
+    /// this returns, the next `serve` would know it, too.
+    pub async fn halt(&self, id: &str, reason: &str, by_user: bool, limit: Duration) {
+        let halted = self.halt_unwritten(id, reason, by_user, limit);
+        if let Err(e) = ledger::save(&self.store, halted.into_iter().collect()).await {
+            tracing::error!("the store: {e}");
+        }
+    }
+
+    /// As [`Cloud::halt`]; what comes back is still to be written.
+    pub fn halt_unwritten(&self, id: &str, reason: &str, by_user: bool, limit: Duration) -> Option<KeptTunnel> {
+        let (commands, kept) = {
             let mut registry = self.registry();
-            registry.halt(id, reason, by_user, unix_now());
-            registry.commands(id)
+            if registry.halt(id, reason, by_user, unix_now(), limit) {
+                tracing::info!(tunnel = id, reason, "halting");
+            }
+            (registry.commands(id)?, registry.kept(id))
         };
-        tracing::info!(tunnel = id, reason, "halting");
-        let Some(commands) = commands else { return };
         let tunnel = id.to_owned();
         if let Err(TrySendError::Full(command)) = commands.try_send(Command::Drain { tunnel, limit }) {
             tokio::spawn(async move { commands.send(command).await });
         }
+        kept
     }
 }
 
@@ -179,8 +198,8 @@ fn make_state(state: &Path) -> Result<(), Failure> {
     made.map_err(|e| Failure::local(format!("cannot make the state folder {}: {e}", state.display())))
 }
 
-/// Holds the state folder for as long as the file is open: a second `serve` would call the tunnels of the first lost.
-fn hold(state: &Path) -> Result<std::fs::File, Failure> {
+/// Holds the state folder for as long as the file is open: a second `serve` would adopt the endpoints of the first.
+fn hold(state: &Path) -> Result<File, Failure> {
     make_state(state)?;
     let path = state.join("serve.lock");
     let file = std::fs::OpenOptions::new()
@@ -223,7 +242,8 @@ pub fn serve(options: Options) -> Result<(), Failure> {
         tracing::info!("io_uring is refused here: the control thread runs on epoll");
     }
     runtime.block_on(async {
-        let _held = hold(&options.state)?;
+        let lock = hold(&options.state)?;
+        let served = Served::last(&lock);
         let connection = open_store(&options.state)?;
         let authority = Authority::open(&options.state)
             .map_err(|e| Failure::local(format!("cannot use the CA in {}: {e}", options.state.display())))?;
@@ -233,20 +253,18 @@ pub fn serve(options: Options) -> Result<(), Failure> {
         let names = names(&options);
         let tls = authority.server_config(&names).map_err(Failure::usage)?;
         let store = Store::start(connection).map_err(Failure::internal)?;
-        let lost = history::close_unfinished(&store, unix_now())
-            .await
-            .map_err(Failure::internal)?;
-        if lost > 0 {
-            tracing::warn!("{lost} tunnels of an earlier run are lost");
-        }
-        announce(&options, &authority, &listener).map_err(Failure::internal)?;
         let cloud = Arc::new(Cloud {
-            registry: Mutex::new(Registry::new(options.endpoint_shards)),
+            lock,
+            registry: Mutex::default(),
             ports: Mutex::new(Ports::new(options.proxy_address, options.proxy_ports.clone())),
             tls: TlsAcceptor::from(tls),
             store,
             options,
         });
+        // Before the first request: what it asks for is there then.
+        let taken_over = succession::take_over(&cloud, &served).await;
+        taken_over.map_err(Failure::internal)?;
+        announce(&cloud.options, &authority, &listener).map_err(Failure::internal)?;
         run(cloud, listener).await
     })
 }
@@ -301,7 +319,7 @@ async fn end_tunnels(cloud: &Cloud) {
     let ids = cloud.registry().ids();
     for id in ids {
         // The next start of this cloud would call it so, too: its `sc` asks for a new tunnel then.
-        cloud.halt(&id, "lost", false, DRAIN_MAX);
+        cloud.halt(&id, "lost", false, DRAIN_MAX).await;
     }
     loop {
         let next = {
@@ -317,14 +335,15 @@ async fn end_tunnels(cloud: &Cloud) {
     }
 }
 
-/// Halts tunnels whose member has gone without a word.
+/// Halts tunnels whose member has gone without a word, and shows that this process lives.
 async fn watch(cloud: Arc<Cloud>) {
     let mut tick = tokio::time::interval(LOST_CHECK);
     loop {
         tick.tick().await;
+        Served::note(&cloud.lock);
         let lost = cloud.registry().lost(Instant::now(), cloud.options.lost_timeout);
         for id in lost {
-            cloud.halt(&id, "lost", false, DRAIN_MAX);
+            cloud.halt(&id, "lost", false, DRAIN_MAX).await;
         }
     }
 }

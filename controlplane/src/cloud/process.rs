@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -37,7 +37,12 @@ pub fn spawn(state: &Path, id: &str, control: OwnedFd) -> std::io::Result<Child>
 
 /// Where the endpoint `id` writes what it says to nobody: panics.
 pub fn stderr_file(state: &Path, id: &str) -> PathBuf {
-    state.join("endpoints").join(format!("{id}.stderr"))
+    folder(state).join(format!("{id}.stderr"))
+}
+
+/// Where the endpoints' files are.
+pub fn folder(state: &Path) -> PathBuf {
+    state.join("endpoints")
 }
 
 /// Removes such a file if there is nothing in it.
@@ -48,15 +53,17 @@ pub fn discard_if_empty(path: &Path) {
     }
 }
 
-/// Makes the folder of the endpoints' files and keeps the newest of them.
+/// Makes the folder of the endpoints' files, for this user only, and keeps the newest of what they wrote.
 ///
 /// # Errors
 /// The folder cannot be made or read.
 pub fn prepare(state: &Path) -> std::io::Result<()> {
-    let folder = state.join("endpoints");
+    let folder = folder(state);
     fs::create_dir_all(&folder)?;
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
     let mut files: Vec<_> = fs::read_dir(&folder)?
         .flatten()
+        .filter(|f| f.path().extension().is_some_and(|e| e == "stderr"))
         .filter_map(|f| Some((f.metadata().ok()?.modified().ok()?, f.path())))
         .collect();
     files.sort();

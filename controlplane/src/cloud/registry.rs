@@ -11,8 +11,10 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::ledger::{KeptEndpoint, KeptTunnel};
 use super::limits::{COMMANDS_WAITING_MAX, LINKS_MAX, TUNNELS_PER_ACCOUNT_MAX};
 use crate::api::{Counts, EndpointInfo, Tunnel, TunnelRequest, difference};
 
@@ -20,7 +22,8 @@ use crate::api::{Counts, EndpointInfo, Tunnel, TunnelRequest, difference};
 const PROTOCOL: &str = "kgp";
 
 /// Where a tunnel stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum State {
     New,
     Booting,
@@ -73,6 +76,7 @@ pub struct Member {
 pub struct Pool {
     pub endpoint: String,
     pub proxy: SocketAddr,
+    pub shards: usize,
 }
 
 /// What is new about a tunnel that is to be made.
@@ -86,6 +90,8 @@ pub struct Order {
     pub endpoint: String,
     /// Where browsers find it.
     pub proxy: SocketAddr,
+    /// Shards of its endpoint.
+    pub shards: usize,
     /// Unix seconds.
     pub created: u64,
 }
@@ -99,6 +105,8 @@ struct Entry {
     shutdown: Option<u64>,
     reason: Option<String>,
     user_shutdown: bool,
+    /// When its streams are cut, in unix seconds; the earliest that was named.
+    cut_at: Option<u64>,
     ready: bool,
     /// The running endpoint's; the last one's while it is relaunched.
     fingerprint: Option<String>,
@@ -109,9 +117,9 @@ struct Entry {
 }
 
 /// All live tunnels of this host.
+#[derive(Default)]
 pub struct Registry {
     tunnels: HashMap<String, Entry>,
-    endpoint_shards: usize,
 }
 
 /// A tunnel that was made.
@@ -126,14 +134,6 @@ pub struct Created {
 }
 
 impl Registry {
-    /// No tunnels yet; each will have an endpoint of so many shards.
-    pub fn new(endpoint_shards: usize) -> Self {
-        Self {
-            tunnels: HashMap::new(),
-            endpoint_shards,
-        }
-    }
-
     /// Adds a tunnel.
     ///
     /// # Errors
@@ -163,6 +163,7 @@ impl Registry {
             shutdown: None,
             reason: None,
             user_shutdown: false,
+            cut_at: None,
             ready: false,
             fingerprint: None,
             links: BTreeSet::new(),
@@ -175,6 +176,67 @@ impl Registry {
             commands: receiver,
             index,
             collisions,
+        })
+    }
+
+    /// Adds the tunnels of an endpoint that an earlier process of this program has left. They have all the time that a
+    /// tunnel has without a sign of life.
+    pub fn restore(
+        &mut self,
+        endpoint: &KeptEndpoint,
+        tunnels: &[KeptTunnel],
+        now: Instant,
+    ) -> mpsc::Receiver<Command> {
+        let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
+        for kept in tunnels.iter().cloned() {
+            let entry = Entry {
+                order: Order {
+                    id: kept.id.clone(),
+                    owner: kept.owner,
+                    request: kept.request,
+                    address: kept.address,
+                    endpoint: kept.endpoint,
+                    proxy: endpoint.proxy,
+                    shards: endpoint.shards,
+                    created: kept.created,
+                },
+                state: kept.state,
+                index: kept.index,
+                launched: kept.launched,
+                last_connected: kept.last_connected,
+                shutdown: kept.shutdown,
+                reason: kept.reason,
+                user_shutdown: kept.user_shutdown,
+                cut_at: kept.cut_at,
+                ready: false,
+                fingerprint: endpoint.fingerprint.clone(),
+                links: BTreeSet::new(),
+                alive: now,
+                commands: commands.clone(),
+            };
+            self.tunnels.insert(kept.id, entry);
+        }
+        receiver
+    }
+
+    /// A tunnel as the store keeps it.
+    pub fn kept(&self, id: &str) -> Option<KeptTunnel> {
+        let e = self.tunnels.get(id)?;
+        Some(KeptTunnel {
+            id: e.order.id.clone(),
+            endpoint: e.order.endpoint.clone(),
+            owner: e.order.owner.clone(),
+            request: e.order.request.clone(),
+            address: e.order.address.clone(),
+            index: e.index,
+            state: e.state,
+            created: e.order.created,
+            launched: e.launched,
+            last_connected: e.last_connected,
+            shutdown: e.shutdown,
+            reason: e.reason.clone(),
+            user_shutdown: e.user_shutdown,
+            cut_at: e.cut_at,
         })
     }
 
@@ -201,8 +263,11 @@ impl Registry {
         if key(request).is_some() && self.at(&endpoint).any(|e| key(&e.order.request) == key(request)) {
             return Err("culvert.fingerprint: another tunnel of the pool has this key".into());
         }
-        let proxy = first.order.proxy;
-        Ok(Some(Pool { endpoint, proxy }))
+        Ok(Some(Pool {
+            endpoint,
+            proxy: first.order.proxy,
+            shards: first.order.shards,
+        }))
     }
 
     /// The tunnels of an endpoint.
@@ -327,11 +392,17 @@ impl Registry {
         Some(e.state != State::Halting)
     }
 
-    /// Takes the tunnel out of service. The first reason stays; false if there is nothing to halt.
-    pub fn halt(&mut self, id: &str, reason: &str, by_user: bool, unix: u64) -> bool {
-        let Some(e) = self.tunnels.get_mut(id).filter(|e| e.state != State::Halting) else {
+    /// Takes the tunnel out of service; its streams may go on for `limit`. The first reason and the shortest limit stay;
+    /// false if it was on its way out already, or there is none.
+    pub fn halt(&mut self, id: &str, reason: &str, by_user: bool, unix: u64, limit: Duration) -> bool {
+        let Some(e) = self.tunnels.get_mut(id) else {
             return false;
         };
+        let cut_at = unix.saturating_add(limit.as_secs());
+        e.cut_at = Some(e.cut_at.map_or(cut_at, |at| at.min(cut_at)));
+        if e.state == State::Halting {
+            return false;
+        }
         e.state = State::Halting;
         e.ready = false;
         e.shutdown = Some(unix);
@@ -390,65 +461,65 @@ impl Registry {
     pub fn objects(&self, owner: &str, protocols: &[&str]) -> Vec<Tunnel> {
         let protocol = |e: &Entry| e.order.request.protocol.clone().unwrap_or_else(|| PROTOCOL.into());
         let wanted = |e: &&Entry| protocols.is_empty() || protocols.contains(&protocol(e).as_str());
-        let mut objects: Vec<_> = self.of(owner).filter(wanted).map(|e| self.show(e)).collect();
+        let mut objects: Vec<_> = self.of(owner).filter(wanted).map(show).collect();
         objects.sort_by(|a, b| (a.creation_time, &a.id).cmp(&(b.creation_time, &b.id)));
         objects
     }
 
     /// A tunnel as REST shows it.
     pub fn object(&self, id: &str) -> Option<Tunnel> {
-        self.tunnels.get(id).map(|e| self.show(e))
+        self.tunnels.get(id).map(show)
     }
+}
 
-    fn show(&self, e: &Entry) -> Tunnel {
-        let request = e.order.request.clone();
-        let list = |list: Option<Vec<String>>| Some(list.unwrap_or_default());
-        let running = matches!(e.state, State::Running | State::Halting);
-        let host = e.order.address.rsplit_once(':').map(|(host, _)| host.to_owned());
-        Tunnel {
-            id: Some(e.order.id.clone()),
-            owner: Some(e.order.owner.clone()),
-            host: host.filter(|_| running),
-            ip_address: None,
-            status: Some(e.state.name().into()),
-            tunnel_identifier: request.identifier().map(str::to_owned),
-            creation_time: Some(e.order.created),
-            launch_time: e.launched,
-            last_connected: e.last_connected,
-            shutdown_time: e.shutdown,
-            shutdown_reason: e.reason.clone(),
-            user_shutdown: Some(e.user_shutdown),
-            is_ready: Some(e.ready && !e.links.is_empty()),
-            shared_tunnel: Some(request.shared_tunnel.unwrap_or(false)),
-            shared: request.shared,
-            tunnel_pool: Some(request.tunnel_pool.unwrap_or(false)),
-            domain_names: list(request.domain_names),
-            direct_domains: list(request.direct_domains),
-            fast_fail_regexps: list(request.fast_fail_regexps),
-            no_ssl_bump_domains: list(request.no_ssl_bump_domains),
-            no_proxy_caching: Some(request.no_proxy_caching.unwrap_or(false)),
-            use_caching_proxy: Some(request.use_caching_proxy.unwrap_or(true)),
-            use_kgp: Some(request.use_kgp.unwrap_or(true)),
-            ssh_port: Some(request.ssh_port.unwrap_or(443)),
-            vm_version: request.vm_version,
-            extra_info: request.extra_info,
-            metadata: request.metadata,
-            messages: None,
-            culvert: self.endpoint(e).filter(|_| running),
-        }
+fn show(e: &Entry) -> Tunnel {
+    let request = e.order.request.clone();
+    let list = |list: Option<Vec<String>>| Some(list.unwrap_or_default());
+    let running = matches!(e.state, State::Running | State::Halting);
+    let host = e.order.address.rsplit_once(':').map(|(host, _)| host.to_owned());
+    Tunnel {
+        id: Some(e.order.id.clone()),
+        owner: Some(e.order.owner.clone()),
+        host: host.filter(|_| running),
+        ip_address: None,
+        status: Some(e.state.name().into()),
+        tunnel_identifier: request.identifier().map(str::to_owned),
+        creation_time: Some(e.order.created),
+        launch_time: e.launched,
+        last_connected: e.last_connected,
+        shutdown_time: e.shutdown,
+        shutdown_reason: e.reason.clone(),
+        user_shutdown: Some(e.user_shutdown),
+        is_ready: Some(e.ready && !e.links.is_empty()),
+        shared_tunnel: Some(request.shared_tunnel.unwrap_or(false)),
+        shared: request.shared,
+        tunnel_pool: Some(request.tunnel_pool.unwrap_or(false)),
+        domain_names: list(request.domain_names),
+        direct_domains: list(request.direct_domains),
+        fast_fail_regexps: list(request.fast_fail_regexps),
+        no_ssl_bump_domains: list(request.no_ssl_bump_domains),
+        no_proxy_caching: Some(request.no_proxy_caching.unwrap_or(false)),
+        use_caching_proxy: Some(request.use_caching_proxy.unwrap_or(true)),
+        use_kgp: Some(request.use_kgp.unwrap_or(true)),
+        ssh_port: Some(request.ssh_port.unwrap_or(443)),
+        vm_version: request.vm_version,
+        extra_info: request.extra_info,
+        metadata: request.metadata,
+        messages: None,
+        culvert: endpoint(e).filter(|_| running),
     }
+}
 
-    fn endpoint(&self, e: &Entry) -> Option<EndpointInfo> {
-        Some(EndpointInfo {
-            address: Some(e.order.address.clone()),
-            server_name: Some(format!("{}.tunnel.culvert", e.order.id)),
-            fingerprint: Some(e.fingerprint.clone()?),
-            shards: Some(self.endpoint_shards as u64),
-            links_max: Some(u64::from(LINKS_MAX)),
-            proxy: Some(e.order.proxy.to_string()),
-            counts: None,
-        })
-    }
+fn endpoint(e: &Entry) -> Option<EndpointInfo> {
+    Some(EndpointInfo {
+        address: Some(e.order.address.clone()),
+        server_name: Some(format!("{}.tunnel.culvert", e.order.id)),
+        fingerprint: Some(e.fingerprint.clone()?),
+        shards: Some(e.order.shards as u64),
+        links_max: Some(u64::from(LINKS_MAX)),
+        proxy: Some(e.order.proxy.to_string()),
+        counts: None,
+    })
 }
 
 #[cfg(test)]
@@ -467,6 +538,7 @@ mod tests {
             address: "cloud.test:443".into(),
             endpoint: id.into(),
             proxy: "127.0.0.1:20000".parse().unwrap(),
+            shards: 2,
             created: 1,
         }
     }
@@ -477,7 +549,7 @@ mod tests {
 
     #[test]
     fn a_life_from_new_to_terminated() {
-        let (mut r, now) = (Registry::new(2), Instant::now());
+        let (mut r, now) = (Registry::default(), Instant::now());
         r.create(order("a", "ada", Some("x")), now).unwrap();
         let new = r.object("a").unwrap();
         assert_eq!(
@@ -515,7 +587,7 @@ mod tests {
             r.object("a").unwrap().culvert.unwrap().fingerprint.as_deref(),
             Some("f2")
         );
-        assert!(r.halt("a", "sigterm", true, 10) && !r.halt("a", "lost", false, 11));
+        assert!(r.halt("a", "sigterm", true, 10, Duration::ZERO) && !r.halt("a", "lost", false, 11, Duration::ZERO));
         r.ready("a");
         assert_eq!(r.object("a").unwrap().is_ready, Some(false));
         let ended = r.ended("a", 12).unwrap();
@@ -530,7 +602,7 @@ mod tests {
 
     #[test]
     fn identifiers_collide_within_an_account() {
-        let (mut r, now) = (Registry::new(1), Instant::now());
+        let (mut r, now) = (Registry::default(), Instant::now());
         r.create(order("named", "ada", Some("x")), now).unwrap();
         r.create(order("plain", "ada", None), now).unwrap();
         r.create(order("other", "bob", Some("x")), now).unwrap();
@@ -545,7 +617,7 @@ mod tests {
 
     #[test]
     fn a_pool_is_one_endpoint_with_equal_rules() {
-        let (mut r, now) = (Registry::new(1), Instant::now());
+        let (mut r, now) = (Registry::default(), Instant::now());
         let pooled = |id: &str, identifier| {
             let mut order = order(id, "ada", identifier);
             order.request.tunnel_pool = Some(true);
@@ -583,12 +655,12 @@ mod tests {
         assert!(r.pool("ada", &different.request).is_ok() && r.take_rules("a", b"{").is_err());
         assert_eq!(r.object("b").unwrap().direct_domains.unwrap(), ["d.test"]);
         // The lowest number that is free again; with the last one the pool is no more.
-        r.halt("a", "user", true, 0);
+        r.halt("a", "user", true, 0, Duration::ZERO);
         r.remove("a");
         assert!(!r.is_ending("a") && r.tunnels_of("a") == ["b"]);
         assert_eq!(join(&mut r, different).index, 0);
         for id in ["b", "c"] {
-            r.halt(id, "user", true, 0);
+            r.halt(id, "user", true, 0, Duration::ZERO);
         }
         assert!(r.is_ending("a"));
         assert_eq!(r.pool("ada", &pooled("d", Some("x")).request), Ok(None));
@@ -596,7 +668,7 @@ mod tests {
 
     #[test]
     fn silence_is_loss_after_90_seconds() {
-        let (mut r, start) = (Registry::new(1), Instant::now());
+        let (mut r, start) = (Registry::default(), Instant::now());
         let at = |s| start + Duration::from_secs(s);
         r.create(order("a", "ada", None), start).unwrap();
         r.running("a", "f", at(1), 0);
@@ -610,14 +682,14 @@ mod tests {
         r.link_down("a", 0, at(10_000), 0);
         assert!(r.lost(at(10_089), LOST_AFTER).is_empty());
         assert_eq!(r.lost(at(10_090), LOST_AFTER), ["a"]);
-        r.halt("a", "lost", false, 0);
+        r.halt("a", "lost", false, 0, Duration::ZERO);
         assert!(r.lost(at(20_000), LOST_AFTER).is_empty());
         assert_eq!(r.heartbeat("a", "ada", at(20_000)), Some(false));
     }
 
     #[test]
     fn an_account_has_a_limit() {
-        let (mut r, now) = (Registry::new(1), Instant::now());
+        let (mut r, now) = (Registry::default(), Instant::now());
         for n in 0..TUNNELS_PER_ACCOUNT_MAX {
             r.create(order(&n.to_string(), "ada", Some(&n.to_string())), now)
                 .unwrap();

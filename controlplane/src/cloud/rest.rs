@@ -19,12 +19,14 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
+use super::broker::Listener;
 use super::launcher::{self, Life};
+use super::ledger::{self, NewEndpoint};
 use super::limits::{
     DISCARDED_BYTES_MAX, DRAIN_MAX, HISTORY_DEFAULT, HISTORY_MAX, REASON_BYTES_MAX, REST_FAREWELL_MAX, REST_HEAD_MAX,
     REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
 };
-use super::registry::{Command, Member, Order};
+use super::registry::{Command, Created, Member, Order};
 use super::{Cloud, accounts, history, messages, unix_now};
 use crate::api::{self, Counts, DeleteArguments, Messages, Outcome, Tunnel, TunnelRequest};
 use crate::secret::{self, Secret};
@@ -223,15 +225,16 @@ async fn create(
     let pool = pool.map_err(|text| Failure::new(StatusCode::CONFLICT, text))?;
     let id = secret::random_hex().map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     let rules = request.settings_json();
-    let (endpoint, proxy, listener) = match pool {
-        Some(pool) => (pool.endpoint, pool.proxy, None),
+    let (endpoint, proxy, shards, listener) = match pool {
+        Some(pool) => (pool.endpoint, pool.proxy, pool.shards, None),
         None => {
             let listener = cloud.ports().listen().map_err(|e| {
                 tracing::error!("proxy ports: {e}");
                 let text = format!("No proxy port for another tunnel: {e}");
                 Failure::new(StatusCode::SERVICE_UNAVAILABLE, text)
             })?;
-            (id.clone(), listener.address, Some(listener))
+            let shards = cloud.options.endpoint_shards;
+            (id.clone(), listener.address, shards, Some(listener))
         }
     };
     let order = Order {
@@ -241,38 +244,63 @@ async fn create(
         address,
         endpoint: endpoint.clone(),
         proxy,
+        shards,
         created: unix_now(),
     };
     let created = cloud.registry().create(order, Instant::now()).map_err(Failure::bad)?;
     tracing::info!(tunnel = id, user, endpoint, "new tunnel");
-    for old in &created.collisions {
-        cloud.halt(old, "replaced", false, DRAIN_MAX);
-    }
-    let mut tunnel = cloud.registry().object(&id).ok_or_else(Failure::no_tunnel)?;
-    if let Err(e) = history::save(&cloud.store, &tunnel).await {
-        cloud.halt(&id, "lost", false, DRAIN_MAX);
-        cloud.registry().remove(&id);
-        return Err(e.into());
-    }
     let member = Member {
-        tunnel: id.clone(),
+        tunnel: id,
         fingerprint: fingerprint.clone(),
         index: created.index,
     };
-    match (created.commands, listener) {
-        (Some(commands), Some(listener)) => {
-            let life = Life::new(Arc::clone(&cloud), member, rules, Arc::new(listener), commands);
-            tokio::spawn(launcher::run(life));
-        }
-        _ => join(&cloud, member).await?,
-    }
+    // From here on it goes on without its client: the registry has the tunnel.
+    let begun = tokio::spawn(begin(cloud, member, created, rules, listener)).await;
+    let begun = begun.map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     let mut said = Messages::none();
     if fingerprint.is_none() {
         let text = "The request names no culvert.fingerprint: no client can connect to this tunnel.";
         said.warning = Some(vec![text.to_owned()]);
     }
+    let mut tunnel = begun?;
     tunnel.messages = Some(said);
     Ok(Json(tunnel))
+}
+
+/// Makes room for a tunnel that the registry has taken, writes it down, and starts its endpoint or joins one.
+async fn begin(
+    cloud: Arc<Cloud>,
+    member: Member,
+    created: Created,
+    rules: Vec<u8>,
+    listener: Option<Listener>,
+) -> Result<Tunnel, Failure> {
+    let halt = |old: &String| cloud.halt_unwritten(old, "replaced", false, DRAIN_MAX);
+    let replaced = created.collisions.iter().filter_map(halt).collect();
+    let (object, kept) = {
+        let registry = cloud.registry();
+        let tunnel = registry.object(&member.tunnel).zip(registry.kept(&member.tunnel));
+        tunnel.ok_or_else(Failure::no_tunnel)?
+    };
+    let shards = cloud.options.endpoint_shards;
+    let new = listener.as_ref().map(|listener| NewEndpoint {
+        id: kept.endpoint.clone(),
+        proxy: listener.address,
+        shards,
+        rules: rules.clone(),
+    });
+    if let Err(e) = ledger::add(&cloud.store, object.clone(), kept, new, replaced).await {
+        cloud.registry().remove(&member.tunnel);
+        return Err(e.into());
+    }
+    match (created.commands, listener) {
+        (Some(commands), Some(listener)) => {
+            let life = Life::new(Arc::clone(&cloud), member, shards, rules, Arc::new(listener), commands);
+            tokio::spawn(launcher::run(life));
+        }
+        _ => join(&cloud, member).await?,
+    }
+    Ok(object)
 }
 
 /// Tells the pool's endpoint of one more tunnel.
@@ -427,7 +455,7 @@ async fn delete(
     while reason.len() > REASON_BYTES_MAX {
         reason.pop();
     }
-    cloud.halt(&id, &reason, true, limit);
+    cloud.halt(&id, &reason, true, limit).await;
     Ok(Json(Outcome {
         id: Some(id),
         result: Some(true),

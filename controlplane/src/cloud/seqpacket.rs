@@ -1,4 +1,5 @@
-//! Unix SOCK_SEQPACKET pairs: whole messages, with file descriptors beside them (SCM_RIGHTS).
+//! Unix SOCK_SEQPACKET pairs: whole messages, with file descriptors beside them (SCM_RIGHTS). Datagram sockets, which
+//! have no other end to be gone, are read the same way.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -40,9 +41,14 @@ impl Seqpacket {
     /// # Errors
     /// `WouldBlock`; anything else means that the other end is gone.
     pub fn try_send(&self, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if fds.is_empty() {
+            // All that an endpoint does: it needs no call that could take an address. SIGPIPE is ignored.
+            rustix::io::write(self.0.get_ref(), data)?;
+            return Ok(());
+        }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_FDS_MAX))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -88,14 +94,23 @@ impl Seqpacket {
     /// A message longer than [`MESSAGE_BYTES_MAX`] or with too many descriptors; what the system says.
     pub async fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Vec<OwnedFd>>> {
         buffer.resize(MESSAGE_BYTES_MAX, 0);
+        let Some((length, fds)) = self.receive_into(buffer).await? else {
+            return Ok(None);
+        };
+        buffer.truncate(length);
+        Ok(Some(fds))
+    }
+
+    /// As [`Seqpacket::receive`], into a buffer as long as the longest message that is expected: the message's length,
+    /// and its descriptors.
+    ///
+    /// # Errors
+    /// `InvalidData`: a longer message, or one with too many descriptors; what the system says.
+    pub async fn receive_into(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
         loop {
             let mut guard = self.0.readable().await?;
             match guard.try_io(|fd| receive_now(fd.get_ref(), buffer)) {
-                Ok(Ok(None)) => return Ok(None),
-                Ok(Ok(Some((length, fds)))) => {
-                    buffer.truncate(length);
-                    return Ok(Some(fds));
-                }
+                Ok(Ok(received)) => return Ok(received),
                 Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
                 // The other end died with our messages unread: as good as closed.
                 Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(None),

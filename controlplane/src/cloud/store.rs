@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::ledger;
 use super::limits::{STORE_BUSY_MS_MAX, STORE_CALLS_MAX};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
@@ -35,6 +36,7 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(std::time::Duration::from_millis(STORE_BUSY_MS_MAX))?;
     connection.execute_batch(SCHEMA)?;
+    connection.execute_batch(ledger::SCHEMA)?;
     Ok(connection)
 }
 

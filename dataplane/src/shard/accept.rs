@@ -156,12 +156,8 @@ impl Shard {
     }
 }
 
-/// Receives browsers' sockets until the broker hangs up.
-pub(super) async fn receive_browsers(shard: Shard, fd: OwnedFd) {
-    let socket = match Socket::new(fd) {
-        Ok(socket) => socket,
-        Err(e) => return shard.log(Level::Error, format!("taking the browsers' socket: {e}")),
-    };
+/// Receives browsers' sockets until the broker hangs up, or another socket is there instead.
+pub(super) async fn receive_browsers(shard: Shard, socket: Rc<Socket>) {
     loop {
         while shard.is_full() {
             runtime::sleep(ACCEPT_PAUSE).await;
@@ -185,7 +181,7 @@ pub(super) async fn receive_browsers(shard: Shard, fd: OwnedFd) {
                         shard.serve_browser(browser, kind == KIND_PROBE);
                     }
                 }
-                Ok(None) => return shard.log(Level::Warn, "the broker hung up".to_owned()),
+                Ok(None) => return shard.log(Level::Debug, "the broker hung up".to_owned()),
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(e) => return shard.log(Level::Error, format!("receiving browsers: {e}")),
             }

@@ -71,6 +71,8 @@ pub(crate) enum Command {
     },
     /// A browser's socket of which nothing was read, from a shard without links.
     Browser(OwnedFd),
+    /// Endpoint: browsers come from this socket from now on.
+    Browsers(OwnedFd),
     /// `sc`: new rules, to be sent to the endpoint.
     Settings(Arc<Settings>),
     /// Endpoint: the rules in force, and the version under which each member knows them.

@@ -84,6 +84,8 @@ struct Inner {
     connections_max: usize,
     probes: RefCell<HashMap<u64, Rc<probe::Pending>>>,
     next_probe: Cell<u64>,
+    /// Endpoint: where browsers come from.
+    browsers: RefCell<Option<Rc<Socket>>>,
 }
 
 /// What is particular to one of the two programs.
@@ -359,6 +361,18 @@ impl Shard {
         }
     }
 
+    /// Endpoint: takes browsers from this socket from now on. What waits in the one before is still served.
+    fn receive_from(&self, fd: OwnedFd) {
+        let socket = match Socket::new(fd) {
+            Ok(socket) => Rc::new(socket),
+            Err(e) => return self.log(Level::Error, format!("taking the browsers' socket: {e}")),
+        };
+        if let Some(last) = self.0.browsers.replace(Some(socket.clone())) {
+            last.shutdown(std::net::Shutdown::Both);
+        }
+        runtime::spawn(accept::receive_browsers(self.clone(), socket));
+    }
+
     /// True to stop.
     fn obey(&self, command: Command) -> bool {
         match command {
@@ -376,6 +390,7 @@ impl Shard {
                 runtime::spawn(accept_link(self.clone(), member, link, fd, first));
             }
             Command::Browser(browser) => self.serve_here(browser, false),
+            Command::Browsers(fd) => self.receive_from(fd),
             Command::Settings(settings) => self.reload(settings),
             Command::Rules(settings, versions) => self.rule(settings, &versions),
             Command::Refuse { member, version, text } => self.each_link_of(member, |link| {
@@ -479,7 +494,7 @@ async fn accept_link(shard: Shard, member: [u8; 16], link: u16, fd: OwnedFd, fir
 async fn run(shard: Shard, inbox: Inbox<Command>, browsers: Option<OwnedFd>) -> std::io::Result<()> {
     let bell = Socket::new(inbox.bell().try_clone_to_owned()?)?;
     if let Some(fd) = browsers {
-        runtime::spawn(accept::receive_browsers(shard.clone(), fd));
+        shard.receive_from(fd);
     }
     runtime::spawn(threads::announce_drained(shard.clone()));
     loop {

@@ -243,6 +243,7 @@ impl Seed {
             connections_max: self.connections_max,
             probes: RefCell::new(HashMap::new()),
             next_probe: Cell::new(0),
+            browsers: RefCell::default(),
         }));
         (shard, self.browsers)
     }
