@@ -1,4 +1,5 @@
-//! The endpoint process is killed: what was in flight is cut, what begins afterwards waits and succeeds.
+//! The endpoint process is killed: what was in flight is cut, what begins afterwards waits and succeeds. `sc` is killed:
+//! its identifier is free at once.
 
 use std::fs;
 use std::io;
@@ -106,6 +107,33 @@ fn what_begins_after_a_kill_succeeds(driver: Driver) {
     let after = cloud.tunnel(&tunnel.id);
     assert_eq!(after["culvert"]["proxy"], proxy.to_string());
     tunnel.stop();
+}
+
+#[test]
+fn the_identifier_of_a_killed_sc_is_free_at_once() {
+    let (cloud, origin) = (Cloud::start(Driver::Epoll), Origin::start());
+    let start = || cloud.start_tunnel_with(&["--shards", "1", "-i", "same"]);
+    let mut first = start();
+    first.process.signal(Signal::KILL);
+    first.process.end(PATIENCE);
+    let second = start();
+    let objects = cloud.rest("GET", &format!("/{}/tunnels?full=1", cloud.user)).json();
+    let named: Vec<_> = objects
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|t| t["status"] != "halting")
+        .collect();
+    assert_eq!(named.len(), 1, "{objects}");
+    assert_eq!(named[0]["id"], second.id.as_str());
+    second.client().download(&origin.base(), 1, 100_000, "").unwrap();
+    let started = Instant::now();
+    while cloud.tunnel(&first.id)["status"] != "terminated" {
+        assert!(started.elapsed() < PATIENCE);
+    }
+    assert_eq!(cloud.tunnel(&first.id)["shutdown_reason"], "replaced");
+    assert_eq!(cloud.process.children().len(), 1, "the endpoint of the first stays");
+    second.stop();
 }
 
 /// False once the process holds nothing any more: its last thread is a zombie, or nothing is there.

@@ -688,6 +688,44 @@ mod tests {
     }
 
     #[test]
+    fn what_was_kept_comes_back() {
+        let (mut r, now) = (Registry::default(), Instant::now());
+        r.create(order("a", "ada", Some("x")), now).unwrap();
+        r.running("a", "f", now, 5);
+        r.link_up("a", 0, 6);
+        r.ready("a");
+        r.create(order("b", "ada", None), now).unwrap();
+        r.running("b", "f", now, 5);
+        r.halt("b", "enough", true, 7, Duration::from_secs(300));
+        r.halt("b", "lost", false, 8, Duration::from_secs(5));
+        let kept = [r.kept("a").unwrap(), r.kept("b").unwrap()];
+        assert_eq!((kept[0].cut_at, kept[1].cut_at), (None, Some(13)));
+        let endpoint = KeptEndpoint {
+            id: "a".into(),
+            proxy: "127.0.0.1:20000".parse().unwrap(),
+            shards: 2,
+            rules: Vec::new(),
+            process: None,
+            fingerprint: Some("f".into()),
+            linked: true,
+            dark_since: None,
+        };
+        let mut next = Registry::default();
+        next.restore(&endpoint, &kept, now + Duration::from_secs(1_000));
+        for id in ["a", "b"] {
+            let mut before = r.object(id).unwrap();
+            before.is_ready = Some(false);
+            assert_eq!(next.object(id).unwrap(), before);
+        }
+        assert!(
+            next.lost(now + Duration::from_secs(1_000)).is_empty(),
+            "nobody has looked for it"
+        );
+        next.link_up("a", 0, 9);
+        assert!(next.awaits_probe("a") && !next.awaits_probe("b"));
+    }
+
+    #[test]
     fn an_account_has_a_limit() {
         let (mut r, now) = (Registry::default(), Instant::now());
         for n in 0..TUNNELS_PER_ACCOUNT_MAX {

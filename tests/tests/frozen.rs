@@ -1,0 +1,93 @@
+//! Processes that do not run for a while (SIGSTOP, a suspended host): nothing is lost, nothing comes twice.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tests::both_drivers;
+use tests::cloud::{Cloud, Driver, fault_lasts};
+use tests::origin::Origin;
+use tests::process::Held;
+
+both_drivers![what_is_frozen_goes_on];
+
+const EACH: u64 = 5;
+const BYTES: u64 = 4 << 20;
+
+#[derive(Clone, Copy, Debug)]
+enum Frozen {
+    Endpoint,
+    Client,
+    Both,
+}
+
+/// Three tunnels at the same time, since each waits for most of its time.
+fn what_is_frozen_goes_on(driver: Driver) {
+    let faults = [(Frozen::Endpoint, 10), (Frozen::Client, 10), (Frozen::Both, 6)];
+    thread::scope(|scope| {
+        for (who, seconds) in faults {
+            scope.spawn(move || freeze(driver, who, Duration::from_secs(seconds)));
+        }
+    });
+}
+
+fn freeze(driver: Driver, who: Frozen, time: Duration) {
+    let (cloud, origin) = (Cloud::start(driver), Origin::start());
+    let tunnel = cloud.start_tunnel();
+    let endpoint = Held::of(cloud.process.children()[0]).unwrap();
+    let client = Held::of(tunnel.process.id()).unwrap();
+    let frozen = match who {
+        Frozen::Endpoint => vec![&endpoint],
+        Frozen::Client => vec![&client],
+        Frozen::Both => vec![&endpoint, &client],
+    };
+    let key = || cloud.tunnel(&tunnel.id)["culvert"]["fingerprint"].clone();
+    let (before, base) = (key(), origin.base());
+    let (half, rest) = (Barrier::new(EACH as usize + 1), Barrier::new(EACH as usize + 1));
+    thread::scope(|scope| {
+        let (tunnel, base, half, rest) = (&tunnel, &base, &half, &rest);
+        let mut bodies: Vec<_> = (0..EACH)
+            .map(|seed| scope.spawn(move || tunnel.client().download(base, seed, BYTES, "&held")))
+            .collect();
+        bodies.extend((0..EACH).map(|seed| {
+            let pause = || {
+                half.wait();
+                rest.wait();
+            };
+            scope.spawn(move || tunnel.client().upload_pausing(base, seed, BYTES, false, pause))
+        }));
+        origin.wait("the bodies", |c| c.held == EACH);
+        half.wait();
+        // They are on their way when the fault begins, others begin while it lasts.
+        origin.open_gate();
+        rest.wait();
+        frozen.iter().for_each(|process| process.signal(Signal::STOP));
+        let posts: Vec<_> = (0..EACH)
+            .map(|n| {
+                scope.spawn(move || {
+                    tunnel
+                        .client()
+                        .request("POST", &format!("{base}/once?key={n}"), &[], b"")
+                })
+            })
+            .collect();
+        fault_lasts(time);
+        frozen.iter().for_each(|process| process.signal(Signal::CONT));
+        for body in bodies {
+            body.join().unwrap().unwrap_or_else(|e| panic!("{who:?}: {e}"));
+        }
+        for post in posts {
+            let answer = post.join().unwrap().unwrap_or_else(|e| panic!("{who:?}: {e}"));
+            assert_eq!((answer.status(), answer.text()), (200, "1".to_owned()), "{who:?}");
+        }
+    });
+    let posts = origin.counters().posts;
+    assert!(
+        posts.len() == EACH as usize && posts.values().all(|n| *n == 1),
+        "{posts:?}"
+    );
+    assert_eq!(key(), before, "the endpoint was not replaced");
+    tunnel.client().download(&base, 99, BYTES, "").unwrap();
+    tunnel.stop();
+}
