@@ -154,7 +154,8 @@ pub struct Cloud {
     pub relay: Relay,
     pub user: String,
     pub key: String,
-    options: CloudOptions,
+    /// Of the next start.
+    pub options: CloudOptions,
     ports: (u16, u16),
     trust: Arc<ClientConfig>,
     /// Endpoints that [`Cloud::kill`] has left.

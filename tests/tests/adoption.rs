@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::Signal;
 use serde_json::Value;
 use tests::both_drivers;
-use tests::cloud::{Cloud, Driver, Tunnel};
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::{Client, connect};
 use tests::origin::Origin;
 use tests::process::{Held, PATIENCE};
@@ -167,8 +167,14 @@ fn what_is_open_goes_on_and_what_is_new_is_served(driver: Driver) {
     assert!(Client::dial(tunnel.proxy).is_err(), "nobody listens");
 }
 
+/// The endpoint keeps its two shards, whatever the next `serve` gives to others.
 fn a_pool_goes_on_with_all_its_members(driver: Driver) {
-    let (mut cloud, origin) = (Cloud::start(driver), Origin::start());
+    let origin = Origin::start();
+    let mut cloud = Cloud::with(CloudOptions {
+        endpoint_shards: 2,
+        ..CloudOptions::new(driver)
+    });
+    cloud.options.endpoint_shards = 1;
     let member = |cloud: &Cloud| cloud.start_tunnel_with(&["--shards", "1", "-i", "pool", "--tunnel-pool"]);
     let (first, second) = (member(&cloud), member(&cloud));
     let endpoint = endpoint_of(&cloud);
@@ -321,4 +327,35 @@ fn sigterm_ends_what_was_adopted() {
     cloud.process.signal(Signal::TERM);
     assert_eq!(cloud.process.exit_code(PATIENCE), 0);
     assert!(endpoint.ends_within(Duration::ZERO), "the endpoint stays");
+}
+
+/// What was answered holds, and no process is left that nobody knows of.
+#[test]
+fn at_whatever_moment_it_is_killed() {
+    const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+    let mut cloud = Cloud::start(Driver::Epoll);
+    let path = format!("/{}/tunnels", cloud.user);
+    let mut endpoints = Vec::new();
+    for moment in [0, 1, 2, 4, 6, 8, 10, 15, 20, 30, 50, 80] {
+        let body = format!(r#"{{"tunnel_identifier":"x","culvert":{{"fingerprint":"{KEY}"}}}}"#);
+        let made = cloud.rest_with("POST", &path, body.as_bytes());
+        assert_eq!(made.status(), 200, "{}", made.text());
+        let made = made.json();
+        let id = made["id"].as_str().unwrap();
+        fault_lasts(Duration::from_millis(moment));
+        endpoints.extend(cloud.kill());
+        cloud.restart();
+        until(&cloud, id, "running", |t| t["status"] == "running");
+        endpoints.extend(cloud.process.children());
+        assert_eq!(cloud.rest("DELETE", &format!("{path}/{id}")).status(), 200);
+        fault_lasts(Duration::from_millis(moment % 7));
+        endpoints.extend(cloud.kill());
+        cloud.restart();
+        let ended = until(&cloud, id, "terminated", |t| t["status"] == "terminated");
+        assert_eq!(ended["shutdown_reason"], "user", "{moment}");
+    }
+    let ended = |id: &u32| Held::of(*id).is_none_or(|process| process.ends_within(PATIENCE));
+    assert!(endpoints.iter().all(ended));
+    assert_eq!(cloud.process.children(), [0; 0]);
+    assert_eq!(cloud.rest("GET", &path).json(), serde_json::json!([]));
 }
