@@ -86,6 +86,16 @@ pub async fn ended(store: &Store, owner: &str, limit: u32) -> rusqlite::Result<V
         .collect())
 }
 
+/// A tunnel that came to nothing.
+pub fn lost(tunnel: &Tunnel, now: u64) -> Tunnel {
+    Tunnel {
+        status: Some("terminated".into()),
+        shutdown_reason: Some("lost".into()),
+        shutdown_time: Some(now),
+        ..tunnel.clone()
+    }
+}
+
 /// Marks what an earlier process left unfinished as lost, but for the tunnels that go on, and says how many that were.
 ///
 /// # Errors

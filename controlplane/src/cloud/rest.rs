@@ -298,7 +298,13 @@ async fn begin(
             let life = Life::new(Arc::clone(&cloud), member, shards, rules, Arc::new(listener), commands);
             tokio::spawn(launcher::run(life));
         }
-        _ => join(&cloud, member).await?,
+        _ => {
+            if let Err(failure) = join(&cloud, member).await {
+                // The end of the pool, and of this tunnel with it, may have been written before its beginning.
+                ledger::ended(&cloud.store, history::lost(&object, unix_now())).await?;
+                return Err(failure);
+            }
+        }
     }
     Ok(object)
 }
