@@ -123,7 +123,7 @@ struct TimeArguments {
     /// A tunnel without link and heartbeat is kept [default: 90s, the most]
     #[arg(long, value_name = "TIME", value_parser = up_to(LOST_AFTER))]
     lost_timeout: Option<Duration>,
-    /// An endpoint whose `serve` is gone stays for its open streams [default: 90s, the most]
+    /// An endpoint whose `serve` is gone waits for another one; then it drains and leaves [default: 90s, the most]
     #[arg(long, value_name = "TIME", value_parser = up_to(ORPHANED_MAX))]
     orphan_timeout: Option<Duration>,
 }

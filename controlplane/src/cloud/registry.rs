@@ -718,7 +718,7 @@ mod tests {
             assert_eq!(next.object(id).unwrap(), before);
         }
         assert!(
-            next.lost(now + Duration::from_secs(1_000)).is_empty(),
+            next.lost(now + Duration::from_secs(1_000), LOST_AFTER).is_empty(),
             "nobody has looked for it"
         );
         next.link_up("a", 0, 9);
