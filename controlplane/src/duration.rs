@@ -39,7 +39,10 @@ fn parse(text: &str) -> Option<Duration> {
 /// In its largest whole unit.
 pub fn show(time: Duration) -> String {
     let ms = time.as_millis();
-    let whole = UNITS.iter().rev().find(|(_, unit)| ms % u128::from(*unit) == 0);
+    let whole = UNITS
+        .iter()
+        .rev()
+        .find(|(_, unit)| ms.is_multiple_of(u128::from(*unit)));
     let (name, unit) = whole.unwrap_or(&UNITS[0]);
     format!("{}{name}", ms / u128::from(*unit))
 }

@@ -35,7 +35,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Subcommands {
     /// Serves the REST API and the tunnels
-    Serve(ServeArguments),
+    Serve(Box<ServeArguments>),
     /// Accounts
     #[command(subcommand)]
     User(UserCommands),
@@ -149,7 +149,7 @@ fn up_to(max: Duration) -> impl Fn(&str) -> Result<Duration, String> + Clone + S
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
-        Subcommands::Serve(arguments) => options(arguments).and_then(|options| {
+        Subcommands::Serve(arguments) => options(*arguments).and_then(|options| {
             log();
             serve(options)
         }),
@@ -292,7 +292,7 @@ mod tests {
             .map_err(|e| Failure::usage(e.to_string()))?
             .command
         {
-            Subcommands::Serve(arguments) => options(arguments),
+            Subcommands::Serve(arguments) => options(*arguments),
             _ => Err(Failure::internal("another command")),
         }
     }
