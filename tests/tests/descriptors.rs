@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -104,21 +104,23 @@ fn hold(listener: &TcpListener, stopped: &UnixStream) {
     }
 }
 
-/// This process has both the browsers' and the site's ends. False where the machine does not allow it, which is said.
-fn raise_own_limit() -> bool {
+/// This process has both the browsers' and the site's ends, of one test at a time. None where the machine does not allow
+/// it, which is said.
+fn raise_own_limit() -> Option<MutexGuard<'static, ()>> {
+    static ALONE: Mutex<()> = Mutex::new(());
     let limit = getrlimit(Resource::Nofile);
     let needed = 2 * CONNECTIONS as u64 + 500;
     if limit.maximum.is_some_and(|most| most < needed) {
         println!("left out: needs {needed} open files, see ulimit -Hn");
         assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "a test left out in CI");
-        return false;
+        return None;
     }
     let raised = Rlimit {
         current: limit.maximum,
         ..limit
     };
     setrlimit(Resource::Nofile, raised).unwrap();
-    true
+    Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn start_limited(cloud: &Cloud) -> Tunnel {
@@ -273,9 +275,9 @@ fn flood(tunnel: &Tunnel, site: &Site) -> (Vec<TcpStream>, usize) {
 }
 
 fn the_client_at_its_mark(driver: Driver) {
-    if !raise_own_limit() {
+    let Some(_alone) = raise_own_limit() else {
         return;
-    }
+    };
     let (cloud, origin) = (Cloud::start(driver), Origin::start());
     let tunnel = start_limited(&cloud);
     tunnel.serves(&origin);
@@ -325,9 +327,9 @@ fn refused(sockets: &mut Vec<TcpStream>) -> usize {
 }
 
 fn the_endpoint_at_its_mark(driver: Driver) {
-    if !raise_own_limit() {
+    let Some(_alone) = raise_own_limit() else {
         return;
-    }
+    };
     let cloud = Cloud::with(CloudOptions {
         files: Some(FILES),
         ..CloudOptions::new(driver)

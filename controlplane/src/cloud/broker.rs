@@ -11,7 +11,7 @@ use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::limits::{ACCEPTS_PER_TURN, BROKER_PAUSE, FDS_WAITING_MAX};
+use super::limits::{ACCEPTS_PER_TURN, BROKER_PAUSE, FDS_WAITING_MAX, LISTEN_BACKLOG};
 use super::seqpacket::{self, Seqpacket};
 use crate::runtime::watch;
 
@@ -84,6 +84,8 @@ impl Ports {
 
 impl Listener {
     fn new(socket: TcpListener) -> io::Result<Self> {
+        // Once more, for the library's own length is 128: a suite's start would lose SYNs and wait a second for each.
+        rustix::net::listen(&socket, LISTEN_BACKLOG)?;
         socket.set_nonblocking(true)?;
         // What it accepts inherits this, and no endpoint has to ask for it.
         sockopt::set_tcp_nodelay(&socket, true)?;

@@ -78,6 +78,8 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 // ── Broker ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+/// Connections that wait in the kernel for a proxy port; `net.core.somaxconn` may be less.
+pub const LISTEN_BACKLOG: i32 = 4_096;
 /// Sockets that wait for one endpoint before its listener pauses.
 pub const FDS_WAITING_MAX: usize = 256;
 /// Descriptors have run out, or every shard's queue is full: look again after this.
