@@ -226,6 +226,10 @@ pub(super) async fn read_into(socket: &Socket, inbox: &mut BytesMut) -> io::Resu
 /// Watches a browser that waits: holds what it sends already, as far as the bound goes, and returns once its
 /// connection broke.
 pub(super) async fn watch(socket: &Socket, inbox: &mut BytesMut, eof: &mut bool) {
+    if inbox.is_empty() {
+        // It would hold the buffer of the head for as long as a relay lives.
+        *inbox = BytesMut::new();
+    }
     while !*eof && inbox.len() < EARLY_BYTES_MAX {
         // First: most browsers say nothing while they wait.
         if socket.readable().await.is_err() {
