@@ -67,6 +67,11 @@ struct Attendee {
 pub struct Prepared(Endpoint);
 
 impl Prepared {
+    /// As [`Endpoint::wake_fd`].
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.0.wake_fd()
+    }
+
     /// Lets the shards run: they make no thread and no ring any more.
     pub fn run(self) -> Endpoint {
         self.0.shards.run();

@@ -1,5 +1,5 @@
 //! `sc-cloud endpoint`: the process that carries one tunnel or one pool. It gets every socket from the broker, makes its own key,
-//! and never creates, accepts or dials anything once its shards run.
+//! and never creates, accepts or dials anything once its shards run: [`super::sandbox`] takes away what it could do it with.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::agreement::{Agreement, MemberId, Outcome};
 use super::limits::{EVENTS_PER_TURN, RULES_PART_BYTES_MAX};
 use super::messages::{self, FromEndpoint, MemberCounts, ToEndpoint};
+use super::sandbox;
 use super::seqpacket::Seqpacket;
 use crate::api::{Counts, TunnelRequest};
 use crate::runtime::{Runtime, watch};
@@ -31,18 +32,11 @@ pub fn run() -> Result<(), String> {
     let control = control().map_err(|_| "this command is started by `sc-cloud serve` only".to_owned())?;
     // The process is called `exe` otherwise, after the link that started it.
     let _ = rustix::thread::set_name(c"sc-endpoint");
+    let refused = sandbox::enclose();
     let runtime = Runtime::epoll().map_err(|e| e.to_string())?;
     runtime.block_on(async {
         let control = Seqpacket::new(control).map_err(|e| e.to_string())?;
-        let (endpoint, agreement, orphan_timeout) = start(&control).await?;
-        let mut guest = Guest {
-            control,
-            endpoint,
-            agreement,
-            orphan_timeout,
-            orphaned: None,
-        };
-        guest.serve().await
+        start(control, refused).await?.serve().await
     })
 }
 
@@ -54,11 +48,11 @@ fn control() -> io::Result<OwnedFd> {
     stdin.as_fd().try_clone_to_owned()
 }
 
-/// Waits for the configuration, starts the shards and tells the broker the key. Also: how long it stays as an orphan.
-async fn start(control: &Seqpacket) -> Result<(Endpoint, Agreement, Duration), String> {
+/// Waits for the configuration, makes the shards, seals the process, lets them run and tells the broker the key.
+async fn start(control: Seqpacket, mut refused: Vec<String>) -> Result<Guest, String> {
     let mut rules = Vec::new();
     loop {
-        let message = messages::receive(control).await.map_err(|e| e.to_string())?;
+        let message = messages::receive(&control).await.map_err(|e| e.to_string())?;
         let Some((message, browsers)) = message else {
             return Err("the broker went away before it said anything".into());
         };
@@ -95,12 +89,27 @@ async fn start(control: &Seqpacket) -> Result<(Endpoint, Agreement, Duration), S
                     browsers,
                     dark: dark_ms.map(Duration::from_millis),
                 };
-                let endpoint = endpoint::start(config).map_err(|e| e.to_string())?;
-                let driver = format!("{:?}", endpoint.driver());
-                let ready = FromEndpoint::Ready { fingerprint, driver };
-                messages::send(control, &ready, &[]).await.map_err(|e| e.to_string())?;
+                let prepared = endpoint::prepare(config).map_err(|e| e.to_string())?;
+                let wake = prepared.wake_fd().try_clone_to_owned();
+                let wake = wake.and_then(|wake| watch(wake, Interest::READABLE));
+                let wake = wake.map_err(|e| e.to_string())?;
+                refused.extend(sandbox::seal());
+                let endpoint = prepared.run();
+                let ready = FromEndpoint::Ready {
+                    fingerprint,
+                    driver: format!("{:?}", endpoint.driver()),
+                    refused,
+                };
+                messages::send(&control, &ready, &[]).await.map_err(|e| e.to_string())?;
                 let agreement = Agreement::new(settings, Duration::from_millis(reload_ms));
-                return Ok((endpoint, agreement, times.orphaned));
+                return Ok(Guest {
+                    control,
+                    endpoint,
+                    wake,
+                    agreement,
+                    orphan_timeout: times.orphaned,
+                    orphaned: None,
+                });
             }
             _ => return Err("the broker spoke out of turn".into()),
         }
@@ -120,6 +129,8 @@ fn driver_named(name: &str) -> Result<Driver, String> {
 struct Guest {
     control: Seqpacket,
     endpoint: Endpoint,
+    /// Readable when the shards have something to say.
+    wake: AsyncFd<OwnedFd>,
     agreement: Agreement,
     orphan_timeout: Duration,
     /// The broker is gone; when this process leaves.
@@ -129,12 +140,6 @@ struct Guest {
 impl Guest {
     /// Passes messages and events on until the endpoint has nothing left to do.
     async fn serve(&mut self) -> Result<(), String> {
-        let wake = self
-            .endpoint
-            .wake_fd()
-            .try_clone_to_owned()
-            .map_err(|e| e.to_string())?;
-        let wake = watch(wake, Interest::READABLE).map_err(|e| e.to_string())?;
         loop {
             let (orphaned, expiry) = (self.orphaned, self.agreement.deadline().map(Instant::from_std));
             tokio::select! {
@@ -146,7 +151,7 @@ impl Guest {
                         self.orphaned = Some(Instant::now() + self.orphan_timeout);
                     }
                 },
-                () = awake(&wake) => {
+                () = awake(&self.wake) => {
                     if self.report().await? {
                         return Ok(());
                     }

@@ -91,6 +91,8 @@ pub enum FromEndpoint {
     Ready {
         fingerprint: String,
         driver: String,
+        /// Layers of the sandbox that the kernel refuses, a sentence each.
+        refused: Vec<String>,
     },
     LinkUp {
         member: String,

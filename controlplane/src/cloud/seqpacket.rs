@@ -40,9 +40,14 @@ impl Seqpacket {
     /// # Errors
     /// `WouldBlock`; anything else means that the other end is gone.
     pub fn try_send(&self, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if fds.is_empty() {
+            // All that an endpoint may do: `sendmsg` is none of its system calls.
+            rustix::io::write(self.0.get_ref(), data)?;
+            return Ok(());
+        }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_FDS_MAX))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
