@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use crate::http::{self, Answer, Client};
 use crate::origin::Origin;
 use crate::process::{PATIENCE, Process, limit_files};
 use crate::relay::Relay;
-use crate::seccomp::refuse_io_uring;
+use crate::seccomp::{refuse_in, refuse_io_uring};
 use crate::tls;
 
 /// The line of `sc` after which tests may start.
@@ -104,6 +106,16 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
+/// A program that another user starts, from a copy in a folder that is given to this user: only root may.
+pub fn command_as(user: u32, name: &str, folder: &Path) -> Command {
+    let copy = folder.join(name);
+    fs::copy(binary(name), &copy).expect("a copy of a program");
+    chown(folder, Some(user), Some(user)).expect("root gives a folder away");
+    let mut command = Command::new(copy);
+    command.uid(user).gid(user);
+    command
+}
+
 /// `--proxy-ports` that nobody listens on; below the range the kernel takes ports of outgoing connections from.
 fn proxy_ports() -> (u16, u16) {
     const FIRST: u16 = 10_000;
@@ -133,6 +145,10 @@ pub struct CloudOptions {
     pub arguments: Vec<String>,
     /// `RLIMIT_NOFILE` of `sc-cloud` and of its endpoints.
     pub files: Option<u64>,
+    /// System calls that the kernel refuses it and its endpoints.
+    pub refused: Vec<libc::c_long>,
+    /// Who it runs as, if root starts it.
+    pub user: Option<u32>,
 }
 
 impl CloudOptions {
@@ -143,6 +159,8 @@ impl CloudOptions {
             public: Ipv4Addr::LOCALHOST,
             arguments: Vec::new(),
             files: None,
+            refused: Vec::new(),
+            user: None,
         }
     }
 }
@@ -167,12 +185,18 @@ impl Cloud {
         let state = tempfile::tempdir().expect("a temporary folder");
         let relay = Relay::start_at(options.public);
         let (first, last) = proxy_ports();
-        let mut command = Command::new(binary("sc-cloud"));
+        let mut command = match options.user {
+            None => Command::new(binary("sc-cloud")),
+            Some(user) => command_as(user, "sc-cloud", state.path()),
+        };
         if options.driver == Driver::Refused {
             refuse_io_uring(&mut command);
         }
         if let Some(files) = options.files {
             limit_files(&mut command, files);
+        }
+        for call in options.refused {
+            refuse_in(&mut command, call);
         }
         let process = Process::start(
             command
