@@ -67,6 +67,7 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
     let start = Start {
         shards: config.shards,
         driver: config.driver,
+        restricted: false,
         pinned: true,
         settings: config.settings,
         services,
@@ -92,6 +93,7 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
     let (shards, links) = (config.shards, config.links);
     let begin = move |shard: &shard::Shard| shard.dial_links(member, links, shards);
     let shards = Shards::start(&start, Vec::new(), role, begin)?;
+    shards.run();
     Ok(Client {
         shards,
         identity: config.identity,

@@ -63,16 +63,32 @@ struct Attendee {
     counters: Vec<Arc<MemberCounters>>,
 }
 
-/// Raises the limit of descriptors and starts the shards.
+/// An endpoint whose threads and rings are made and that does nothing yet.
+pub struct Prepared(Endpoint);
+
+impl Prepared {
+    /// As [`Endpoint::wake_fd`].
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.0.wake_fd()
+    }
+
+    /// Lets the shards run: they make no thread and no ring any more.
+    pub fn run(self) -> Endpoint {
+        self.0.shards.run();
+        self.0
+    }
+}
+
+/// Raises the limit of descriptors and makes the shards. Where they wait on io_uring, their rings are restricted.
 ///
 /// # Errors
 /// Not one socket for browsers each shard, or what the kernel refused.
-pub fn start(config: EndpointConfig) -> Result<Endpoint, Error> {
-    start_with(config, crate::shard::SERVICES)
+pub fn prepare(config: EndpointConfig) -> Result<Prepared, Error> {
+    prepare_with(config, crate::shard::SERVICES)
 }
 
-/// As [`start`], with other services: for tests.
-pub(crate) fn start_with(config: EndpointConfig, services: Services) -> Result<Endpoint, Error> {
+/// As [`prepare`], with other services: for tests.
+pub(crate) fn prepare_with(config: EndpointConfig, services: Services) -> Result<Prepared, Error> {
     one_each(config.shards, &config.browsers)?;
     let connections_max = connections_max(raise_fd_limit()?, config.shards);
     // Each stream may need a descriptor.
@@ -81,6 +97,7 @@ pub(crate) fn start_with(config: EndpointConfig, services: Services) -> Result<E
     let start = Start {
         shards: config.shards,
         driver: config.driver,
+        restricted: true,
         pinned: false,
         settings: config.settings,
         services,
@@ -95,12 +112,12 @@ pub(crate) fn start_with(config: EndpointConfig, services: Services) -> Result<E
     };
     let role = || Role::Endpoint(RefCell::default());
     let shards = Shards::start(&start, config.browsers, role, |_| {})?;
-    Ok(Endpoint {
+    Ok(Prepared(Endpoint {
         shards,
         identity: config.identity,
         version,
         members: Mutex::default(),
-    })
+    }))
 }
 
 /// Checks that each shard has a socket for browsers.

@@ -40,7 +40,7 @@ impl Tunnel {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let fingerprint = server.fingerprint();
         let endpoint = Arc::new(
-            endpoint::start(EndpointConfig {
+            endpoint::prepare(EndpointConfig {
                 shards: 1,
                 identity: server,
                 settings: settings.clone(),
@@ -49,7 +49,8 @@ impl Tunnel {
                 browsers: vec![browsers],
                 dark: None,
             })
-            .unwrap(),
+            .unwrap()
+            .run(),
         );
         let member = Member {
             id: own.member(),

@@ -4,25 +4,31 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use dataplane::limits::FRAME_HEADER_BYTES;
 use dataplane::shard::buffers::Buffers;
+use dataplane::shard::ring;
 use dataplane::shard::runtime::{self, Driver, Either, Runtime, Signal, Socket};
+use io_uring::squeue::{Entry, Flags};
+use io_uring::{IoUring, opcode};
 
-/// Runs `test` on epoll, and on io_uring where the kernel allows it.
+/// Runs `test` on epoll, and on io_uring where the kernel allows it, restricted and free.
 fn on_both_drivers<F: Future<Output = ()>>(test: impl Fn() -> F) {
     let epoll = Runtime::new(Driver::Epoll).unwrap();
     assert_eq!(epoll.driver(), Driver::Epoll);
     epoll.run(test());
-    match Runtime::new(Driver::IoUring) {
-        Ok(ring) => {
-            assert_eq!(ring.driver(), Driver::IoUring);
-            ring.run(test());
+    for make in [Runtime::new, Runtime::restricted] {
+        match make(Driver::IoUring) {
+            Ok(ring) => {
+                assert_eq!(ring.driver(), Driver::IoUring);
+                ring.run(test());
+            }
+            Err(e) => eprintln!("io_uring is refused here, only epoll was tested: {e}"),
         }
-        Err(e) => eprintln!("io_uring is refused here, only epoll was tested: {e}"),
     }
 }
 
@@ -229,6 +235,53 @@ fn buffers_copy_small_reads_and_hand_over_big_ones() {
             ErrorKind::WouldBlock
         );
     });
+}
+
+fn submit(ring: &mut IoUring, entry: &Entry) -> i32 {
+    // SAFETY: the entries of these tests point at nothing.
+    unsafe { ring.submission().push(entry) }.unwrap();
+    ring.submit_and_wait(1).unwrap();
+    ring.completion().next().unwrap().result()
+}
+
+#[test]
+fn a_restricted_ring_takes_the_list_and_nothing_else() {
+    let mut ring = match ring::restricted(|flags| flags.build(8)) {
+        Ok(ring) => ring,
+        Err(e) => return eprintln!("io_uring is refused here, nothing was tested: {e}"),
+    };
+    let mut free = IoUring::new(8).unwrap();
+    let (nop, cancel) = (opcode::Nop::new().build(), opcode::AsyncCancel::new(7).build());
+    let flagged = cancel.clone().flags(Flags::ASYNC);
+    assert_eq!((submit(&mut free, &nop), submit(&mut ring, &nop)), (0, -libc::EACCES));
+    assert_eq!(
+        submit(&mut ring, &cancel),
+        -libc::ENOENT,
+        "allowed, and nothing to cancel"
+    );
+    assert_eq!(
+        (submit(&mut free, &flagged), submit(&mut ring, &flagged)),
+        (-libc::ENOENT, -libc::EACCES)
+    );
+    let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let register = |ring: &IoUring| ring.submitter().register_eventfd(bell.as_raw_fd());
+    register(&free).unwrap();
+    assert_eq!(register(&ring).unwrap_err().raw_os_error(), Some(libc::EACCES));
+}
+
+/// The same list holds for the ring of a runtime: monoio's file is opened by OPENAT.
+#[test]
+fn a_restricted_runtime_opens_no_file() {
+    for (make, refused) in [(Runtime::new as fn(_) -> _, false), (Runtime::restricted, true)] {
+        let Ok(runtime) = make(Driver::IoUring) else {
+            return eprintln!("io_uring is refused here, nothing was tested");
+        };
+        let opened = runtime.run(async { monoio::fs::File::open("/dev/null").await.map(drop) });
+        assert_eq!(
+            opened.err().and_then(|e| e.raw_os_error()),
+            refused.then_some(libc::EACCES)
+        );
+    }
 }
 
 /// The runtime can be replaced, and what is not checked by the compiler can be read in one sitting.

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -19,7 +21,7 @@ use crate::http::{self, Answer, Client};
 use crate::origin::Origin;
 use crate::process::{Held, PATIENCE, Process, limit_files};
 use crate::relay::Relay;
-use crate::seccomp::refuse_io_uring;
+use crate::seccomp::{refuse_in, refuse_io_uring};
 use crate::tls;
 
 /// The line of `sc` after which tests may start.
@@ -104,6 +106,23 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
+/// A program that another user starts, from a copy in a folder that is given to this user: only root may.
+pub fn command_as(user: u32, name: &str, folder: &Path) -> Command {
+    let copy = folder.join(name);
+    // By a program of its own: a child that another test starts meanwhile would inherit the copy open for writing, and a
+    // file that is written cannot be run.
+    let copied = Command::new("cp")
+        .arg(binary(name))
+        .arg(&copy)
+        .status()
+        .expect("cp runs");
+    assert!(copied.success(), "no copy of {name}");
+    chown(folder, Some(user), Some(user)).expect("root gives a folder away");
+    let mut command = Command::new(copy);
+    command.uid(user).gid(user);
+    command
+}
+
 /// `--proxy-ports` that nobody listens on; below the range the kernel takes ports of outgoing connections from.
 fn proxy_ports() -> (u16, u16) {
     const FIRST: u16 = 10_000;
@@ -133,6 +152,10 @@ pub struct CloudOptions {
     pub arguments: Vec<String>,
     /// `RLIMIT_NOFILE` of `sc-cloud` and of its endpoints.
     pub files: Option<u64>,
+    /// System calls that the kernel refuses it and its endpoints.
+    pub refused: Vec<libc::c_long>,
+    /// Who it runs as, if root starts it.
+    pub user: Option<u32>,
 }
 
 impl CloudOptions {
@@ -143,6 +166,8 @@ impl CloudOptions {
             public: Ipv4Addr::LOCALHOST,
             arguments: Vec::new(),
             files: None,
+            refused: Vec::new(),
+            user: None,
         }
     }
 }
@@ -246,6 +271,16 @@ impl Cloud {
         answer.json()
     }
 
+    /// Waits until the tunnel is history.
+    pub fn await_end(&self, id: &str) {
+        let started = Instant::now();
+        while self.tunnel(id)["status"] != "terminated" {
+            assert!(started.elapsed() < PATIENCE, "{}", self.tunnel(id));
+            // The front limits the connections of one address.
+            fault_lasts(Duration::from_millis(50));
+        }
+    }
+
     /// `sc` with this cloud's URL, user and trust; the key by the environment unless the test says otherwise.
     pub fn sc(&self, log: &Path) -> Command {
         let mut command = Command::new(binary("sc"));
@@ -313,12 +348,18 @@ fn serve(options: &CloudOptions, state: &Path, relay: &Relay, (first, last): (u1
 }
 
 fn serve_command(options: &CloudOptions, state: &Path, relay: &Relay, (first, last): (u16, u16)) -> Command {
-    let mut command = Command::new(binary("sc-cloud"));
+    let mut command = match options.user {
+        None => Command::new(binary("sc-cloud")),
+        Some(user) => command_as(user, "sc-cloud", state),
+    };
     if options.driver == Driver::Refused {
         refuse_io_uring(&mut command);
     }
     if let Some(files) = options.files {
         limit_files(&mut command, files);
+    }
+    for call in &options.refused {
+        refuse_in(&mut command, *call);
     }
     command
         .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])

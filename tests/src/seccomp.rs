@@ -1,4 +1,4 @@
-//! A kernel that refuses io_uring, as the seccomp profiles of containers make it: for one program and its children.
+//! A kernel that refuses a system call, as the seccomp profiles of containers make it: for one program and its children.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -6,11 +6,20 @@ use std::process::Command;
 
 /// The program starts with `io_uring_setup` answered by EPERM.
 pub fn refuse_io_uring(command: &mut Command) -> &mut Command {
-    // SAFETY: between fork and exec only two system calls are made, on memory that was ready before.
-    unsafe { command.pre_exec(install) }
+    refuse_in(command, libc::SYS_io_uring_setup)
 }
 
-fn install() -> io::Result<()> {
+/// The program starts with this system call answered by EPERM.
+pub fn refuse_in(command: &mut Command, call: libc::c_long) -> &mut Command {
+    // SAFETY: between fork and exec only two system calls are made, on memory that was ready before.
+    unsafe { command.pre_exec(move || refuse(call)) }
+}
+
+/// From now on this thread, and what it starts, gets EPERM for one system call.
+///
+/// # Errors
+/// The kernel has no seccomp.
+pub fn refuse(call: libc::c_long) -> io::Result<()> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
@@ -22,7 +31,7 @@ fn install() -> io::Result<()> {
             code: JUMP_IF_EQUAL,
             jt: 0,
             jf: 1,
-            k: libc::SYS_io_uring_setup as u32,
+            k: call as u32,
         },
         statement(RETURN, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
         statement(RETURN, libc::SECCOMP_RET_ALLOW),

@@ -127,10 +127,7 @@ fn the_identifier_of_a_killed_sc_is_free_at_once() {
     assert_eq!(named.len(), 1, "{objects}");
     assert_eq!(named[0]["id"], second.id.as_str());
     second.client().download(&origin.base(), 1, 100_000, "").unwrap();
-    let started = Instant::now();
-    while cloud.tunnel(&first.id)["status"] != "terminated" {
-        assert!(started.elapsed() < PATIENCE);
-    }
+    cloud.await_end(&first.id);
     assert_eq!(cloud.tunnel(&first.id)["shutdown_reason"], "replaced");
     assert_eq!(cloud.process.children().len(), 1, "the endpoint of the first stays");
     second.stop();

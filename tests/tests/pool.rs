@@ -23,13 +23,6 @@ fn requests(cloud: &Cloud, tunnel: &Tunnel) -> u64 {
     cloud.tunnel(&tunnel.id)["culvert"]["requests"].as_u64().unwrap()
 }
 
-fn ends(cloud: &Cloud, id: &str) {
-    let started = std::time::Instant::now();
-    while cloud.tunnel(id)["status"] != "terminated" {
-        assert!(started.elapsed() < PATIENCE, "{}", cloud.tunnel(id));
-    }
-}
-
 fn two_share_the_load_and_the_endpoint(driver: Driver) {
     const REQUESTS: u64 = 40;
     let (cloud, origin) = (Cloud::start(driver), Origin::start());
@@ -52,7 +45,7 @@ fn two_share_the_load_and_the_endpoint(driver: Driver) {
     let deleted = cloud.rest("DELETE", &format!("/{}/tunnels/{}", cloud.user, second.id));
     assert_eq!(deleted.status(), 200, "{}", deleted.text());
     assert_eq!(second.process.exit_code(PATIENCE), 6, "{}", second.log());
-    ends(&cloud, &second.id);
+    cloud.await_end(&second.id);
     assert_eq!(cloud.process.children(), [endpoint], "it serves the first");
     for seed in 0..REQUESTS {
         client.download(&origin.base(), seed, 1_000, "").unwrap();
@@ -61,7 +54,7 @@ fn two_share_the_load_and_the_endpoint(driver: Driver) {
     drop(client);
     let (id, proxy) = (first.id.clone(), first.proxy);
     first.stop();
-    ends(&cloud, &id);
+    cloud.await_end(&id);
     assert_eq!(cloud.process.children(), [0u32; 0], "it ended with the last tunnel");
     assert!(Client::dial(proxy).is_err());
 }

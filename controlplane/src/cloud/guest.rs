@@ -1,5 +1,5 @@
 //! `sc-cloud endpoint`: the process that carries one tunnel or one pool. It gets every socket from the broker, makes its own key,
-//! and never creates, accepts or dials anything once its shards run.
+//! and never creates, accepts or dials anything once its shards run: [`super::sandbox`] takes away what it could do it with.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,6 +20,7 @@ use super::adoption::Door;
 use super::agreement::{Agreement, MemberId, Outcome};
 use super::limits::{EVENTS_PER_TURN, LEAVE_MAX, RULES_PART_BYTES_MAX};
 use super::messages::{self, FromEndpoint, MemberCounts, Present, ToEndpoint};
+use super::sandbox;
 use super::seqpacket::Seqpacket;
 use crate::api::{Counts, TunnelRequest};
 use crate::runtime::{Runtime, watch};
@@ -33,10 +34,11 @@ pub fn run() -> Result<(), String> {
     let control = control().map_err(|_| "this command is started by `sc-cloud serve` only".to_owned())?;
     // The process is called `exe` otherwise, after the link that started it.
     let _ = rustix::thread::set_name(c"sc-endpoint");
+    let refused = sandbox::enclose();
     let runtime = Runtime::epoll().map_err(|e| e.to_string())?;
     runtime.block_on(async {
         let control = Seqpacket::new(control).map_err(|e| e.to_string())?;
-        start(control).await?.serve().await
+        start(control, refused).await?.serve().await
     })
 }
 
@@ -48,8 +50,8 @@ fn control() -> io::Result<OwnedFd> {
     stdin.as_fd().try_clone_to_owned()
 }
 
-/// Waits for the configuration, starts the shards and tells the broker the key.
-async fn start(control: Seqpacket) -> Result<Guest, String> {
+/// Waits for the configuration, makes the shards, seals the process, lets them run and tells the broker the key.
+async fn start(control: Seqpacket, mut refused: Vec<String>) -> Result<Guest, String> {
     let mut rules = Vec::new();
     loop {
         let message = messages::receive(&control).await.map_err(|e| e.to_string())?;
@@ -94,21 +96,31 @@ async fn start(control: Seqpacket) -> Result<Guest, String> {
                     browsers: sockets,
                     dark: dark_ms.map(Duration::from_millis),
                 };
-                let endpoint = endpoint::start(config).map_err(|e| e.to_string())?;
+                let prepared = endpoint::prepare(config).map_err(|e| e.to_string())?;
+                let wake = prepared.wake_fd().try_clone_to_owned();
+                let wake = wake.and_then(|wake| watch(wake, Interest::READABLE));
+                let wake = wake.map_err(|e| e.to_string())?;
+                refused.extend(sandbox::seal());
+                let endpoint = prepared.run();
                 let driver = format!("{:?}", endpoint.driver());
                 let guest = Guest {
                     control,
                     door,
                     broker: Broker::Here,
                     endpoint,
+                    wake,
                     fingerprint,
                     driver,
                     agreement: Agreement::new(settings, Duration::from_millis(reload_ms)),
                     orphan_timeout: times.orphaned,
                     members: Vec::new(),
                 };
-                let (fingerprint, driver) = (guest.fingerprint.clone(), guest.driver.clone());
-                guest.tell(FromEndpoint::Ready { fingerprint, driver }).await;
+                let ready = FromEndpoint::Ready {
+                    fingerprint: guest.fingerprint.clone(),
+                    driver: guest.driver.clone(),
+                    refused,
+                };
+                guest.tell(ready).await;
                 return Ok(guest);
             }
             _ => return Err("the broker spoke out of turn".into()),
@@ -150,6 +162,8 @@ struct Guest {
     door: Door,
     broker: Broker,
     endpoint: Endpoint,
+    /// Readable when the shards have something to say.
+    wake: AsyncFd<OwnedFd>,
     fingerprint: String,
     driver: String,
     agreement: Agreement,
@@ -161,12 +175,6 @@ struct Guest {
 impl Guest {
     /// Passes messages and events on until the endpoint has nothing left to do.
     async fn serve(&mut self) -> Result<(), String> {
-        let wake = self
-            .endpoint
-            .wake_fd()
-            .try_clone_to_owned()
-            .map_err(|e| e.to_string())?;
-        let wake = watch(wake, Interest::READABLE).map_err(|e| e.to_string())?;
         loop {
             let (alone, expiry) = (self.broker.deadline(), self.agreement.deadline().map(Instant::from_std));
             tokio::select! {
@@ -177,7 +185,7 @@ impl Guest {
                 sockets = self.door.offered(), if !matches!(self.broker, Broker::Missed(_)) => {
                     self.adopted(sockets.map_err(|e| e.to_string())?).await?;
                 }
-                () = awake(&wake) => {
+                () = awake(&self.wake) => {
                     if self.report().await? {
                         return Ok(());
                     }

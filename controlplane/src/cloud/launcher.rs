@@ -28,8 +28,8 @@ use super::broker::{self, Listener, ShardSender};
 use super::bucket::Bucket;
 use super::ledger::{self, KeptEndpoint, KeptTunnel, Launched};
 use super::limits::{
-    BOOT_MAX, DEATHS_MAX, DEATHS_SPAN, EXIT_MAX, LINES_BURST, LINES_PER_SECOND, RELAUNCH_PAUSE, RULES_PART_BYTES_MAX,
-    SEND_MAX,
+    BOOT_MAX, DEATHS_MAX, DEATHS_SPAN, EXIT_MAX, LAYERS_MAX, LINES_BURST, LINES_PER_SECOND, RELAUNCH_PAUSE,
+    RULES_PART_BYTES_MAX, SEND_MAX,
 };
 use super::messages::{self, FromEndpoint, MemberCounts, ToEndpoint};
 use super::pid::{Pid, Process};
@@ -294,12 +294,22 @@ impl Life {
         let mut running = Running::new(Process::Child(child), control);
         loop {
             match messages::receive(&running.control).await {
-                Ok(Some((FromEndpoint::Ready { fingerprint, driver }, _))) => {
+                Ok(Some((
+                    FromEndpoint::Ready {
+                        fingerprint,
+                        driver,
+                        refused,
+                    },
+                    _,
+                ))) => {
                     if crate::secret::unhex::<32>(&fingerprint).is_none() {
                         return Err("it named no key".into());
                     }
                     let proxy = self.listener.address;
                     tracing::info!(endpoint = self.id, %proxy, driver = messages::clean(&driver), "running");
+                    for text in refused.iter().take(LAYERS_MAX) {
+                        tracing::warn!(endpoint = self.id, "its sandbox has a hole: {}", messages::clean(text));
+                    }
                     self.runs(&mut running, fingerprint).await;
                     return Ok((running, shards));
                 }

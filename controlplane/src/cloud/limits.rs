@@ -134,6 +134,8 @@ pub const MESSAGE_FDS_MAX: usize = 64;
 pub const RULES_PART_BYTES_MAX: usize = 32 * 1024;
 /// Texts from an endpoint: it may have been taken over.
 pub const ENDPOINT_TEXT_BYTES_MAX: usize = 1_024;
+/// Layers of its sandbox that an endpoint may say it lacks.
+pub const LAYERS_MAX: usize = 8;
 /// One tunnel needs no more cores; the broker's bound on waiting sockets is a sum over the shards.
 pub const SHARDS_MAX: usize = 32;
 

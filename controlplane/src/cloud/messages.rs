@@ -95,6 +95,8 @@ pub enum FromEndpoint {
     Ready {
         fingerprint: String,
         driver: String,
+        /// Layers of the sandbox that the kernel refuses, a sentence each.
+        refused: Vec<String>,
     },
     /// The answer to a broker that adopts it, behind the `Rules` in force.
     Adopted {

@@ -26,6 +26,7 @@ pub mod probe;
 pub mod process;
 pub mod registry;
 pub mod rest;
+pub mod sandbox;
 pub mod seqpacket;
 pub mod store;
 pub mod succession;

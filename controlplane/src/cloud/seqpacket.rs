@@ -42,7 +42,7 @@ impl Seqpacket {
     /// `WouldBlock`; anything else means that the other end is gone.
     pub fn try_send(&self, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         if fds.is_empty() {
-            // All that an endpoint does: it needs no call that could take an address. SIGPIPE is ignored.
+            // All that an endpoint may do: `sendmsg` is none of its system calls. SIGPIPE is ignored.
             rustix::io::write(self.0.get_ref(), data)?;
             return Ok(());
         }

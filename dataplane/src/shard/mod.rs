@@ -18,6 +18,7 @@ mod link;
 pub mod mailbox;
 mod placement;
 mod probe;
+pub mod ring;
 pub mod runtime;
 pub mod stream;
 pub(crate) mod threads;

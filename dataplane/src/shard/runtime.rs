@@ -12,7 +12,8 @@
 //! - *Links* hand a buffer to the ring ([`Socket::read_link`], [`Socket::write_link`]). These must be awaited to their end:
 //!   a dropped read that had completed loses its bytes. To stop one, shut the socket down and await it.
 //!
-//! Writes use WRITEV and never SEND, which would take an address: an endpoint's ring must not be able to send to one.
+//! Writes use WRITEV and never SEND, which would take an address: an endpoint's ring must not be able to send to one. Its
+//! ring can do nothing else than what stands here (`ring.rs`).
 //!
 //! monoio stays sound under these rules: no `BufReader`/`BufWriter`, no listeners, no foreign wakers (threads talk by
 //! eventfd), no runtime dropped while a link's read or write is in flight, [`yield_now`] by a helper task.
@@ -21,7 +22,7 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -29,6 +30,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use io_uring::register::Restriction;
 use monoio::buf::{IoBufMut, IoVecBuf};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use monoio::net::UnixStream;
@@ -36,6 +38,7 @@ use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use pin_project_lite::pin_project;
 
+use super::ring;
 use crate::time::Time;
 
 /// Which kernel interface a shard waits on.
@@ -62,6 +65,19 @@ impl Runtime {
     /// # Errors
     /// The kernel refused io_uring while nothing else was allowed, or epoll.
     pub fn new(driver: Driver) -> io::Result<Self> {
+        Self::with(driver, free_ring)
+    }
+
+    /// As [`Runtime::new`], with a ring that does nothing but what this file asks of it: on a kernel that cannot
+    /// restrict one, none.
+    ///
+    /// # Errors
+    /// As [`Runtime::new`].
+    pub fn restricted(driver: Driver) -> io::Result<Self> {
+        Self::with(driver, || ring::restricted(on_ring))
+    }
+
+    fn with(driver: Driver, io_uring: impl Fn() -> io::Result<Built>) -> io::Result<Self> {
         match driver {
             Driver::Epoll => epoll(),
             Driver::IoUring => io_uring(),
@@ -95,21 +111,53 @@ impl Runtime {
     }
 }
 
-fn io_uring() -> io::Result<Built> {
+fn free_ring() -> io::Result<Built> {
     let mut flags = io_uring::IoUring::builder();
     flags.setup_coop_taskrun().setup_single_issuer();
-    let build = |flags: io_uring::Builder| {
-        RuntimeBuilder::<IoUringDriver>::new()
-            .uring_builder(flags)
-            .enable_timer()
-            .build()
-    };
-    match build(flags) {
+    match on_ring(flags) {
         // Kernels before 6.0 do not know the flags.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => build(io_uring::IoUring::builder()),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => on_ring(io_uring::IoUring::builder()),
         built => built,
     }
-    .map(Built::IoUring)
+}
+
+fn on_ring(flags: io_uring::Builder) -> io::Result<Built> {
+    RuntimeBuilder::<IoUringDriver>::new()
+        .uring_builder(flags)
+        .enable_timer()
+        .build()
+        .map(Built::IoUring)
+}
+
+/// `IORING_REGISTER_RESTRICTIONS` on whatever `fd` is: only a ring that is still disabled takes them.
+pub(super) fn restrict_ring(fd: RawFd, restrictions: &[Restriction]) -> io::Result<()> {
+    const REGISTER_RESTRICTIONS: u32 = 11;
+    // SAFETY: the kernel reads as many entries of 16 bytes as the slice has, and writes nothing.
+    unsafe {
+        register(
+            fd,
+            REGISTER_RESTRICTIONS,
+            restrictions.as_ptr().cast(),
+            restrictions.len(),
+        )
+    }
+}
+
+/// `IORING_REGISTER_ENABLE_RINGS`, on the thread that will submit to the ring.
+pub(super) fn enable_ring(fd: RawFd) -> io::Result<()> {
+    const REGISTER_ENABLE_RINGS: u32 = 12;
+    // SAFETY: the operation takes no argument.
+    unsafe { register(fd, REGISTER_ENABLE_RINGS, std::ptr::null(), 0) }
+}
+
+/// # Safety
+/// `argument` and `count` are what the kernel expects of this operation.
+unsafe fn register(fd: RawFd, operation: u32, argument: *const libc::c_void, count: usize) -> io::Result<()> {
+    // SAFETY: promised by the caller.
+    match unsafe { libc::syscall(libc::SYS_io_uring_register, fd, operation, argument, count) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn epoll() -> io::Result<Built> {

@@ -259,7 +259,7 @@ impl Pair {
             browsers,
             dark: None,
         };
-        let endpoint = Arc::new(endpoint::start_with(config, services).unwrap());
+        let endpoint = Arc::new(endpoint::prepare_with(config, services).unwrap().run());
         let member = Member {
             id: identity.member(),
             fingerprint: identity.fingerprint(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use crossbeam::channel::{Receiver, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::mailbox::{Command, Event, Inbox, Outbox, mailbox};
@@ -30,6 +30,8 @@ pub(crate) struct Shards {
     events: Inbox<Event>,
     notes: Outbox<Event>,
     threads: Vec<JoinHandle<()>>,
+    /// Each thread waits for one word before it runs.
+    gate: Sender<()>,
     driver: Driver,
 }
 
@@ -37,6 +39,8 @@ pub(crate) struct Shards {
 pub(crate) struct Start {
     pub shards: usize,
     pub driver: Driver,
+    /// The kernel restricts their rings to what they submit.
+    pub restricted: bool,
     /// One core each: for the host that does nothing else.
     pub pinned: bool,
     pub settings: Arc<Settings>,
@@ -50,7 +54,8 @@ pub(crate) struct Start {
 }
 
 impl Shards {
-    /// Starts the threads and waits until each has its runtime. `role` is called on each thread, `begin` with its shard.
+    /// Starts the threads and waits until each has its runtime; they do nothing before [`Shards::run`]. `role` is
+    /// called on each thread, `begin` with its shard.
     pub fn start(
         start: &Start,
         mut browsers: Vec<OwnedFd>,
@@ -68,12 +73,14 @@ impl Shards {
         }
         let counters: Vec<_> = (0..start.shards).map(|_| Arc::new(Counters::default())).collect();
         let undrained = Arc::new(AtomicUsize::new(start.shards));
+        let (gate, opened) = bounded(start.shards);
         let mut shards = Self {
             outboxes,
             counters,
             events,
             notes: outbox.clone(),
             threads: Vec::new(),
+            gate,
             driver: start.driver,
         };
         let (built, runtimes) = bounded(start.shards);
@@ -81,6 +88,8 @@ impl Shards {
             let seed = Seed {
                 index,
                 driver: start.driver,
+                restricted: start.restricted,
+                gate: opened.clone(),
                 core: start.pinned.then(|| core(index)).flatten(),
                 settings: start.settings.clone(),
                 services: start.services,
@@ -106,6 +115,14 @@ impl Shards {
             shards.driver = driver.map_err(|e| Error::Io("starting a shard's runtime", e))?;
         }
         Ok(shards)
+    }
+
+    /// Opens the gate. No shard makes a thread, a ring or a runtime after it.
+    pub fn run(&self) {
+        for _ in &self.threads {
+            // There is room for a word to each, and a thread that is gone has said why.
+            let _ = self.gate.send(());
+        }
     }
 
     pub fn driver(&self) -> Driver {
@@ -171,6 +188,8 @@ fn core(index: usize) -> Option<core_affinity::CoreId> {
 struct Seed {
     index: usize,
     driver: Driver,
+    restricted: bool,
+    gate: Receiver<()>,
     core: Option<core_affinity::CoreId>,
     settings: Arc<Settings>,
     services: Services,
@@ -194,11 +213,18 @@ fn live(
     if let Some(core) = seed.core {
         core_affinity::set_for_current(core);
     }
-    let runtime = match Runtime::new(seed.driver) {
+    let runtime = match seed.restricted {
+        true => Runtime::restricted(seed.driver),
+        false => Runtime::new(seed.driver),
+    };
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(e) => return drop(built.send(Err(e))),
     };
     let _ = built.send(Ok(runtime.driver()));
+    if seed.gate.recv().is_err() {
+        return;
+    }
     let (index, events) = (seed.index, seed.events.clone());
     let ended = catch_unwind(AssertUnwindSafe(|| {
         runtime.run(async move {

@@ -70,7 +70,7 @@ impl Tunnel {
             browsers: vec![browsers],
             dark: None,
         };
-        let endpoint = Arc::new(endpoint::start(config).unwrap());
+        let endpoint = Arc::new(endpoint::prepare(config).unwrap().run());
         let member = identity.member();
         endpoint.attach(Member {
             id: member,
