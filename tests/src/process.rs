@@ -215,8 +215,11 @@ impl Drop for Held {
     }
 }
 
-/// Bytes of memory that are a process's own, its share of shared pages included (PSS).
+/// Bytes of memory that are a process's own, its share of shared pages included (PSS); 0 if it [`is_closed_to_us`].
 pub fn memory_bytes(id: u32) -> u64 {
+    if is_closed_to_us(id) {
+        return 0;
+    }
     let text = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup")).expect("procfs of a live process");
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
     let kib = line
@@ -225,10 +228,21 @@ pub fn memory_bytes(id: u32) -> u64 {
     1024 * kib.expect("Pss: N kB")
 }
 
+/// Open descriptors of a process; 0 if it [`is_closed_to_us`].
+pub fn open_fds(id: u32) -> usize {
+    if is_closed_to_us(id) {
+        return 0;
+    }
+    std::fs::read_dir(format!("/proc/{id}/fd"))
+        .expect("procfs of a live process")
+        .count()
+}
+
 /// True if only root may look into this process, and we are not: an endpoint keeps its keys from debuggers, core dumps
 /// and what runs as the same user. What needs it is then left out, which is said, and with `CI=true` is a failure.
 pub fn is_closed_to_us(id: u32) -> bool {
-    let closed = std::fs::read_dir(format!("/proc/{id}/fd")).is_err();
+    let opened = std::fs::read_dir(format!("/proc/{id}/fd"));
+    let closed = opened.is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied);
     if closed {
         println!("left out: only root looks into an endpoint");
         assert_ne!(
@@ -238,13 +252,6 @@ pub fn is_closed_to_us(id: u32) -> bool {
         );
     }
     closed
-}
-
-/// Open descriptors of a process.
-pub fn open_fds(id: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{id}/fd"))
-        .expect("procfs of a live process")
-        .count()
 }
 
 impl Drop for Process {
