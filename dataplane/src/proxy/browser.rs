@@ -117,7 +117,7 @@ impl Browser {
     /// Reads up to the end of the next head. An idle connection holds no buffer.
     async fn read_head(&mut self) -> Result<Bytes, NoHead> {
         let mut finder = Finder::request();
-        let times = self.shard.settings().times;
+        let times = self.shard.times();
         if self.inbox.is_empty() {
             self.inbox = BytesMut::new();
             if self.eof {
@@ -156,7 +156,7 @@ impl Browser {
 
     /// Of the rules in force.
     pub fn version(&self) -> u32 {
-        self.shard.settings().version
+        self.shard.rules_version()
     }
 
     /// The page for a request that was not taken; what else the browser sends is not read.

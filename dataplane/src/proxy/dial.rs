@@ -124,7 +124,7 @@ impl Sites {
         let found = self.addresses(host).await?;
         let looked_up = Time::now();
         let allowed = allowed(shard, host, port, &found)?;
-        let time = shard.settings().times.dial;
+        let time = shard.times().dial;
         let attempt = |address| attempt(shard.clone(), address, time);
         let raced = match connect_any(&allowed, time, attempt).await {
             Err(Code::Limit) if !self.pool.borrow().is_empty() => {

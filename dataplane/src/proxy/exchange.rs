@@ -74,7 +74,7 @@ pub async fn run(
     let activity = Activity::new();
     let up = forward(site, stream, inlet, request, head, progress, &activity);
     let down = receive(site, stream, answer, progress, &activity);
-    let times = stream.shard().settings().times;
+    let times = stream.shard().times();
     let late = || match progress.first_byte.get() {
         None if !progress.wanting.get() => (Code::FirstByteTimeout, times.first_byte),
         _ => (Code::IdleTimeout, times.idle),

@@ -260,7 +260,7 @@ async fn send_body(
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 turn = 0;
-                let pause = stream.shard().settings().times.browser_body;
+                let pause = stream.shard().times().browser_body;
                 match runtime::timeout(pause, socket.readable()).await {
                     None => return Err(Some(Fault::RequestTimeout)),
                     Some(Err(_)) => return Err(Some(Fault::BrowserGone)),

@@ -225,7 +225,7 @@ impl Outlet {
                     }
                     // A cut is not held up by a socket that takes nothing.
                     let change = select(socket.writable(), inlet.stream.arrival());
-                    let idle = inlet.stream.shard().settings().times.idle;
+                    let idle = inlet.stream.shard().times().idle;
                     match runtime::timeout(idle, change).await {
                         Some(Either::Left(writable)) => writable?,
                         Some(Either::Right(())) => {}

@@ -89,7 +89,7 @@ impl Call<'_> {
     async fn http(&self) {
         let mut inlet = Inlet::new(self.stream);
         let mut finder = Finder::forwarded();
-        let idle = self.shard.settings().times.idle;
+        let idle = self.shard.times().idle;
         let head = match runtime::timeout(idle, inlet.head(&mut finder)).await {
             // It may be a slice of a link's buffer, and the exchange may take hours.
             Some(Ok(head)) => Bytes::copy_from_slice(&head),
@@ -197,7 +197,7 @@ impl Call<'_> {
             Code::SiteReset,
             &activity,
         );
-        let idle = self.shard.settings().times.idle;
+        let idle = self.shard.times().idle;
         if let Either::Right(()) = select(relayed, activity.silence(idle, || idle)).await {
             self.reset(Code::IdleTimeout, "no byte in either direction");
         }

@@ -37,7 +37,7 @@ use crate::limits::{COMMANDS_MAX, EVENTS_MAX, FDS_LINK, LINKS_MAX, MEMBERS_MAX, 
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
 use crate::proxy::resolve::is_own;
 use crate::proxy::{browser, site};
-use crate::settings::Settings;
+use crate::settings::{Settings, Times};
 use crate::stats::Counters;
 use crate::time::Time;
 use buffers::Buffers;
@@ -135,9 +135,19 @@ impl Shard {
         }
     }
 
-    /// The rules in force; fetch them anew for each request, and name their version in OPEN.
+    /// The settings in force, whole. Not on the path of a request: the count of their holders is shared by all shards.
     pub fn settings(&self) -> Arc<Settings> {
         self.0.settings.borrow().clone()
+    }
+
+    /// Of the rules in force; fetch it anew for each request, and name it in OPEN.
+    pub fn rules_version(&self) -> u32 {
+        self.0.settings.borrow().version
+    }
+
+    /// The time limits in force.
+    pub fn times(&self) -> Times {
+        self.0.settings.borrow().times
     }
 
     /// The chunks that local sockets are read into.

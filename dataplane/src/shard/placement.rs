@@ -22,7 +22,7 @@ impl Shard {
         cell: &Rc<StreamCell>,
     ) -> Result<(Rc<Link>, StreamRef), (Code, String)> {
         let mut called = false;
-        let pace_end = Time::now() + self.settings().times.resume_window;
+        let pace_end = Time::now() + self.times().resume_window;
         loop {
             if self.is_draining() {
                 return Err((Code::Shutdown, "the tunnel is shutting down".to_owned()));
@@ -70,7 +70,7 @@ impl Shard {
             return down("the tunnel has no connection yet");
         }
         let now = Time::now();
-        let deadline = self.0.dark_since.get().unwrap_or(now) + self.settings().times.resume_window;
+        let deadline = self.0.dark_since.get().unwrap_or(now) + self.times().resume_window;
         if now >= deadline {
             return down("the tunnel lost its connection");
         }

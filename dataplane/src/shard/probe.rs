@@ -118,7 +118,7 @@ async fn probe_link(shard: &Shard, link: &Rc<Link>, nonce: &[u8]) -> Result<(), 
     let stopped = |code: Code| (code, "the self-test was stopped".to_owned());
     let open = Open {
         kind: Kind::Probe,
-        settings: shard.settings().version,
+        settings: shard.rules_version(),
         credit: 0,
         port: 0,
         host: Bytes::new(),
