@@ -18,3 +18,8 @@ pub mod simulation;
 pub mod tls;
 pub mod trial;
 pub mod websocket;
+
+/// `CULVERT_LONG=1`: the suites run in their long forms.
+pub fn is_long() -> bool {
+    std::env::var_os("CULVERT_LONG").is_some()
+}

@@ -3,19 +3,21 @@
 //! | oracle | must hold | checked by |
 //! |---|---|---|
 //! | O1, O2 | every body is exact, and no byte of another stream is in it | keyed bodies at both ends ([`crate::body`]) |
-//! | O3 | every request ends in success or a named error, in time | [`named`], the clients' own time limit |
+//! | O3 | every request ends in success or a named error, in time | the suites (most faults must cost no request), the clients' own time limit |
 //! | O4 | a truncation never looks complete | [`crate::http::Client::download`] |
 //! | O5 | a POST reaches the site at most once | [`Trial::end`] |
 //! | O6 | descriptors, tasks and memory go back | [`Trial::end`] |
 //! | O7 | the processes live, and the log names the cause | [`Trial::end`], [`Trial::expect_cause`] |
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
-use crate::http::Answer;
+use crate::http::Client;
 use crate::origin::Origin;
 use crate::process::{PATIENCE, memory_bytes, open_fds};
 
@@ -92,6 +94,33 @@ impl Trial {
         }
     }
 
+    /// Runs `act` while `clients` go on with `exchange` (of client and round), the last time after its end.
+    pub fn under_load<R>(
+        &self,
+        clients: u64,
+        exchange: impl Fn(&mut Client, u64, u64) -> io::Result<()> + Sync,
+        act: impl FnOnce() -> R,
+    ) -> R {
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // Raised by a panic of `act` too: the scope waits for the clients.
+            let _over = Raise(&over);
+            for client in 0..clients {
+                let (over, exchange) = (&over, &exchange);
+                scope.spawn(move || {
+                    let mut connection = self.tunnel.client();
+                    for round in 0.. {
+                        exchange(&mut connection, client, round).expect("a fault of the path costs no exchange");
+                        if over.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                });
+            }
+            act()
+        })
+    }
+
     /// A line of `sc`'s log that names the cause.
     pub fn expect_cause(&self, cause: &str) {
         let log = self.tunnel.log();
@@ -123,11 +152,11 @@ impl Trial {
     }
 }
 
-/// Success, or an error page that names its cause; anything else fails the test.
-pub fn named(answer: io::Result<Answer>) -> Result<Answer, String> {
-    let answer = answer.unwrap_or_else(|e| panic!("neither an answer nor an error page: {e}"));
-    match answer.head.field("culvert-error") {
-        None => Ok(answer),
-        Some(name) => Err(name.to_owned()),
+/// Raises a flag when it goes.
+struct Raise<'a>(&'a AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

@@ -4,6 +4,7 @@ use std::thread;
 
 use tests::both_drivers;
 use tests::cloud::{Cloud, Driver};
+use tests::is_long;
 use tests::origin::Origin;
 
 both_drivers![down_beside_small_requests];
@@ -12,11 +13,7 @@ const CONNECTIONS: u64 = 100;
 const REQUESTS: u64 = 100;
 
 fn down_beside_small_requests(driver: Driver) {
-    let length: u64 = if std::env::var_os("CULVERT_LONG").is_some() {
-        10 << 30
-    } else {
-        1 << 30
-    };
+    let length: u64 = if is_long() { 10 << 30 } else { 1 << 30 };
     let (cloud, origin) = (Cloud::start(driver), Origin::start());
     let tunnel = cloud.start_tunnel();
     let base = origin.base();

@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::Answer;
+use tests::is_long;
 use tests::origin::Origin;
 use tests::process::PATIENCE;
 use tests::relay::{Cut, Rule, Which};
@@ -33,7 +34,7 @@ struct Scale {
 
 fn scale() -> Scale {
     let seconds = Duration::from_secs;
-    if std::env::var_os("CULVERT_LONG").is_some() {
+    if is_long() {
         return Scale {
             cloud: &[],
             client: &["--shards", "1"],
@@ -46,24 +47,16 @@ fn scale() -> Scale {
     // In the order of the defaults: what is lost has no session any more.
     Scale {
         cloud: &[
-            "--resume-window",
-            "3s",
-            "--lost-timeout",
-            "4s",
-            "--drain-timeout",
-            "2s",
-            "--orphan-timeout",
-            "3s",
+            "--resume-window=3s",
+            "--lost-timeout=4s",
+            "--drain-timeout=2s",
+            "--orphan-timeout=3s",
         ],
         client: &[
-            "--shards",
-            "1",
-            "--resume-window",
-            "3s",
-            "--lost-timeout",
-            "4s",
-            "--drain-timeout",
-            "2s",
+            "--shards=1",
+            "--resume-window=3s",
+            "--lost-timeout=4s",
+            "--drain-timeout=2s",
         ],
         resume: seconds(3),
         lost: seconds(4),

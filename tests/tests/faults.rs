@@ -1,13 +1,16 @@
 //! Faults of the path between `sc` and the cloud, by their number in the matrix of faults: each test names its row.
 
+use std::io;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tests::both_drivers;
 use tests::cloud::{CloudOptions, Driver, fault_lasts};
+use tests::http::Client;
+use tests::is_long;
 use tests::relay::{Blow, Cut, Direction, Impairment, Rule, Stats, Strike, Which};
+use tests::simulation::prng::Prng;
 use tests::trial::Trial;
 
 both_drivers![
@@ -19,33 +22,15 @@ both_drivers![
     f6_flipped_bits,
 ];
 
-fn is_long() -> bool {
-    std::env::var_os("CULVERT_LONG").is_some()
-}
-
-/// Knuth's linear congruential generator; `SEED=` replays a run.
-struct Draws(u64);
-
-impl Draws {
-    fn new() -> Self {
-        let seed = std::env::var("SEED")
-            .ok()
-            .and_then(|s| s.parse().ok())
-            .unwrap_or_else(|| {
-                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-                now.expect("after 1970").as_nanos() as u64
-            });
-        println!("SEED={seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
+/// `SEED=` replays a run.
+fn draws() -> Prng {
+    let given = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+    let seed = given.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.expect("after 1970").as_nanos() as u64
+    });
+    println!("SEED={seed}");
+    Prng::new(seed)
 }
 
 /// At least 50 bodies under way, half up and half down, while the path is cut more than 20 times in every way; requests
@@ -56,26 +41,16 @@ fn f1_f2_f3_cut_twenty_times(driver: Driver) {
     const BODY_BYTES: u64 = 300_000;
     let trial = Trial::start(driver);
     let base = trial.origin.base();
-    let mut draws = Draws::new();
-    let over = AtomicBool::new(false);
-    let posted = thread::scope(|scope| {
-        let (tunnel, base, over) = (&trial.tunnel, &base, &over);
-        for i in 0..BODIES {
-            scope.spawn(move || {
-                let mut client = tunnel.client();
-                for round in 0.. {
-                    let seed = i * 1_000_000 + round;
-                    match i % 4 {
-                        0 => client.download(base, seed, BODY_BYTES, "").unwrap(),
-                        1 => client.download(base, seed, BODY_BYTES, "&chunked").unwrap(),
-                        n => client.upload(base, seed, BODY_BYTES, n == 2).unwrap(),
-                    }
-                    if over.load(Ordering::Relaxed) {
-                        break;
-                    }
-                }
-            });
+    let mut draws = draws();
+    let exchange = |client: &mut Client, i: u64, round: u64| {
+        let seed = i * 1_000_000 + round;
+        match i % 4 {
+            0 => client.download(&base, seed, BODY_BYTES, ""),
+            1 => client.download(&base, seed, BODY_BYTES, "&chunked"),
+            n => client.upload(&base, seed, BODY_BYTES, n == 2),
         }
+    };
+    let posted = trial.under_load(BODIES, exchange, || {
         let cut = |which: u64| match which {
             0 => trial.cloud.relay.cut(Which::Links, Cut::Reset),
             1 => trial.cloud.relay.cut(Which::Links, Cut::Fin),
@@ -97,7 +72,7 @@ fn f1_f2_f3_cut_twenty_times(driver: Driver) {
             let begun = Barrier::new(11);
             thread::scope(|inner| {
                 for i in 0..10 {
-                    let begun = &begun;
+                    let (begun, tunnel, base) = (&begun, &trial.tunnel, &base);
                     inner.spawn(move || {
                         begun.wait();
                         let key = format!("{outage}-{i}");
@@ -115,7 +90,6 @@ fn f1_f2_f3_cut_twenty_times(driver: Driver) {
             // Every body gets on before the next outage, or its reader loses patience.
             await_traffic(&trial, 2 * BODIES * BODY_BYTES);
         }
-        over.store(true, Ordering::Relaxed);
         posted
     });
     assert_eq!(trial.origin.counters().posts.len(), posted);
@@ -123,6 +97,15 @@ fn f1_f2_f3_cut_twenty_times(driver: Driver) {
     assert!(trial.wait_reported("resumes", |n| n >= QUICK_CUTS) >= QUICK_CUTS);
     trial.expect_cause("link 0 is down: ");
     trial.end();
+}
+
+/// A body down and one up.
+fn both_ways(base: &str, bytes: u64) -> impl Fn(&mut Client, u64, u64) -> io::Result<()> + Sync {
+    move |client, i, round| {
+        let seed = i * 1_000_000 + round;
+        client.download(base, seed, bytes, "")?;
+        client.upload(base, seed, bytes, true)
+    }
 }
 
 /// Waits until so many bytes more have passed.
@@ -149,7 +132,7 @@ fn f1_f2_f6_every_byte_of_the_handshake(driver: Driver) {
     // fresh session alone (PONG, SETTINGS_ACK and its ACK, a record of at most 43 bytes each) is left out.
     let carried = relay.least_carried(Which::Links).map(|n| n.saturating_sub(130));
     assert!(carried.iter().all(|n| (500..4_000).contains(n)), "{carried:?}");
-    let first = Draws::new().below(step);
+    let first = draws().below(step);
     let mut strikes = Vec::new();
     for how in [Blow::Reset, Blow::Fin, Blow::Flip] {
         for direction in Direction::BOTH {
@@ -159,21 +142,7 @@ fn f1_f2_f6_every_byte_of_the_handshake(driver: Driver) {
     }
     println!("{} strikes", strikes.len());
     let base = trial.origin.base();
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let (tunnel, base, over) = (&trial.tunnel, &base, &over);
-        for i in 0..8 {
-            scope.spawn(move || {
-                let mut client = tunnel.client();
-                for round in 0.. {
-                    client.download(base, i * 1_000_000 + round, 50_000, "").unwrap();
-                    client.upload(base, i * 1_000_000 + round, 50_000, true).unwrap();
-                    if over.load(Ordering::Relaxed) {
-                        break;
-                    }
-                }
-            });
-        }
+    trial.under_load(8, both_ways(&base, 50_000), || {
         for round in strikes.chunks(LINKS) {
             let struck = relay.stats().struck + round.len() as u64;
             for (link, strike) in round.iter().enumerate() {
@@ -185,7 +154,6 @@ fn f1_f2_f6_every_byte_of_the_handshake(driver: Driver) {
             relay.wait("all strikes", |s| s.struck == struck);
             relay.wait("all links", |s| s.links_open == LINKS);
         }
-        over.store(true, Ordering::Relaxed);
     });
     trial.end();
 }
@@ -287,7 +255,7 @@ fn f6_flipped_bits(driver: Driver) {
     const FLIPS: u64 = 8;
     let trial = Trial::start(driver);
     let base = trial.origin.base();
-    let mut draws = Draws::new();
+    let mut draws = draws();
     let strikes: Vec<_> = (0..FLIPS)
         .map(|n| Strike {
             direction: Direction::BOTH[n as usize % 2],
@@ -296,24 +264,9 @@ fn f6_flipped_bits(driver: Driver) {
         })
         .collect();
     trial.cloud.relay.strike(Which::Links, strikes);
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let (tunnel, base, over) = (&trial.tunnel, &base, &over);
-        for i in 0..20 {
-            scope.spawn(move || {
-                let mut client = tunnel.client();
-                for round in 0.. {
-                    client.download(base, i * 1_000_000 + round, 200_000, "").unwrap();
-                    client.upload(base, i * 1_000_000 + round, 200_000, true).unwrap();
-                    if over.load(Ordering::Relaxed) {
-                        break;
-                    }
-                }
-            });
-        }
+    trial.under_load(20, both_ways(&base, 200_000), || {
         trial.cloud.relay.cut(Which::Links, Cut::Reset);
         trial.cloud.relay.wait("all flips", |s| s.struck == FLIPS);
-        over.store(true, Ordering::Relaxed);
     });
     assert!(trial.cloud.relay.stats().links >= FLIPS);
     trial.expect_cause("link 0 is down: ");

@@ -10,6 +10,7 @@ use tests::body;
 use tests::both_drivers;
 use tests::cloud::{Cloud, CloudOptions, Driver, fault_lasts};
 use tests::http;
+use tests::is_long;
 use tests::process::memory_bytes;
 
 both_drivers![idle_streams_are_cheap];
@@ -78,10 +79,6 @@ fn idle_streams_are_cheap(driver: Driver) {
         exchange(pair, i as u64, STEP_BYTES);
     }
     assert!(idle.0.max(idle.1) <= IDLE_BYTES_MAX, "{idle:?}");
-}
-
-fn is_long() -> bool {
-    std::env::var_os("CULVERT_LONG").is_some()
 }
 
 /// 10,000 in the long form, as far as this process may hold both ends of each.

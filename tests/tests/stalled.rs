@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tests::cloud::{CloudOptions, Driver, fault_lasts, left_out};
 use tests::http::Client;
+use tests::is_long;
 use tests::process::memory_bytes;
 use tests::trial::Trial;
 
@@ -33,10 +34,7 @@ fn f8_f10_stalled_readers_cost_the_others_nothing() {
 }
 
 fn others_beside_stalled(driver: Driver) {
-    let time = match std::env::var_os("CULVERT_LONG") {
-        Some(_) => Duration::from_secs(60),
-        None => Duration::from_secs(1),
-    };
+    let time = Duration::from_secs(if is_long() { 60 } else { 1 });
     let trial = Trial::with(CloudOptions::new(driver), &["--shards", "1"]);
     let base = trial.origin.base();
     let proxy = trial.tunnel.proxy;

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tests::cloud::{Cloud, Driver, fault_lasts};
+use tests::is_long;
 use tests::origin::Origin;
 use tests::relay::{Cut, Rule, Which};
 
@@ -19,11 +20,7 @@ const LOOK: Duration = Duration::from_millis(100);
 #[test]
 fn f25_all_come_back() {
     let (cloud, origin) = (Cloud::start(Driver::Epoll), Origin::start());
-    let count = if std::env::var_os("CULVERT_LONG").is_some() {
-        64
-    } else {
-        16
-    };
+    let count = if is_long() { 64 } else { 16 };
     let names: Vec<_> = (0..count).map(|i| format!("storm-{i}")).collect();
     let links = LINKS.to_string();
     let tunnels: Vec<_> = names

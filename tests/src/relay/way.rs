@@ -6,6 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::Blow;
+use crate::simulation::prng::Prng;
 
 const READ_BYTES: usize = 64 * 1024;
 /// Bytes under way while there is a delay: more than any path under test holds.
@@ -49,7 +50,7 @@ pub(super) struct Way {
     reset: bool,
     /// Until when the bandwidth is used up.
     busy_until: Instant,
-    draws: u64,
+    draws: Prng,
     ended: bool,
     shut: bool,
 }
@@ -64,7 +65,7 @@ impl Way {
             blow_taken: false,
             reset: false,
             busy_until: Instant::now(),
-            draws: seed,
+            draws: Prng::new(seed),
             ended: false,
             shut: false,
         }
@@ -181,12 +182,8 @@ impl Way {
         if impairment.piece_max == usize::MAX {
             return paced;
         }
-        // Knuth's linear congruential generator: the same seed cuts the same pieces.
-        self.draws = self
-            .draws
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        paced.min(1 + (self.draws >> 33) as usize % impairment.piece_max)
+        // The same seed cuts the same pieces.
+        paced.min(1 + self.draws.below(impairment.piece_max as u64) as usize)
     }
 }
 
