@@ -1,7 +1,5 @@
 //! What the field lines of a head say about host, connection and framing.
 
-use memchr::memchr_iter;
-
 use super::fields::list;
 use super::head::{Bad, Framing, Version};
 use crate::limits::{CONNECTION_OPTIONS_MAX, HEAD_FIELDS_MAX};
@@ -18,6 +16,9 @@ pub(crate) const TOO_MANY_FIELDS: Bad = Bad {
     reason: "the head has too many fields",
 };
 
+/// As many fields as most heads have.
+const HEAD_FIELDS_USUAL: usize = 32;
+
 /// What the field lines say about connection and framing.
 #[derive(Debug, Default)]
 pub(crate) struct Facts<'a> {
@@ -32,6 +33,8 @@ pub(crate) struct Facts<'a> {
     pub websocket: bool,
     pub upgrades: usize,
     pub options: usize,
+    /// Connection, or what some send for it, may list more than the options that are no fields, or are dropped anyway.
+    pub lists_fields: bool,
     pub expect_continue: bool,
 }
 
@@ -39,11 +42,20 @@ impl<'a> Facts<'a> {
     /// `block` is the field lines and the empty line.
     pub fn read(block: &'a [u8], side: Side) -> Result<Self, Bad> {
         // httparse takes a bare LF for a line end.
-        if memchr_iter(b'\n', block).any(|at| at == 0 || block[at - 1] != b'\r') {
+        if has_bare_lf(block) {
             return Err(Bad::request("a line of the head ends in LF without CR"));
         }
-        let mut storage = [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX];
-        let fields = match httparse::parse_headers(block, &mut storage) {
+        // Room for all that a head may have is 4 KiB to be filled: most need a quarter.
+        match Self::read_into(&mut [httparse::EMPTY_HEADER; HEAD_FIELDS_USUAL], block, side) {
+            Err(bad) if bad == TOO_MANY_FIELDS => {
+                Self::read_into(&mut [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX], block, side)
+            }
+            read => read,
+        }
+    }
+
+    fn read_into(storage: &mut [httparse::Header<'a>], block: &'a [u8], side: Side) -> Result<Self, Bad> {
+        let fields = match httparse::parse_headers(block, storage) {
             Ok(httparse::Status::Complete((n, fields))) if n == block.len() => fields,
             Ok(httparse::Status::Complete(_)) => return Err(Bad::request("bytes after the head")),
             Ok(httparse::Status::Partial) => return Err(Bad::request("the head is not complete")),
@@ -70,32 +82,41 @@ impl<'a> Facts<'a> {
 
     fn add(&mut self, name: &str, value: &'a [u8], side: Side) -> Result<(), Bad> {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
-        if is("host") && side == Side::Request {
-            if self.host.replace(value).is_some() {
-                return Err(Bad::request("Host is there twice"));
+        // By length first: most fields are none of these.
+        match name.len() {
+            4 if is("host") && side == Side::Request => {
+                if self.host.replace(value).is_some() {
+                    return Err(Bad::request("Host is there twice"));
+                }
             }
-        } else if is("content-length") {
-            if self.length.replace(content_length(value)?).is_some() {
-                return Err(Bad::request("Content-Length is there twice"));
+            14 if is("content-length") => {
+                if self.length.replace(content_length(value)?).is_some() {
+                    return Err(Bad::request("Content-Length is there twice"));
+                }
             }
-        } else if is("transfer-encoding") {
-            if self.chunked {
-                return Err(Bad::request("Transfer-Encoding is there twice"));
+            17 if is("transfer-encoding") => {
+                if self.chunked {
+                    return Err(Bad::request("Transfer-Encoding is there twice"));
+                }
+                self.chunked = transfer_encoding(value)?;
             }
-            self.chunked = transfer_encoding(value)?;
-        } else if is("connection") || (is("proxy-connection") && side == Side::Request) {
-            self.connection(value, side)?;
-        } else if is("upgrade") {
-            self.upgrades += 1;
-            self.websocket = self.upgrades == 1 && value.eq_ignore_ascii_case(b"websocket");
-        } else if is("expect") && side == Side::Request {
-            if !value.eq_ignore_ascii_case(b"100-continue") {
-                return Err(Bad {
-                    status: 417,
-                    reason: "Expect asks for something other than 100-continue",
-                });
+            10 if is("connection") => self.connection(value, side)?,
+            16 if is("proxy-connection") && side == Side::Request => self.connection(value, side)?,
+            16 if is("proxy-connection") => self.lists_fields = true,
+            7 if is("upgrade") => {
+                self.upgrades += 1;
+                self.websocket = self.upgrades == 1 && value.eq_ignore_ascii_case(b"websocket");
             }
-            self.expect_continue = true;
+            6 if is("expect") && side == Side::Request => {
+                if !value.eq_ignore_ascii_case(b"100-continue") {
+                    return Err(Bad {
+                        status: 417,
+                        reason: "Expect asks for something other than 100-continue",
+                    });
+                }
+                self.expect_continue = true;
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -110,9 +131,11 @@ impl<'a> Facts<'a> {
                 });
             }
             let is = |other: &[u8]| option.eq_ignore_ascii_case(other);
-            self.close |= is(b"close");
-            self.keep_alive |= is(b"keep-alive");
-            self.upgrade_option |= is(b"upgrade");
+            let (close, keep_alive, upgrade) = (is(b"close"), is(b"keep-alive"), is(b"upgrade"));
+            self.close |= close;
+            self.keep_alive |= keep_alive;
+            self.upgrade_option |= upgrade;
+            self.lists_fields |= !(close || keep_alive || upgrade);
             // Sites do list Transfer-Encoding; from a browser it can only be meant to hide a field from the next hop.
             if side == Side::Request && (is(b"host") || is(b"content-length") || is(b"transfer-encoding")) {
                 return Err(Bad::request("Connection lists a field that no hop may drop"));
@@ -160,6 +183,15 @@ impl<'a> Facts<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether an LF stands without CR before it. Looks at all bytes, without a branch for each: so it takes 16 at a time.
+fn has_bare_lf(block: &[u8]) -> bool {
+    let pairs = block.iter().zip(block.iter().skip(1));
+    let bare = pairs.fold(0, |found, (before, b)| {
+        found | u8::from((*b == b'\n') & (*before != b'\r'))
+    });
+    bare != 0 || block.first() == Some(&b'\n')
 }
 
 /// Digits and nothing else, at most 2^63 - 1: more would be negative to some.

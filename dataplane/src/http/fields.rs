@@ -32,6 +32,11 @@ impl<'a> Fields<'a> {
         let start = memchr(b'\n', head).map_or(head.len(), |at| at + 1);
         Self { rest: &head[start..] }
     }
+
+    /// The lines that are still to come, with the empty line.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
 }
 
 impl<'a> Iterator for Fields<'a> {

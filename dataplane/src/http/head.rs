@@ -87,6 +87,10 @@ pub struct Request<'a> {
     pub upgrade: bool,
     /// `Expect: 100-continue`.
     pub expect_continue: bool,
+    /// A Host field is there.
+    pub(super) names_host: bool,
+    /// Connection may list fields that stay behind.
+    pub(super) lists_fields: bool,
 }
 
 impl<'a> Request<'a> {
@@ -118,7 +122,14 @@ impl<'a> Request<'a> {
             keep_alive: http11 && !facts.close,
             upgrade: http11 && bodyless && method == "GET" && facts.upgrade_option && facts.websocket,
             expect_continue: http11 && facts.expect_continue,
+            names_host: facts.host.is_some(),
+            lists_fields: facts.lists_fields,
         })
+    }
+
+    /// As it came.
+    pub fn head_bytes(&self) -> usize {
+        self.head.len()
     }
 
     /// The field lines, in order.
@@ -152,6 +163,8 @@ pub struct Response<'a> {
     pub framing: Framing,
     /// The site lets its connection be used again once this body is done.
     pub keep_alive: bool,
+    /// Connection may list fields that stay behind.
+    pub(super) lists_fields: bool,
 }
 
 impl<'a> Response<'a> {
@@ -184,6 +197,7 @@ impl<'a> Response<'a> {
             reason,
             framing,
             keep_alive,
+            lists_fields: facts.lists_fields,
         })
     }
 

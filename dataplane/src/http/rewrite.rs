@@ -1,13 +1,16 @@
 //! The head that is sent on: hop-by-hop fields out, everything else as it came, in its order and case.
 
+use bytes::BufMut;
+
 use super::fields::{Field, Fields, list};
 use super::head::{Framing, Request, Response, Version};
 use super::target::Form;
 use crate::limits::CONNECTION_OPTIONS_MAX;
 
-/// Fields that concern one connection only (RFC 9110 section 7.6.1), with those that older peers treat so and the
-/// one that asks for the `h2c` that is not passed on. Connection, Upgrade and Transfer-Encoding are dealt with apart.
-const HOP_BY_HOP: [&str; 7] = [
+/// Fields that concern one connection only (RFC 9110 section 7.6.1), with those that older peers treat so, the one that
+/// asks for the `h2c` that is not passed on, and the one that nobody sends because Connection lists its name. Connection, Upgrade and Transfer-Encoding are dealt with apart.
+const HOP_BY_HOP: [&str; 8] = [
+    "Close",
     "Keep-Alive",
     "Proxy-Connection",
     "Proxy-Authenticate",
@@ -20,36 +23,35 @@ const HOP_BY_HOP: [&str; 7] = [
 /// Appends the request as the site sees it: origin-form (`*` stays), HTTP/1.1, Host from the target, and `Connection`
 /// only to upgrade. The body follows as it came. An authority-form request is written as CONNECT again. `add` are
 /// further fields, names and values without line ends.
-pub fn request(request: &Request<'_>, add: &[(&str, &[u8])], out: &mut Vec<u8>) {
-    out.extend_from_slice(request.method.as_bytes());
-    out.push(b' ');
+pub fn request(request: &Request<'_>, add: &[(&str, &[u8])], out: &mut impl BufMut) {
+    out.put_slice(request.method.as_bytes());
+    out.put_u8(b' ');
     target(request, out);
-    out.extend_from_slice(b" HTTP/1.1\r\n");
+    out.put_slice(b" HTTP/1.1\r\n");
     let host = request.authority.map_or("", |a| a.raw);
-    if !host.is_empty() && !request.fields().any(|f| f.is("Host")) {
+    if !host.is_empty() && !request.names_host {
         line(b"Host", host.as_bytes(), out);
     }
-    let listed = Listed::read(request.fields());
+    let listed = request.lists_fields.then(|| Listed::read(request.fields()));
     let mut upgrade = request.upgrade;
-    for field in request.fields() {
+    fields(request.fields(), out, |field| {
         if field.is("Host") {
             if field.value == host.as_bytes() {
-                out.extend_from_slice(field.line);
+                Fate::Keep
             } else {
-                line(field.name, host.as_bytes(), out);
+                Fate::Change(host.as_bytes())
             }
         } else if field.is("Connection") {
-            connection_to_upgrade(&field, &mut upgrade, out);
+            connection_to_upgrade(&mut upgrade)
         } else if field.is("Upgrade") {
-            if request.upgrade {
-                out.extend_from_slice(field.line);
-            }
+            Fate::keep_if(request.upgrade)
         } else if field.is("Expect") && request.version == Version::Http10 {
             // RFC 9110 section 10.1.1: from HTTP/1.0 it means nothing, sent on as HTTP/1.1 it would.
-        } else if !listed.drops(&field) {
-            out.extend_from_slice(field.line);
+            Fate::Drop
+        } else {
+            Fate::keep_if(!is_hop_by_hop(field) && !listed.as_ref().is_some_and(|l| l.drops(field)))
         }
-    }
+    });
     if upgrade {
         // The option stood in Proxy-Connection.
         line(b"Connection", b"Upgrade", out);
@@ -76,32 +78,31 @@ pub fn response(
     to: Version,
     keep_alive: bool,
     add: &[(&str, &[u8])],
-    out: &mut Vec<u8>,
+    out: &mut impl BufMut,
 ) -> Delivery {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(&status_digits(response.status));
-    out.push(b' ');
-    out.extend_from_slice(response.reason);
-    out.extend_from_slice(b"\r\n");
+    out.put_slice(b"HTTP/1.1 ");
+    out.put_slice(&status_digits(response.status));
+    out.put_u8(b' ');
+    out.put_slice(response.reason);
+    out.put_slice(b"\r\n");
     let chunks = to == Version::Http11;
-    let listed = Listed::read(response.fields());
+    let listed = response.lists_fields.then(|| Listed::read(response.fields()));
     let mut upgrade = response.is_upgrade();
-    for field in response.fields() {
+    fields(response.fields(), out, |field| {
         if field.is("Connection") {
-            connection_to_upgrade(&field, &mut upgrade, out);
+            connection_to_upgrade(&mut upgrade)
         } else if field.is("Upgrade") {
-            if response.is_upgrade() {
-                out.extend_from_slice(field.line);
-            }
+            Fate::keep_if(response.is_upgrade())
         } else if field.is("Transfer-Encoding") && !chunks {
             // The body arrives without its chunks.
-        } else if !listed.drops(&field) {
-            out.extend_from_slice(field.line);
+            Fate::Drop
+        } else {
+            Fate::keep_if(!is_hop_by_hop(field) && !listed.as_ref().is_some_and(|l| l.drops(field)))
         }
-    }
+    });
     let keep_alive = keep_alive && chunks && response.framing != Framing::UntilClose;
     if !keep_alive && !response.is_upgrade() && !response.is_interim() {
-        out.extend_from_slice(b"Connection: close\r\n");
+        out.put_slice(b"Connection: close\r\n");
     }
     end(add, out);
     Delivery {
@@ -111,38 +112,73 @@ pub fn response(
 }
 
 /// RFC 9112 section 3.2.4: OPTIONS for the whole server arrives in absolute-form without a path.
-fn target(request: &Request<'_>, out: &mut Vec<u8>) {
+fn target(request: &Request<'_>, out: &mut impl BufMut) {
     match (request.form, request.path) {
-        (Form::Authority, _) => out.extend_from_slice(request.authority.map_or("", |a| a.raw).as_bytes()),
-        (Form::Absolute, b"") if request.method == "OPTIONS" => out.push(b'*'),
+        (Form::Authority, _) => out.put_slice(request.authority.map_or("", |a| a.raw).as_bytes()),
+        (Form::Absolute, b"") if request.method == "OPTIONS" => out.put_u8(b'*'),
         (Form::Absolute, path) => {
             if path.first() != Some(&b'/') {
-                out.push(b'/');
+                out.put_u8(b'/');
             }
-            out.extend_from_slice(path);
+            out.put_slice(path);
         }
-        (_, path) => out.extend_from_slice(path),
+        (_, path) => out.put_slice(path),
     }
 }
 
-fn connection_to_upgrade(field: &Field<'_>, upgrade: &mut bool, out: &mut Vec<u8>) {
+/// What becomes of a field line.
+enum Fate<'a> {
+    Keep,
+    Drop,
+    /// It gets this value.
+    Change(&'a [u8]),
+}
+
+impl Fate<'_> {
+    fn keep_if(keep: bool) -> Self {
+        if keep { Self::Keep } else { Self::Drop }
+    }
+}
+
+/// Appends the field lines as `judge` says; lines that stay together are copied together.
+fn fields<'a>(fields: Fields<'_>, out: &mut impl BufMut, mut judge: impl FnMut(&Field<'_>) -> Fate<'a>) {
+    let block = fields.rest();
+    let (mut kept, mut at) = (0, 0);
+    for field in fields {
+        let end = at + field.line.len();
+        let fate = judge(&field);
+        if !matches!(fate, Fate::Keep) {
+            out.put_slice(&block[kept..at]);
+            kept = end;
+        }
+        if let Fate::Change(value) = fate {
+            line(field.name, value, out);
+        }
+        at = end;
+    }
+    out.put_slice(&block[kept..at]);
+}
+
+fn connection_to_upgrade(upgrade: &mut bool) -> Fate<'static> {
     if std::mem::take(upgrade) {
-        line(field.name, b"Upgrade", out);
+        Fate::Change(b"Upgrade")
+    } else {
+        Fate::Drop
     }
 }
 
-fn line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
+fn line(name: &[u8], value: &[u8], out: &mut impl BufMut) {
+    out.put_slice(name);
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
 }
 
-fn end(add: &[(&str, &[u8])], out: &mut Vec<u8>) {
+fn end(add: &[(&str, &[u8])], out: &mut impl BufMut) {
     for (name, value) in add {
         line(name.as_bytes(), value, out);
     }
-    out.extend_from_slice(b"\r\n");
+    out.put_slice(b"\r\n");
 }
 
 fn status_digits(status: u16) -> [u8; 3] {
@@ -173,12 +209,13 @@ impl<'a> Listed<'a> {
 
     /// Whether a field stays behind. The framing of the message never does, even if listed: the body is sent as is.
     fn drops(&self, field: &Field<'_>) -> bool {
-        if HOP_BY_HOP.iter().any(|name| field.is(name)) {
-            return true;
-        }
         let listed = self.names[..self.len]
             .iter()
             .any(|name| name.eq_ignore_ascii_case(field.name));
         listed && !field.is("Content-Length") && !field.is("Transfer-Encoding")
     }
+}
+
+fn is_hop_by_hop(field: &Field<'_>) -> bool {
+    HOP_BY_HOP.iter().any(|name| field.is(name))
 }

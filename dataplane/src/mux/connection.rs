@@ -321,10 +321,12 @@ impl Session {
         let expiry = self.expires_at();
         let grace = self.withdraw_at();
         let young = self.young.front().map(|(t, _)| *t + crate::limits::SLICE_AGE_MAX);
-        [up, greeting, dial, expiry, grace, young, self.ack_due, self.recall_at]
-            .into_iter()
-            .flatten()
-            .min()
+        let all = [up, greeting, dial, expiry, grace, young, self.ack_due, self.recall_at];
+        // Asked for several times a request: without iterators over iterators.
+        all.into_iter().fold(None, |first, next| match (first, next) {
+            (Some(a), Some(b)) => Some(std::cmp::min::<Time>(a, b)),
+            (a, b) => a.or(b),
+        })
     }
 
     pub fn handle_timeout(&mut self, now: Time, budget: &mut Budget) {

@@ -34,4 +34,5 @@ mod stream;
 pub use credit::{Budget, BudgetConfig};
 pub use frame::{Code, GoAwayReason, Hello, Kind, Open, Opened, Shown, Timings, TlsReport, Violation};
 pub use session::{Config, Event, OpenError, Recv, Reject, Session, Side, WriteError};
+pub(crate) use stream::IdHash;
 pub use stream::StreamRef;

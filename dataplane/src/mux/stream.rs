@@ -336,11 +336,19 @@ impl Streams {
     }
 }
 
-/// Ids are small numbers in a row: one multiplication by a random odd number spreads them.
+/// Ids are small numbers in a row: one multiplication by an odd number spreads them; a random one where the peer chooses
+/// the ids.
 #[derive(Clone, Copy)]
-struct IdHash(u64);
+pub(crate) struct IdHash(u64);
 
-struct IdHasher {
+/// For [`StreamRef`]s, which nobody else chooses.
+impl Default for IdHash {
+    fn default() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+pub(crate) struct IdHasher {
     key: u64,
     value: u64,
 }
@@ -357,6 +365,9 @@ impl Hasher for IdHasher {
         for b in bytes {
             self.write_u64(u64::from(*b));
         }
+    }
+    fn write_u32(&mut self, part: u32) {
+        self.write_u64(u64::from(part));
     }
     fn write_u64(&mut self, id: u64) {
         let product = u128::from(self.value ^ id ^ self.key.rotate_left(32)) * u128::from(self.key);

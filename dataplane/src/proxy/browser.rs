@@ -11,9 +11,8 @@ use crate::http::page::Page;
 use crate::http::{Bad, Finder, Form, Framing, Request, Scheme};
 use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open};
-use crate::shard::runtime::{self, Socket};
+use crate::shard::runtime::{self, Alarm, Either, Socket, select};
 use crate::shard::{Counted, Shard, Stream};
-use crate::time::Time;
 
 /// One read of a head.
 const HEAD_READ_BYTES: usize = 4 * 1024;
@@ -44,6 +43,8 @@ pub(super) struct Browser {
     /// The browser sends no more.
     pub eof: bool,
     pub is_probe: bool,
+    /// For the wait between two requests.
+    alarm: Alarm,
 }
 
 /// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
@@ -54,6 +55,7 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, _counted: Count
         inbox: BytesMut::new(),
         eof: false,
         is_probe,
+        alarm: Alarm::default(),
     };
     let next = if browser.shard.over_fd_mark() && !is_probe {
         browser.refuse("limit", "as many connections are open as may be").await
@@ -123,16 +125,19 @@ impl Browser {
             if self.eof {
                 return Err(NoHead::Closed);
             }
-            let idle = runtime::timeout(times.browser_idle, self.socket.readable());
-            idle.await.ok_or(NoHead::Closed)?.map_err(|_| NoHead::Closed)?;
+            let idle = self.alarm.until(runtime::now() + times.browser_idle);
+            match select(self.socket.readable(), idle).await {
+                Either::Left(Ok(())) => {}
+                Either::Left(Err(_)) | Either::Right(()) => return Err(NoHead::Closed),
+            }
         }
-        let deadline = Time::now() + times.browser_head;
+        let deadline = runtime::now() + times.browser_head;
         loop {
             if let Some(n) = finder.find(&self.inbox).map_err(NoHead::Bad)? {
                 return Ok(self.inbox.split_to(n).freeze());
             }
             let read = read_into(&self.socket, &mut self.inbox);
-            let left = deadline.since(Time::now());
+            let left = deadline.since(runtime::now());
             match runtime::timeout(left, read).await {
                 None => return Err(NoHead::Late),
                 // A head cut in the middle was no request.

@@ -14,9 +14,8 @@ use super::origin::Pool;
 use super::resolve::{Lookups, Resolver, forbidden};
 use crate::limits::{DIAL_ALL_TIMES, DIAL_STAGGER, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
 use crate::mux::{Code, Opened, Timings};
-use crate::shard::runtime::{self, Signal, Socket, select};
+use crate::shard::runtime::{self, Alarm, Signal, Socket, select};
 use crate::shard::{Counted, Shard};
-use crate::time::Time;
 
 /// Why a site was not reached, with text for people.
 pub type Unreached = (Code, String);
@@ -24,6 +23,8 @@ pub type Unreached = (Code, String);
 /// A connection to a site.
 pub struct Site {
     pub socket: Socket,
+    /// For the silence of whatever it carries.
+    pub alarm: Alarm,
     _counted: Counted,
 }
 
@@ -110,7 +111,7 @@ impl Sites {
 
     /// Looks a name up, within the time limit.
     async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Unreached> {
-        let found = poll_fn(|cx| self.resolver.borrow_mut().poll(Time::now(), host, cx.waker()));
+        let found = poll_fn(|cx| self.resolver.borrow_mut().poll(runtime::now(), host, cx.waker()));
         match runtime::timeout(LOOKUP_TIME_MAX, found).await {
             Some(Ok(addresses)) => Ok(addresses.to_vec()),
             Some(Err(text)) => Err((Code::Dns, format!("{host}: {text}"))),
@@ -120,9 +121,9 @@ impl Sites {
 
     /// Connects to the site, at an address that streams may reach.
     pub async fn dial(&self, shard: &Shard, host: &str, port: u16) -> Result<Dialled, Unreached> {
-        let begun = Time::now();
+        let begun = runtime::now();
         let found = self.addresses(host).await?;
-        let looked_up = Time::now();
+        let looked_up = runtime::now();
         let allowed = allowed(shard, host, port, &found)?;
         let time = shard.times().dial;
         let attempt = |address| attempt(shard.clone(), address, time);
@@ -138,7 +139,7 @@ impl Sites {
             site,
             address,
             dns: looked_up.since(begun),
-            connect: Time::now().since(looked_up),
+            connect: runtime::now().since(looked_up),
         })
     }
 }
@@ -156,7 +157,7 @@ async fn keep(sites: Rc<Sites>, bell: Socket) {
         if let runtime::Either::Left(Err(_)) = select(bell.readable(), stirred).await {
             return;
         }
-        let now = Time::now();
+        let now = runtime::now();
         sites.resolver.borrow_mut().collect(now);
         sites.pool.borrow_mut().sweep(now);
     }
@@ -255,6 +256,7 @@ fn attempt(shard: Shard, address: SocketAddr, time: Duration) -> Attempt<(Site, 
         let socket = connect(address, time).await?;
         let site = Site {
             socket,
+            alarm: Alarm::default(),
             _counted: counted,
         };
         Ok((site, address))
@@ -292,6 +294,7 @@ fn dial_code(e: &io::Error) -> Code {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::Time;
 
     #[test]
     fn a_failed_connect_has_the_name_of_its_errno() {

@@ -7,6 +7,7 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 
 use super::answer::Answer;
+use super::dial::Site;
 use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES};
 use super::relay::full_read;
 use crate::http::{BadBody, Body, Request};
@@ -63,7 +64,7 @@ impl Fault {
 /// Sends the request (`head`, and its body from `inlet`) and brings the answer to the stream, up to its end or to 101.
 /// Nothing of the stream's own end is said here.
 pub async fn run(
-    site: &Socket,
+    site: &Site,
     stream: &Stream,
     inlet: &mut Inlet<'_>,
     request: &Request<'_>,
@@ -71,15 +72,16 @@ pub async fn run(
     answer: &mut Answer<'_>,
     progress: &Progress,
 ) -> Result<(), Fault> {
+    let Site { socket, alarm, .. } = site;
     let activity = Activity::new();
-    let up = forward(site, stream, inlet, request, head, progress, &activity);
-    let down = receive(site, stream, answer, progress, &activity);
+    let up = forward(socket, stream, inlet, request, head, progress, &activity);
+    let down = receive(socket, stream, answer, progress, &activity);
     let times = stream.shard().times();
     let late = || match progress.first_byte.get() {
         None if !progress.wanting.get() => (Code::FirstByteTimeout, times.first_byte),
         _ => (Code::IdleTimeout, times.idle),
     };
-    let silence = activity.silence(times.first_byte.min(times.idle), || late().1);
+    let silence = activity.silence(alarm, times.first_byte.min(times.idle), || late().1);
     match select(down, select(up, silence)).await {
         Either::Left(received) => received,
         Either::Right(Either::Left(fault)) => Err(fault),
@@ -175,7 +177,7 @@ async fn receive(
             Ok(read) => {
                 activity.touch();
                 if progress.first_byte.get().is_none() {
-                    progress.first_byte.set(Some(Time::now()));
+                    progress.first_byte.set(Some(runtime::now()));
                 }
                 turn += read;
                 if read < full_read(limit) {

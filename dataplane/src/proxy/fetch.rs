@@ -15,8 +15,8 @@ use crate::mux::{Code, Kind};
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, Socket, select};
 
-/// Heads of requests are rarely longer; a longer one makes the buffer grow.
-const HEAD_BYTES_USUAL: usize = 1_024;
+/// By how much rewriting makes a head larger, if at all; more makes the buffer grow.
+const HEAD_GROWTH_BYTES_USUAL: usize = 32;
 
 /// How far an exchange has come.
 #[derive(Default)]
@@ -205,9 +205,10 @@ async fn send_request(
     eof: &mut bool,
     progress: &Progress,
 ) -> Fault {
-    let mut head = Vec::with_capacity(HEAD_BYTES_USUAL);
+    let mut head = BytesMut::with_capacity(FRAME_HEADER_BYTES + request.head_bytes() + HEAD_GROWTH_BYTES_USUAL);
+    head.resize(FRAME_HEADER_BYTES, 0);
     rewrite::request(request, &[], &mut head);
-    let sent = match stream.send(&head).await {
+    let sent = match stream.send_frame(head).await {
         Ok(()) => send_body(socket, stream, request, inbox).await,
         Err(_) => Err(None),
     };
@@ -314,7 +315,7 @@ async fn deliver(
             return Err(Fault::BadAnswer("101 before the request was complete"));
         }
         let keep_alive = request.keep_alive && progress.sent.get() && !stream.shard().is_draining();
-        let mut out = Vec::with_capacity(head.len() + 32);
+        let mut out = Vec::with_capacity(head.len() + HEAD_GROWTH_BYTES_USUAL);
         let delivery = rewrite::response(&response, request.version, keep_alive, &[], &mut out);
         outlet.push_own(Bytes::from(out));
         progress.begun.set(true);

@@ -12,7 +12,7 @@ use crate::http::{Bad, Finder};
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MAX, SETTLE_MAX};
 use crate::mux::{Code, Recv};
 use crate::shard::Stream;
-use crate::shard::runtime::{self, Either, Socket, select};
+use crate::shard::runtime::{self, Alarm, Either, Socket, select};
 use crate::time::Time;
 
 /// Slices handed to one `writev`.
@@ -282,23 +282,23 @@ pub struct Activity(Cell<Time>);
 
 impl Activity {
     pub fn new() -> Self {
-        Self(Cell::new(Time::now()))
+        Self(Cell::new(runtime::now()))
     }
 
     pub fn touch(&self) {
-        self.0.set(Time::now());
+        self.0.set(runtime::now());
     }
 
     /// Waits until nothing has moved for as long as `limit` says each time that it is asked: never less than
     /// `shortest`, and another answer only after a [`Activity::touch`].
-    pub async fn silence(&self, shortest: Duration, limit: impl Fn() -> Duration) {
+    pub async fn silence(&self, alarm: &Alarm, shortest: Duration, limit: impl Fn() -> Duration) {
         loop {
-            let (now, due) = (Time::now(), self.0.get() + limit());
+            let (now, due) = (runtime::now(), self.0.get() + limit());
             if now >= due {
                 return;
             }
             // The limit may fall meanwhile: it is looked at again in time for the shortest.
-            runtime::sleep_until(due.min(now + shortest)).await;
+            alarm.until(due.min(now + shortest)).await;
         }
     }
 }

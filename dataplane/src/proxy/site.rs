@@ -12,7 +12,6 @@ use crate::http::{Finder, Form, Framing, Request, Scheme};
 use crate::mux::{Code, Kind, Timings};
 use crate::shard::runtime::{self, Either, select};
 use crate::shard::{Level, Shard, Stream};
-use crate::time::Time;
 
 /// Serves one stream to its end.
 pub async fn serve(shard: Shard, stream: Stream) {
@@ -116,7 +115,7 @@ impl Call<'_> {
     /// Sends the request on a kept connection or a new one; a second time only where that does no harm. Returns the
     /// connection if it is opaque from here on.
     async fn exchange(&self, inlet: &mut Inlet<'_>, request: &Request<'_>, head: &Bytes) -> Option<Site> {
-        let begun = Time::now();
+        let begun = runtime::now();
         let key = Key::new(self.host.as_bytes(), self.port);
         let repeatable = request.is_idempotent() && matches!(request.framing, Framing::None | Framing::Length(0));
         let mut kept = self.sites.pool.borrow_mut().take(begun, &key, repeatable, is_quiet);
@@ -134,16 +133,7 @@ impl Call<'_> {
             };
             let progress = Progress::default();
             let mut answer = Answer::new(request.method, request.upgrade);
-            let ran = exchange::run(
-                &site.socket,
-                self.stream,
-                inlet,
-                request,
-                head.clone(),
-                &mut answer,
-                &progress,
-            )
-            .await;
+            let ran = exchange::run(&site, self.stream, inlet, request, head.clone(), &mut answer, &progress).await;
             let attempt = Attempt {
                 pooled,
                 answered: progress.first_byte.get().is_some(),
@@ -178,8 +168,9 @@ impl Call<'_> {
             let text = "answered before the request was complete";
             return self.stream.reset(Code::Cancelled, text);
         }
-        if reusable {
-            self.sites.pool.borrow_mut().put(Time::now(), key, site);
+        // Asked now, so that the pool knows when it gives the connection out.
+        if reusable && is_quiet(&site) {
+            self.sites.pool.borrow_mut().put(runtime::now(), key, site);
             self.sites.filled.raise();
         }
         if inlet.end().is_none() {
@@ -198,7 +189,7 @@ impl Call<'_> {
             &activity,
         );
         let idle = self.shard.times().idle;
-        if let Either::Right(()) = select(relayed, activity.silence(idle, || idle)).await {
+        if let Either::Right(()) = select(relayed, activity.silence(&site.alarm, idle, || idle)).await {
             self.reset(Code::IdleTimeout, "no byte in either direction");
         }
     }
@@ -206,7 +197,5 @@ impl Call<'_> {
 
 /// A connection on which the site has neither said anything nor ended.
 fn is_quiet(site: &Site) -> bool {
-    use rustix::net::{RecvFlags, recv};
-    let peeked = recv(&site.socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-    matches!(peeked, Err(rustix::io::Errno::AGAIN))
+    !site.socket.has_input()
 }

@@ -33,7 +33,7 @@ pub(super) struct Link {
     pub member: [u8; 16],
     pub number: u16,
     session: RefCell<Session>,
-    cells: RefCell<HashMap<StreamRef, Rc<StreamCell>>>,
+    cells: RefCell<HashMap<StreamRef, Rc<StreamCell>, mux::IdHash>>,
     connection: RefCell<Option<Rc<Connection>>>,
     /// Raised when the connection is gone: a cut-over waits for it.
     pub gone: Signal,
@@ -66,7 +66,7 @@ impl Link {
             key: config.key,
             member: config.member,
             number: config.link,
-            session: RefCell::new(Session::new(config, Time::now())),
+            session: RefCell::new(Session::new(config, runtime::now())),
             cells: RefCell::default(),
             connection: RefCell::default(),
             gone: Signal::new(),
@@ -95,7 +95,7 @@ impl Link {
         call(
             &mut self.session.borrow_mut(),
             &mut shard.0.budget.borrow_mut(),
-            Time::now(),
+            runtime::now(),
         )
     }
 
@@ -301,7 +301,7 @@ impl Link {
 
     /// Has had no connection for so long that whatever can move on does.
     pub fn is_lost(&self) -> bool {
-        let long = |since: Time| Time::now() >= since + LINK_DOWN_GRACE;
+        let long = |since: Time| runtime::now() >= since + LINK_DOWN_GRACE;
         self.retired.get() || self.lost_since.get().is_some_and(long)
     }
 
@@ -417,7 +417,7 @@ impl Link {
                 refused,
             );
         }
-        self.lost_since.set(self.lost_since.get().or(Some(Time::now())));
+        self.lost_since.set(self.lost_since.get().or(Some(runtime::now())));
         self.with(shard, |s, b, now| s.disconnected(now, b, clean));
         shard.refresh_live();
         self.gone.raise();

@@ -8,7 +8,6 @@ use super::waiting::Wait;
 use super::{Shard, runtime};
 use crate::limits::{OPEN_PACE, WAITING_STARTS_PER_TURN};
 use crate::mux::{Code, Open, OpenError, StreamRef};
-use crate::time::Time;
 
 impl Shard {
     pub(super) fn has_live_link(&self) -> bool {
@@ -22,7 +21,7 @@ impl Shard {
         cell: &Rc<StreamCell>,
     ) -> Result<(Rc<Link>, StreamRef), (Code, String)> {
         let mut called = false;
-        let pace_end = Time::now() + self.times().resume_window;
+        let pace_end = runtime::now() + self.times().resume_window;
         loop {
             if self.is_draining() {
                 return Err((Code::Shutdown, "the tunnel is shutting down".to_owned()));
@@ -37,7 +36,7 @@ impl Shard {
                 Err(OpenError::Limit) => {
                     return Err((Code::Limit, "the tunnel has as many streams open as it may".to_owned()));
                 }
-                Err(OpenError::Paced) if Time::now() > pace_end => {
+                Err(OpenError::Paced) if runtime::now() > pace_end => {
                     return Err((Code::Limit, "too many streams were reset early".to_owned()));
                 }
                 Err(OpenError::Paced) => runtime::sleep(OPEN_PACE).await,
@@ -69,7 +68,7 @@ impl Shard {
         if !self.0.was_live.get() {
             return down("the tunnel has no connection yet");
         }
-        let now = Time::now();
+        let now = runtime::now();
         let deadline = self.0.dark_since.get().unwrap_or(now) + self.times().resume_window;
         if now >= deadline {
             return down("the tunnel lost its connection");
@@ -92,7 +91,7 @@ impl Shard {
             self.0.was_live.set(true);
             self.0.dark_since.set(None);
         } else if self.0.dark_since.get().is_none() {
-            self.0.dark_since.set(Some(Time::now()));
+            self.0.dark_since.set(Some(runtime::now()));
         }
         self.forsake();
     }

@@ -293,6 +293,20 @@ impl Stream {
         Ok(())
     }
 
+    /// As [`Stream::send`] for what was written behind 12 bytes of head-room: as it is, if it fits into one frame and
+    /// the room.
+    ///
+    /// # Errors
+    /// As [`Stream::room`].
+    pub async fn send_frame(&self, frame: BytesMut) -> Result<(), Code> {
+        let payload = frame.len() - FRAME_HEADER_BYTES;
+        if payload == 0 || payload > self.room().await?.min(FRAME_PAYLOAD_BYTES_MAX) {
+            return self.send(&frame[FRAME_HEADER_BYTES..]).await;
+        }
+        self.write(frame);
+        Ok(())
+    }
+
     /// Ends this direction, cleanly. `timings`: from `sc` on http(s).
     pub fn finish(&self, timings: Option<Timings>) {
         if self.cell.withdrawn.get() {
