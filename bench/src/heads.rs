@@ -8,8 +8,8 @@ pub const HOST: &str = "shop.example.test";
 /// Of all requests.
 const METHOD: &str = "GET";
 
-/// What Chromium's Accept says, by what wants the resource, and the suffix of such a resource.
-const WANTED: [(&str, &str, &str); 4] = [
+/// Kinds of resources: suffix, type, and what Chromium accepts where it wants one.
+const KINDS: [(&str, &str, &str); 4] = [
     (
         "html",
         "text/html",
@@ -25,17 +25,17 @@ const WANTED: [(&str, &str, &str); 4] = [
     ),
 ];
 
-fn wanted(resource: usize) -> (&'static str, &'static str, &'static str) {
+fn kind(resource: usize) -> (&'static str, &'static str, &'static str) {
     match resource {
-        0 => WANTED[0],
-        n => WANTED[1 + n % 3],
+        0 => KINDS[0],
+        n => KINDS[1 + n % 3],
     }
 }
 
 /// The request for resource `resource` of page `page`, as Chromium 156 sends it to an HTTP proxy; resource 0 is the page
 /// itself, then style sheets, scripts and images take turns.
 pub fn request(page: usize, resource: usize) -> Vec<u8> {
-    let (suffix, _, accept) = wanted(resource);
+    let (suffix, _, accept) = kind(resource);
     let before_agent = if resource == 0 {
         "Upgrade-Insecure-Requests: 1\r\n"
     } else {
@@ -65,17 +65,17 @@ pub fn named(request: &[u8]) -> Option<(usize, usize)> {
 
 /// The head of nginx 1.22's answer with a file of `bytes` bytes; without, one that nginx compresses as it goes.
 pub fn answer(resource: usize, bytes: Option<usize>) -> Vec<u8> {
-    let (_, kind, _) = wanted(resource);
+    let (_, of_type, _) = kind(resource);
     let head = "HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Fri, 27 Nov 2026 03:26:32 GMT\r\n";
     let modified = "Last-Modified: Fri, 27 Nov 2026 03:26:31 GMT\r\n";
     let expires = "Expires: Sun, 27 Dec 2026 03:26:32 GMT\r\nCache-Control: max-age=2592000\r\n";
     match bytes {
         Some(bytes) => format!(
-            "{head}Content-Type: {kind}\r\nContent-Length: {bytes}\r\n{modified}Connection: keep-alive\r\n\
+            "{head}Content-Type: {of_type}\r\nContent-Length: {bytes}\r\n{modified}Connection: keep-alive\r\n\
              ETag: \"6b08f867-{bytes:x}\"\r\n{expires}Accept-Ranges: bytes\r\n\r\n"
         ),
         None => format!(
-            "{head}Content-Type: {kind}\r\n{modified}Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\
+            "{head}Content-Type: {of_type}\r\n{modified}Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\
              Vary: Accept-Encoding\r\nETag: W/\"6b08f867-bbf\"\r\n{expires}Content-Encoding: gzip\r\n\r\n"
         ),
     }
