@@ -8,8 +8,8 @@ use dataplane::time::Time;
 
 /// One end of a link in memory.
 pub struct Host {
-    session: Session,
-    budget: Budget,
+    pub(crate) session: Session,
+    pub(crate) budget: Budget,
     opened: Option<StreamRef>,
 }
 
@@ -35,6 +35,16 @@ impl Host {
             session: Session::new(config, now),
             budget,
             opened: None,
+        }
+    }
+
+    /// What falls due, and streams that have room again.
+    pub(crate) fn settle(&mut self, now: Time) {
+        if self.session.poll_timeout().is_some_and(|due| due <= now) {
+            self.session.handle_timeout(now, &mut self.budget);
+        }
+        while let Some((_, stream)) = self.budget.next_unblocked() {
+            self.session.unblock(stream);
         }
     }
 
@@ -112,6 +122,11 @@ impl Pair {
             "both ends are live"
         );
         pair
+    }
+
+    /// `sc`, the endpoint, and their clock, for another way to carry what they write.
+    pub(crate) fn into_hosts(self) -> (Host, Host, Time) {
+        (self.sc, self.endpoint, self.now)
     }
 
     /// One write in each direction; the bytes that moved.
