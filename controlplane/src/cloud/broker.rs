@@ -150,8 +150,6 @@ impl Listener {
 
     fn accept(&self, listener: &OwnedFd) -> io::Result<(OwnedFd, u8)> {
         let (socket, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
-        // A connection that is gone already needs no option.
-        let _ = sockopt::set_tcp_nodelay(&socket, true);
         let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
         let probe = peer.is_some_and(|peer| self.probes().remove(&peer));
         Ok((socket, if probe { KIND_PROBE } else { KIND_BROWSER }))
