@@ -6,9 +6,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::body::{self, Check, STEP_BYTES};
+use crate::is_long;
 
 /// Nothing on loopback is silent this long unless it hangs: longer than any outage that a test makes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// As long as that in the long forms, where a drain takes 300 s.
+const PATIENCE_LONG: Duration = Duration::from_secs(600);
 
 /// A head that is larger is a fault.
 const HEAD_BYTES_MAX: usize = 256 * 1024;
@@ -20,8 +23,9 @@ impl<T: Read + Write + Send> Stream for T {}
 /// Connects with time limits on reads and writes, so that a test ends with an error and never hangs.
 pub fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpStream::connect(address)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    let patience = if is_long() { PATIENCE_LONG } else { PATIENCE };
+    socket.set_read_timeout(Some(patience))?;
+    socket.set_write_timeout(Some(patience))?;
     socket.set_nodelay(true)?;
     Ok(socket)
 }
