@@ -144,6 +144,7 @@ impl TunnelRequest {
                 "metadata and extra_info: {extra} bytes, at most {METADATA_BYTES_MAX}"
             ));
         }
+        compile(self.fast_fail_regexps.as_deref().unwrap_or_default())?;
         let rules = self.settings_json().len();
         if rules > limits::SETTINGS_BYTES_MAX {
             return Err(format!(
@@ -165,6 +166,19 @@ struct Rules {
     fast_fail_regexps: Vec<String>,
     no_proxy_caching: bool,
     no_ssl_bump_domains: Vec<String>,
+}
+
+/// The rules as the data plane asks them, of what SETTINGS carries.
+///
+/// # Errors
+/// A sentence that names what is wrong in them.
+pub fn rules(json: &[u8]) -> Result<dataplane::rules::Rules, String> {
+    let rules: Rules = serde_json::from_slice(json).map_err(|e| format!("the rules: {e}"))?;
+    compile(&rules.fast_fail_regexps)
+}
+
+fn compile(fast_fail_regexps: &[String]) -> Result<dataplane::rules::Rules, String> {
+    dataplane::rules::Rules::compile(fast_fail_regexps).map_err(|e| format!("fast_fail_regexps: {e}"))
 }
 
 /// What of two sets of rules differs, in words: the first field of which that is so. None if they are the same.

@@ -95,6 +95,10 @@ pub struct Args {
     /// Without the cloud for so long the tunnel counts as lost, and a new one is asked for [default: 90s, the most]
     #[arg(long, value_name = "time")]
     pub lost_timeout: Option<String>,
+    /// Requests are dropped if one of these regular expressions, separated by commas, is found in their URL; of HTTPS
+    /// only https://HOST/ is known
+    #[arg(short = 'F', long, value_name = "regexps")]
+    pub fast_fail_regexps: Option<String>,
     /// Kernel interface for traffic: auto, io_uring or epoll [default: auto]
     #[arg(long, value_name = "driver")]
     pub driver: Option<String>,
@@ -123,8 +127,6 @@ pub struct Later {
     pub direct_domains: Option<String>,
     #[arg(short = 't', long, hide = true)]
     pub tunnel_domains: Option<String>,
-    #[arg(short = 'F', long, hide = true)]
-    pub fast_fail_regexps: Option<String>,
     #[arg(short = 'p', long, hide = true)]
     pub proxy: Option<String>,
     #[arg(short = 'w', long, hide = true)]
@@ -147,12 +149,11 @@ pub struct Later {
 
 impl Later {
     /// Each of these options by its name, with whether it was typed.
-    pub fn typed(&self) -> [(&'static str, bool); 13] {
+    pub fn typed(&self) -> [(&'static str, bool); 12] {
         [
             ("no-ssl-bump-domains", self.no_ssl_bump_domains.is_some()),
             ("direct-domains", self.direct_domains.is_some()),
             ("tunnel-domains", self.tunnel_domains.is_some()),
-            ("fast-fail-regexps", self.fast_fail_regexps.is_some()),
             ("proxy", self.proxy.is_some()),
             ("proxy-userpwd", self.proxy_userpwd.is_some()),
             ("pac", self.pac.is_some()),

@@ -11,6 +11,7 @@ use dataplane::limits::{
     DRAIN_MAX, ENDPOINT_STREAMS_MAX, LINKS_MAX, LOST_AFTER, NAME_BYTES_MAX, RESUME_WINDOW, SHARDS_DEFAULT_MAX,
     SHARDS_MAX, SITE_TIME_MAX, STREAMS_OPTION_MAX,
 };
+use dataplane::rules::Rules;
 use dataplane::settings::Times;
 use reqwest::Url;
 
@@ -54,6 +55,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Without links and REST for this long the tunnel is lost.
     pub lost_timeout: Duration,
+    /// Requests for a URL in which one of these is found are dropped. They compile.
+    pub fast_fail_regexps: Vec<String>,
     /// Kernel interface of the shards.
     pub driver: Driver,
     /// Passed on to REST.
@@ -100,6 +103,7 @@ const OPTIONS: &[&[&str]] = &[
     &["resume-window"],
     &["drain-timeout"],
     &["lost-timeout"],
+    &["fast-fail-regexps"],
     &["driver"],
     &["se-port"],
     &["scproxy-port"],
@@ -150,6 +154,7 @@ pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
         times: sources.times()?,
         drain_timeout: sources.time("drain-timeout", DRAIN_MAX, DRAIN_MAX)?,
         lost_timeout: sources.time("lost-timeout", LOST_AFTER, LOST_AFTER)?,
+        fast_fail_regexps: sources.fast_fail_regexps()?,
         driver: sources.driver()?,
         vm_version: sources.text("vm-version"),
         user,
@@ -277,6 +282,7 @@ impl<'a> Sources<'a> {
             "resume-window" => &a.resume_window,
             "drain-timeout" => &a.drain_timeout,
             "lost-timeout" => &a.lost_timeout,
+            "fast-fail-regexps" => &a.fast_fail_regexps,
             "driver" => &a.driver,
             "se-port" => &a.se_port,
             "scproxy-port" => &a.scproxy_port,
@@ -362,6 +368,13 @@ impl<'a> Sources<'a> {
                 .parse()
                 .map_err(|_| format!("--verbose: {text:?} is neither true, false nor a number")),
         }
+    }
+
+    fn fast_fail_regexps(&self) -> Result<Vec<String>, String> {
+        let text = self.text("fast-fail-regexps").unwrap_or_default();
+        let list: Vec<String> = text.split(',').filter(|t| !t.is_empty()).map(str::to_owned).collect();
+        Rules::compile(&list).map_err(|why| format!("--fast-fail-regexps: {why}"))?;
+        Ok(list)
     }
 
     fn driver(&self) -> Result<Driver, String> {

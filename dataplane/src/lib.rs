@@ -5,7 +5,7 @@
 //!             http              (sans-IO)        (sans-IO)      shard::link
 //! ```
 //!
-//! `mux` and `http` are sans-IO: bytes and `now` go in, bytes, events and deadlines come out. `shard` is the
+//! `mux`, `http` and `rules` are sans-IO: bytes and `now` go in, bytes, events and deadlines come out. `shard` is the
 //! io_uring shell around them; `client` and `endpoint` are the two roles that the control plane starts.
 
 pub mod client;
@@ -16,6 +16,7 @@ pub mod http;
 pub mod limits;
 pub mod mux;
 pub mod proxy;
+pub mod rules;
 pub mod settings;
 pub mod shard;
 pub mod stats;

@@ -18,6 +18,13 @@ pub const FRAME_TEXT_BYTES_MAX: usize = 256;
 /// All parts of one SETTINGS together: 10,000 rules of 100 bytes with room to spare.
 pub const SETTINGS_BYTES_MAX: usize = 4 * MIB;
 
+/// `-F`: what its expressions compile to, all together; some 5,000 words of 100 bytes.
+pub const FAST_FAIL_PROGRAM_BYTES_MAX: usize = 16 * MIB;
+/// What a shard keeps of the states that searches went through.
+pub const FAST_FAIL_CACHE_BYTES_MAX: usize = MIB;
+/// Groups in groups: compiling recurses.
+pub const FAST_FAIL_NESTING_MAX: u32 = 100;
+
 // ── Streams and flow control (a shard's share is the process's figure divided by its shards) ──────────────────
 
 /// Streams that the endpoint may have open towards one `sc` process (`--max-streams`).

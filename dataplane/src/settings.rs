@@ -1,8 +1,10 @@
 //! Validated immutable input from the control plane: one whole `Settings` at a time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::limits;
+use crate::rules::Rules;
 
 /// The rules of a tunnel under one version (ARCHITECTURE.md, Settings). Version 1 is that of the REST request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,6 +13,8 @@ pub struct Settings {
     pub version: u32,
     /// Canonical JSON (sorted keys, no white space) of the rules, as SETTINGS carries it.
     pub json: Vec<u8>,
+    /// Compiled from `json`, where this side enforces them.
+    pub rules: Arc<Rules>,
     /// Of this process alone: the other side has its own.
     pub times: Times,
 }

@@ -223,3 +223,10 @@ fn a_state_folder_that_cannot_be_written() {
         .arg(&state);
     refused(&mut command, LOCAL_RESOURCE, &[&state.to_string_lossy()]);
 }
+
+#[test]
+fn what_is_no_expression() {
+    let mut command = Place::new().right();
+    command.args(["-F", "fine,("]);
+    refused(&mut command, USAGE, &["--fast-fail-regexps", "\"(\"", "comma"]);
+}

@@ -69,6 +69,7 @@ impl Links {
                 version: 1,
                 json: rules,
                 times: config.times,
+                ..Settings::default()
             }),
             driver: config.driver,
             denied: Vec::new(),

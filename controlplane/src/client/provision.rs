@@ -101,14 +101,14 @@ pub fn life(tunnel: &Tunnel) -> Life {
     Life::Ended(format!("the tunnel was ended by the cloud: {why}"))
 }
 
-/// The request for a tunnel without rules, with what the cloud's operator wants to know about this host.
+/// The request for a tunnel, with its rules and what the cloud's operator wants to know about this host.
 pub fn request(config: &Config, fingerprint: &Fingerprint) -> TunnelRequest {
     let none = || Some(Vec::new());
     TunnelRequest {
         tunnel_identifier: config.identifier.clone(),
         domain_names: none(),
         direct_domains: none(),
-        fast_fail_regexps: none(),
+        fast_fail_regexps: Some(config.fast_fail_regexps.clone()),
         no_ssl_bump_domains: none(),
         shared_tunnel: Some(false),
         tunnel_pool: Some(config.tunnel_pool),

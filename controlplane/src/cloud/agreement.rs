@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dataplane::rules::Rules;
 use dataplane::settings::Settings;
 
 use super::limits::PROPOSALS_MAX;
@@ -46,6 +47,13 @@ struct Seat {
     sent: Option<Sent>,
 }
 
+/// Rules that some member wants.
+struct Proposal {
+    hash: Hash,
+    json: Vec<u8>,
+    rules: Rules,
+}
+
 /// The rules in force, and what the members want instead.
 pub struct Agreement {
     settings: Arc<Settings>,
@@ -54,7 +62,7 @@ pub struct Agreement {
     patience: Duration,
     seats: Vec<Seat>,
     /// What the hashes in `seats` stand for.
-    proposals: Vec<(Hash, Vec<u8>)>,
+    proposals: Vec<Proposal>,
 }
 
 impl Agreement {
@@ -96,8 +104,8 @@ impl Agreement {
         self.settle()
     }
 
-    /// A member sends rules, which have been checked. None: they wait for those of the others.
-    pub fn sent(&mut self, id: MemberId, version: u32, json: Vec<u8>, now: Instant) -> Option<Outcome> {
+    /// A member sends rules, which have been compiled. None: they wait for those of the others.
+    pub fn sent(&mut self, id: MemberId, version: u32, json: Vec<u8>, rules: Rules, now: Instant) -> Option<Outcome> {
         let hash = sha256(&json);
         let seat = self.seats.iter_mut().find(|s| s.id == id)?;
         if hash == self.hash {
@@ -111,11 +119,11 @@ impl Agreement {
         let since = seat.sent.as_ref().filter(|s| s.hash == hash).map_or(now, |s| s.since);
         seat.sent = Some(Sent { version, hash, since });
         self.forget_unwanted();
-        if !self.proposals.iter().any(|(h, _)| *h == hash) {
+        if !self.proposals.iter().any(|p| p.hash == hash) {
             if self.proposals.len() == PROPOSALS_MAX {
                 return self.refuse(id, &json, "the tunnels of the pool want several different rules");
             }
-            self.proposals.push((hash, json));
+            self.proposals.push(Proposal { hash, json, rules });
         }
         self.settle()
     }
@@ -150,11 +158,12 @@ impl Agreement {
             versions.push((seat.id, sent.version));
         }
         let hash = wanted?;
-        let at = self.proposals.iter().position(|(h, _)| *h == hash)?;
-        let json = std::mem::take(&mut self.proposals[at].1);
+        let at = self.proposals.iter().position(|p| p.hash == hash)?;
+        let agreed = self.proposals.swap_remove(at);
         self.settings = Arc::new(Settings {
             version: self.settings.version,
-            json,
+            json: agreed.json,
+            rules: Arc::new(agreed.rules),
             times: self.settings.times,
         });
         self.hash = hash;
@@ -187,8 +196,8 @@ impl Agreement {
     }
 
     fn json_of(&self, hash: &Hash) -> &[u8] {
-        let proposal = self.proposals.iter().find(|(h, _)| h == hash);
-        proposal.map_or(&self.settings.json, |(_, json)| json)
+        let proposal = self.proposals.iter().find(|p| p.hash == *hash);
+        proposal.map_or(&self.settings.json, |p| &p.json)
     }
 
     fn forget_unwanted(&mut self) {
@@ -196,7 +205,7 @@ impl Agreement {
             let mut sent = self.seats.iter().filter_map(|s| s.sent.as_ref());
             sent.any(|s| s.hash == *hash)
         };
-        self.proposals.retain(|(hash, _)| wanted(hash));
+        self.proposals.retain(|p| wanted(&p.hash));
     }
 }
 
@@ -253,18 +262,26 @@ mod tests {
     #[test]
     fn one_alone_switches_at_once() {
         let (mut pool, now) = (pool(&[A]), Instant::now());
-        switched(pool.sent(A, 2, rules("new"), now), "new", &[(A, 2)], true);
+        switched(
+            pool.sent(A, 2, rules("new"), Rules::default(), now),
+            "new",
+            &[(A, 2)],
+            true,
+        );
         assert_eq!((pool.deadline(), pool.expire(now + 2 * PATIENCE)), (None, None));
-        assert_eq!(pool.sent(B, 2, rules("stranger"), now), None);
+        assert_eq!(pool.sent(B, 2, rules("stranger"), Rules::default(), now), None);
     }
 
     #[test]
     fn all_switch_when_the_last_has_sent_the_same() {
         let (mut pool, now) = (pool(&[A, B, C]), Instant::now());
-        assert_eq!(pool.sent(A, 7, rules("new"), now), None);
+        assert_eq!(pool.sent(A, 7, rules("new"), Rules::default(), now), None);
         assert_eq!(pool.deadline(), Some(now + PATIENCE));
-        assert_eq!(pool.sent(B, 2, rules("new"), now + PATIENCE / 2), None);
-        let outcome = pool.sent(C, 3, rules("new"), now + PATIENCE / 2);
+        assert_eq!(
+            pool.sent(B, 2, rules("new"), Rules::default(), now + PATIENCE / 2),
+            None
+        );
+        let outcome = pool.sent(C, 3, rules("new"), Rules::default(), now + PATIENCE / 2);
         switched(outcome, "new", &[(A, 7), (B, 2), (C, 3)], true);
         assert_eq!(pool.deadline(), None);
     }
@@ -272,16 +289,24 @@ mod tests {
     #[test]
     fn the_rules_in_force_are_taken_from_one_alone() {
         let (mut pool, now) = (pool(&[A, B]), Instant::now());
-        switched(pool.sent(A, 5, rules("old"), now), "old", &[(A, 5)], false);
+        switched(
+            pool.sent(A, 5, rules("old"), Rules::default(), now),
+            "old",
+            &[(A, 5)],
+            false,
+        );
         assert_eq!(pool.deadline(), None);
     }
 
     #[test]
     fn who_waits_in_vain_is_told_the_difference() {
         let (mut pool, now) = (pool(&[A, B]), Instant::now());
-        assert_eq!(pool.sent(A, 2, rules("new"), now), None);
+        assert_eq!(pool.sent(A, 2, rules("new"), Rules::default(), now), None);
         // A session that starts anew does not start the time anew.
-        assert_eq!(pool.sent(A, 2, rules("new"), now + PATIENCE / 2), None);
+        assert_eq!(
+            pool.sent(A, 2, rules("new"), Rules::default(), now + PATIENCE / 2),
+            None
+        );
         assert_eq!(pool.expire(now + PATIENCE - Duration::from_millis(1)), None);
         let (member, version, text) = refusal(pool.expire(now + PATIENCE));
         assert_eq!((member, version), (A, 2));
@@ -291,31 +316,36 @@ mod tests {
         assert!(!text.contains("domain_names"), "{text}");
         assert_eq!((pool.deadline(), pool.expire(now + 2 * PATIENCE)), (None, None));
         // What was refused counts no more.
-        assert_eq!(pool.sent(B, 2, rules("new"), now + PATIENCE), None);
+        assert_eq!(pool.sent(B, 2, rules("new"), Rules::default(), now + PATIENCE), None);
     }
 
     #[test]
     fn two_opinions_wait_and_a_third_is_refused() {
         let (mut pool, now) = (pool(&[A, B, C]), Instant::now());
-        assert_eq!(pool.sent(A, 2, rules("a"), now), None);
-        assert_eq!(pool.sent(B, 2, rules("b"), now), None);
-        let (member, _, text) = refusal(pool.sent(C, 2, rules("c"), now));
+        assert_eq!(pool.sent(A, 2, rules("a"), Rules::default(), now), None);
+        assert_eq!(pool.sent(B, 2, rules("b"), Rules::default(), now), None);
+        let (member, _, text) = refusal(pool.sent(C, 2, rules("c"), Rules::default(), now));
         assert!(member == C && text.contains("direct_domains"), "{text}");
         // A changes its mind: its old opinion makes room.
-        assert_eq!(pool.sent(A, 3, rules("b"), now), None);
-        switched(pool.sent(C, 3, rules("b"), now), "b", &[(A, 3), (B, 2), (C, 3)], true);
+        assert_eq!(pool.sent(A, 3, rules("b"), Rules::default(), now), None);
+        switched(
+            pool.sent(C, 3, rules("b"), Rules::default(), now),
+            "b",
+            &[(A, 3), (B, 2), (C, 3)],
+            true,
+        );
     }
 
     #[test]
     fn nobody_waits_for_who_leaves() {
         for leave in [Agreement::part, Agreement::detach] {
             let (mut pool, now) = (pool(&[A, B]), Instant::now());
-            assert_eq!(pool.sent(A, 2, rules("new"), now), None);
+            assert_eq!(pool.sent(A, 2, rules("new"), Rules::default(), now), None);
             switched(leave(&mut pool, B), "new", &[(A, 2)], true);
         }
         let (mut pool, now) = (pool(&[A, B]), Instant::now());
         assert_eq!(pool.part(B), None);
-        let (member, ..) = refusal(pool.sent(B, 2, rules("new"), now));
+        let (member, ..) = refusal(pool.sent(B, 2, rules("new"), Rules::default(), now));
         assert_eq!(member, B);
         assert_eq!(pool.detach(A), None, "nobody has sent anything");
     }

@@ -22,7 +22,7 @@ use super::limits::{EVENTS_PER_TURN, LEAVE_MAX, RULES_PART_BYTES_MAX};
 use super::messages::{self, FromEndpoint, MemberCounts, Present, ToEndpoint};
 use super::sandbox;
 use super::seqpacket::Seqpacket;
-use crate::api::{Counts, TunnelRequest};
+use crate::api::{self, Counts, TunnelRequest};
 use crate::runtime::{Runtime, watch};
 use crate::secret::{hex, unhex};
 
@@ -84,6 +84,7 @@ async fn start(control: Seqpacket, mut refused: Vec<String>) -> Result<Guest, St
                 let fingerprint = identity.fingerprint().to_string();
                 let settings = Arc::new(Settings {
                     version,
+                    rules: Arc::new(api::rules(&rules)?),
                     json: rules,
                     times: times.times(),
                 });
@@ -371,8 +372,13 @@ impl Guest {
 
     /// Parses whole; what is sound waits until the members agree.
     async fn reload(&mut self, member: MemberId, version: u32, json: Vec<u8>) {
-        let outcome = match TunnelRequest::default().take_rules(&json) {
-            Ok(()) => self.agreement.sent(member, version, json, std::time::Instant::now()),
+        let compiled = TunnelRequest::default()
+            .take_rules(&json)
+            .and_then(|()| api::rules(&json));
+        let outcome = match compiled {
+            Ok(rules) => self
+                .agreement
+                .sent(member, version, json, rules, std::time::Instant::now()),
             Err(text) => Some(Outcome::Refuse { member, version, text }),
         };
         self.conclude(outcome).await;

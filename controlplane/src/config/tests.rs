@@ -280,7 +280,6 @@ fn later_options_are_refused_wherever_they_are_given() {
         "-B all",
         "-D a",
         "-t a",
-        "-F a",
         "-p h:1",
         "-w u:planted",
         "--pac u",
@@ -298,8 +297,8 @@ fn later_options_are_refused_wherever_they_are_given() {
         );
         assert!(!error.contains("planted"));
     }
-    let case = Case::new().var("SAUCE_FAST_FAIL_REGEXPS", "a");
-    assert_eq!(case.run(BASE).unwrap_err(), "--fast-fail-regexps is not built yet");
+    let case = Case::new().var("SAUCE_DIRECT_DOMAINS", "a");
+    assert_eq!(case.run(BASE).unwrap_err(), "--direct-domains is not built yet");
     let case = Case::new().own_file("shared-tunnel: true\n");
     assert_eq!(case.run(BASE).unwrap_err(), "--shared-tunnel is not built yet");
     for line in ["-P 4445", "--se-port 4446", "--scproxy-port 29999"] {
@@ -384,4 +383,18 @@ fn scalars() {
 fn a_config_does_not_show_its_key() {
     let config = Case::new().good(BASE);
     assert!(!format!("{config:?}").contains("planted"));
+}
+
+#[test]
+fn fast_fail_expressions_come_from_everywhere_and_must_compile() {
+    let case = Case::new().var("SAUCE_FAST_FAIL_REGEXPS", r"a\.b,,^c");
+    assert_eq!(case.good(BASE).fast_fail_regexps, [r"a\.b", "^c"]);
+    assert_eq!(case.good(&format!("{BASE} -F x")).fast_fail_regexps, ["x"]);
+    let none: [&str; 0] = [];
+    assert_eq!(Case::new().good(BASE).fast_fail_regexps, none);
+    let error = Case::new().run(&format!("{BASE} -F fine,a{{1,2}}")).unwrap_err();
+    assert!(
+        error.starts_with("--fast-fail-regexps: \"a{1\" is no regular expression"),
+        "{error}"
+    );
 }

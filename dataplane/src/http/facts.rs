@@ -84,15 +84,13 @@ impl<'a> Facts<'a> {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
         // By length first: most fields are none of these.
         match name.len() {
-            4 if is("host") && side == Side::Request => {
-                if self.host.replace(value).is_some() {
-                    return Err(Bad::request("Host is there twice"));
-                }
-            }
+            4 if is("host") && side == Side::Request => once(&mut self.host, value, "Host is there twice")?,
             14 if is("content-length") => {
-                if self.length.replace(content_length(value)?).is_some() {
-                    return Err(Bad::request("Content-Length is there twice"));
-                }
+                once(
+                    &mut self.length,
+                    content_length(value)?,
+                    "Content-Length is there twice",
+                )?;
             }
             17 if is("transfer-encoding") => {
                 if self.chunked {
@@ -182,6 +180,13 @@ impl<'a> Facts<'a> {
             return Err(Bad::request("Transfer-Encoding in HTTP/1.0"));
         }
         Ok(())
+    }
+}
+
+fn once<T>(place: &mut Option<T>, value: T, twice: &'static str) -> Result<(), Bad> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(Bad::request(twice)),
     }
 }
 

@@ -8,7 +8,7 @@ use super::flow::{Activity, Inlet, cut_at_end, linger};
 use super::relay::relay;
 use super::{connect, fetch};
 use crate::http::page::Page;
-use crate::http::{Bad, Finder, Form, Framing, Request, Scheme};
+use crate::http::{Authority, Bad, Finder, Form, Framing, Request, Scheme};
 use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open};
 use crate::shard::runtime::{self, Alarm, Either, Socket, select};
@@ -103,6 +103,10 @@ impl Browser {
             Ok(request) => request,
             Err(bad) => return self.refuse_head(bad).await,
         };
+        if let Some(rule) = self.blocked_by(&request) {
+            let detail = format!("the rule is {rule}");
+            return self.answer(&request, "blocked", &detail, is_bodyless(&request)).await;
+        }
         match request.form {
             Form::Authority => connect::serve(self, &request).await,
             Form::Absolute => fetch::serve(self, &request).await,
@@ -114,6 +118,19 @@ impl Browser {
                 .await
             }
         }
+    }
+
+    /// The rule of `-F` that drops this request. A CONNECT stays opaque: of its URLs only scheme and site are known.
+    fn blocked_by(&self, request: &Request<'_>) -> Option<String> {
+        let rules = self.shard.rules();
+        if !rules.has_fast_fail() || self.is_probe {
+            return None;
+        }
+        let url = match request.form {
+            Form::Authority => opaque_url(request.authority?),
+            _ => request.url(Scheme::Http),
+        };
+        rules.blocks(url.as_bytes()).map(str::to_owned)
     }
 
     /// Reads up to the end of the next head. An idle connection holds no buffer.
@@ -205,6 +222,12 @@ impl Browser {
             next => next,
         }
     }
+}
+
+/// `https://host/`, with the port unless it is 443.
+fn opaque_url(authority: Authority<'_>) -> String {
+    let site = authority.raw.strip_suffix(":443").unwrap_or(authority.raw);
+    format!("https://{site}/")
 }
 
 /// A request that ends with its head.

@@ -24,7 +24,7 @@ pub mod stream;
 pub(crate) mod threads;
 mod waiting;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -37,6 +37,7 @@ use crate::limits::{COMMANDS_MAX, EVENTS_MAX, FDS_LINK, LINKS_MAX, MEMBERS_MAX, 
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
 use crate::proxy::resolve::is_own;
 use crate::proxy::{browser, site};
+use crate::rules::Rules;
 use crate::settings::{Settings, Times};
 use crate::stats::Counters;
 use crate::time::Time;
@@ -143,6 +144,11 @@ impl Shard {
     /// Of the rules in force; fetch it anew for each request, and name it in OPEN.
     pub fn rules_version(&self) -> u32 {
         self.0.settings.borrow().version
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> Ref<'_, Rules> {
+        Ref::map(self.0.settings.borrow(), |settings| &*settings.rules)
     }
 
     /// The time limits in force.

@@ -1,0 +1,73 @@
+//! The operator's rules: what is dropped never reaches the site, and the browser is told which rule it was.
+
+use tests::both_drivers;
+use tests::cloud::{Cloud, Driver};
+use tests::http::{Answer, connect};
+use tests::origin::Origin;
+
+both_drivers![fast_fail];
+
+fn blocked_by(answer: &Answer, rule: &str) {
+    let (head, page) = (&answer.head, answer.text());
+    assert_eq!(
+        (answer.status(), head.field("Culvert-Error")),
+        (403, Some("blocked")),
+        "{head:?}"
+    );
+    assert!(page.contains(rule), "{rule} is not in {page}");
+}
+
+/// `-F`: searched in the whole URL of HTTP, and in `https://HOST:PORT/` of what stays opaque.
+fn fast_fail(driver: Driver) {
+    let origin = Origin::start();
+    let (base, https) = (origin.base(), origin.https);
+    let opaque = format!(r"^https://127\.0\.0\.1:{}/$", https.port());
+    let cloud = Cloud::start(driver);
+    let list = format!(r"analytics-provider\.com,/unwanted/.*\.js,{opaque}");
+    let tunnel = cloud.start_tunnel_with(&["--shards", "1", "-F", &list]);
+    let before = origin.counters();
+
+    let mut client = tunnel.client();
+    let page = client.get(&format!(
+        "{base}/bytes?seed=1&length=1000&from=www.analytics-provider.com"
+    ));
+    blocked_by(&page.unwrap(), r"analytics-provider\.com");
+    blocked_by(
+        &client.get(&format!("{base}/unwanted/1/x.js")).unwrap(),
+        r"/unwanted/.*\.js",
+    );
+    // The same connection goes on.
+    client.download(&base, 1, 1_000, "&path=/unwanted/x.css").unwrap();
+    let posted = client
+        .request("POST", &format!("{base}/unwanted/x.js"), &[], b"a body")
+        .unwrap();
+    blocked_by(&posted, r"/unwanted/.*\.js");
+    assert!(posted.head.has("Connection", "close"), "its body was not read");
+    let refused = connect(tunnel.proxy, &https.to_string()).unwrap();
+    blocked_by(&refused.expect_err("the rule is for this port"), "^https://");
+    let http = origin.base().trim_start_matches("http://").to_owned();
+    assert!(
+        connect(tunnel.proxy, &http).unwrap().is_ok(),
+        "no rule is for this port"
+    );
+
+    let after = origin.counters();
+    assert_eq!(after.requests - before.requests, 1, "{:?}", after.paths);
+    let shown = &cloud.tunnel(&tunnel.id)["fast_fail_regexps"];
+    assert_eq!(shown.as_array().map(Vec::len), Some(3), "{shown}");
+    tunnel.stop();
+}
+
+/// REST is asked by others than `sc` too.
+#[test]
+fn rest_refuses_what_is_no_expression() {
+    let cloud = Cloud::start(Driver::Epoll);
+    let body = br#"{"tunnel_identifier":"x","fast_fail_regexps":["fine","(bad"]}"#;
+    let answer = cloud.rest_with("POST", &format!("/{}/tunnels", cloud.user), body);
+    assert_eq!(answer.status(), 400, "{}", answer.text());
+    assert!(
+        answer.text().contains("fast_fail_regexps") && answer.text().contains("(bad"),
+        "{}",
+        answer.text()
+    );
+}
