@@ -32,6 +32,9 @@ pub const BASE_CREDIT_OWN_BYTES: usize = 4 * KIB;
 pub const FIRST_GRANT_BYTES: usize = 64 * KIB;
 /// No window grows beyond it: 10 Gbit/s at 50 ms.
 pub const WINDOW_BYTES_MAX: usize = 64 * MIB;
+/// From this round trip on windows may grow fourfold: below it doubling takes no time that anybody would notice, and
+/// larger windows only let more pile up outside the caches.
+pub const LONG_ROUND_TRIP: Duration = Duration::from_millis(5);
 /// Receive pool of one shard of `sc`.
 pub const CLIENT_POOL_BYTES: usize = 64 * MIB;
 /// Receive pool of one shard of an endpoint: downloads are the bulk.
