@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crossbeam::channel::Receiver;
 
 use crate::error::Error;
-use crate::limits::{CLIENT_POOL_BYTES, CLIENT_STREAMS_MAX, LINKS_MAX, TX_BUDGET_BYTES, connections_max};
+use crate::limits::{CLIENT_POOL_BYTES, CLIENT_STREAMS_MAX, CLIENT_TX_BYTES, LINKS_MAX, connections_max};
 use crate::mux::BudgetConfig;
 use crate::settings::Settings;
 use crate::shard::mailbox::Command;
@@ -74,7 +74,7 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
         connections_max,
         budget: BudgetConfig {
             pool_bytes: CLIENT_POOL_BYTES,
-            tx_bytes: TX_BUDGET_BYTES,
+            tx_bytes: CLIENT_TX_BYTES,
             streams_peer_max: share(config.max_streams),
             streams_own_max: share(CLIENT_STREAMS_MAX),
         },

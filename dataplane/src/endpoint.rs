@@ -9,7 +9,7 @@ use std::time::Duration;
 use crossbeam::channel::Receiver;
 
 use crate::error::Error;
-use crate::limits::{CLIENT_STREAMS_MAX, ENDPOINT_POOL_BYTES, MEMBERS_MAX, TX_BUDGET_BYTES, connections_max};
+use crate::limits::{CLIENT_STREAMS_MAX, ENDPOINT_POOL_BYTES, ENDPOINT_TX_BYTES, MEMBERS_MAX, connections_max};
 use crate::mux::BudgetConfig;
 use crate::settings::Settings;
 use crate::shard::mailbox::{Attached, Command};
@@ -104,7 +104,7 @@ pub(crate) fn prepare_with(config: EndpointConfig, services: Services) -> Result
         connections_max,
         budget: BudgetConfig {
             pool_bytes: ENDPOINT_POOL_BYTES,
-            tx_bytes: TX_BUDGET_BYTES,
+            tx_bytes: ENDPOINT_TX_BYTES,
             streams_peer_max: share(CLIENT_STREAMS_MAX),
             streams_own_max: share(config.max_streams),
         },

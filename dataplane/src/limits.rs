@@ -39,12 +39,23 @@ pub const BASE_CREDIT_OWN_BYTES: usize = 4 * KIB;
 pub const FIRST_GRANT_BYTES: usize = 64 * KIB;
 /// No window grows beyond it: 10 Gbit/s at 50 ms.
 pub const WINDOW_BYTES_MAX: usize = 64 * MIB;
+/// From this round trip on windows may grow fourfold: below it doubling takes no time that anybody would notice, and
+/// larger windows only let more pile up outside the caches.
+pub const LONG_ROUND_TRIP: Duration = Duration::from_millis(5);
 /// Receive pool of one shard of `sc`.
 pub const CLIENT_POOL_BYTES: usize = 64 * MIB;
 /// Receive pool of one shard of an endpoint: downloads are the bulk.
 pub const ENDPOINT_POOL_BYTES: usize = 128 * MIB;
-/// Retained and queued bytes of one shard.
-pub const TX_BUDGET_BYTES: usize = 64 * MIB;
+/// CREDIT leaves once so much of a window was used, of a small window its half: a large one refilled by halves would
+/// carry little more than half of itself in a round trip.
+pub const CREDIT_STEP_BYTES: usize = MIB;
+/// Retained and queued bytes of one shard of `sc`: its link's share (`LINK_SHARE`) holds the largest window until it is
+/// acknowledged.
+pub const CLIENT_TX_BYTES: usize = 96 * MIB;
+/// Retained and queued bytes of one shard of an endpoint.
+pub const ENDPOINT_TX_BYTES: usize = 64 * MIB;
+/// A link's share of what the other links of its shard leave of the send budget: parts of a whole.
+pub const LINK_SHARE: (usize, usize) = (3, 4);
 /// Frames other than DATA that a link may hold beyond the budget.
 pub const CONTROL_RESERVE_BYTES: usize = 256 * KIB;
 /// Refusals (RESET limit) that may be pending before the session ends.
@@ -379,29 +390,36 @@ const CACHE_BYTES: usize = 64 * MIB;
 const BASE_BYTES: usize = 32 * MIB;
 
 /// The most that a process holds: half as much again as its budgets, because a buffer is charged whole, and the rest.
-/// `peer_streams` and `own_streams`: limits of streams opened by the other side and by this one.
+/// `peer_streams` and `own_streams`: limits of streams opened by the other side and by this one. `shard_bytes`: pool and
+/// send budget of one shard.
 pub const fn memory_bytes(
     peer_streams: usize,
     own_streams: usize,
-    pool_bytes: usize,
+    shard_bytes: usize,
     shards: usize,
     links: usize,
 ) -> usize {
     let bases = peer_streams * BASE_CREDIT_PEER_BYTES + own_streams * BASE_CREDIT_OWN_BYTES;
-    let budgets = bases + shards * (pool_bytes + TX_BUDGET_BYTES);
+    let budgets = bases + shards * shard_bytes;
     budgets / 2 * 3 + shards * SHARD_BYTES + links * LINK_BYTES + WAITING_HEADS_BYTES + BASE_BYTES
 }
 
 /// As [`memory_bytes`], for an endpoint with its cache.
 pub const fn endpoint_memory_bytes(own_streams: usize, shards: usize, links: usize) -> usize {
-    memory_bytes(CLIENT_STREAMS_MAX, own_streams, ENDPOINT_POOL_BYTES, shards, links) + CACHE_BYTES
+    memory_bytes(
+        CLIENT_STREAMS_MAX,
+        own_streams,
+        ENDPOINT_POOL_BYTES + ENDPOINT_TX_BYTES,
+        shards,
+        links,
+    ) + CACHE_BYTES
 }
 
 const _: () = assert!(
     memory_bytes(
         ENDPOINT_STREAMS_MAX,
         CLIENT_STREAMS_MAX,
-        CLIENT_POOL_BYTES,
+        CLIENT_POOL_BYTES + CLIENT_TX_BYTES,
         SHARDS_DEFAULT_MAX,
         SHARDS_DEFAULT_MAX
     ) <= CLIENT_MEMORY_BYTES
@@ -416,5 +434,6 @@ const _: () = assert!(READY_MAX.as_secs() > FIRST_DIAL_MAX.as_secs());
 const _: () = assert!(LOST_AFTER.as_secs() > OUTAGE_INVISIBLE.as_secs());
 const _: () = assert!(BASE_CREDIT_OWN_BYTES <= FIRST_GRANT_BYTES);
 const _: () = assert!(FIRST_GRANT_BYTES <= WINDOW_BYTES_MAX);
+const _: () = assert!(CLIENT_TX_BYTES / LINK_SHARE.1 * LINK_SHARE.0 > WINDOW_BYTES_MAX);
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(HOST_BYTES_MAX + 16 <= HEAD_GROWTH_BYTES_MAX);

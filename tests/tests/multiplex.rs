@@ -66,6 +66,16 @@ fn bulk_reaches_four_fifths_of_the_bare_path() -> Outcome {
 }
 
 #[test]
+fn five_gigabits_a_second_at_eighty_milliseconds_fill_the_path() -> Outcome {
+    throughput::far_and_fast()
+}
+
+#[test]
+fn a_window_is_in_proportion_to_what_a_stream_moves() -> Outcome {
+    throughput::windows_in_proportion()
+}
+
+#[test]
 fn bulk_beside_two_thousand_idle_streams_keeps_a_third() -> Outcome {
     throughput::beside_idle_streams()
 }

@@ -6,7 +6,7 @@ use super::planted::planted;
 use super::stream::{Stream, StreamRef};
 use crate::limits::{
     BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, FIRST_GRANT_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX,
-    RECORD_BYTES_MAX, WINDOW_BYTES_MAX,
+    LINK_SHARE, LONG_ROUND_TRIP, RECORD_BYTES_MAX, WINDOW_BYTES_MAX,
 };
 
 /// Sizes of a shard's budgets.
@@ -181,7 +181,7 @@ impl Budget {
         }
         let free = limit.saturating_sub(self.tx_held);
         let others = self.tx_held - link_held;
-        let of_link = ((limit - others.min(limit)) / 2).saturating_sub(link_held);
+        let of_link = ((limit - others.min(limit)) / LINK_SHARE.1 * LINK_SHARE.0).saturating_sub(link_held);
         let mut room = if planted("link-takes-all") {
             free
         } else {
@@ -277,23 +277,30 @@ impl Blocks {
 
 /// The receiver's window follows what a stream consumes.
 ///
-/// Each time a whole window has been consumed since the last mark: if that took at most two round trips and was
-/// faster than at the previous doubling, the window doubles. Without the second test windows chase their own queue.
+/// Each time a whole window (at first: the first grant) has been consumed since the last mark: if that took at most two
+/// round trips and was faster than when the window last grew, the window becomes twice what was consumed. On a long
+/// path it becomes four times as much while that pays: the window was the limit, and the last growth at least doubled
+/// the rate. So it ends at two to five times what the stream moves in a round trip, whether the link or the consumer
+/// is the limit. Without the test of the rate windows chase their own queue.
 pub(super) fn grow_window(s: &mut Stream, now: crate::time::Time, rtt_us: u64) {
-    let moved = s.consumed - s.mark;
-    if moved < s.window {
+    if s.consumed < s.mark_due {
         return;
     }
+    let moved = s.consumed - s.mark;
     let elapsed_us = (now.since(s.mark_at).as_micros() as u64).max(1);
     let rate = moved.saturating_mul(1_000_000) / elapsed_us;
     if elapsed_us <= 2 * rtt_us && rate.saturating_mul(10) >= s.mark_rate.saturating_mul(11) {
-        s.window = (s.window * 2).min(WINDOW_BYTES_MAX as u64);
+        let long = rtt_us >= LONG_ROUND_TRIP.as_micros() as u64;
+        let pays = elapsed_us * 4 <= rtt_us * 5 && rate >= s.mark_rate.saturating_mul(2);
+        let wanted = moved.saturating_mul(if long && pays { 4 } else { 2 });
+        s.window = s.window.max(wanted.min(WINDOW_BYTES_MAX as u64));
         s.mark_rate = rate;
     }
     if !planted("growth-mark-stays") {
         s.mark = s.consumed;
         s.mark_at = now;
     }
+    s.mark_due = s.mark + s.window;
 }
 
 const INTERVAL_US: u64 = 100_000;

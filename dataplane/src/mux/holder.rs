@@ -8,7 +8,7 @@ use super::planted::planted;
 use super::schedule::Ordered;
 use super::session::{Conn, OpenError, Recv, Session, WriteError, mark_served};
 use super::stream::{Rx, Stream, StreamRef, Tx};
-use crate::limits::{FIRST_GRANT_BYTES, FRAME_HEADER_BYTES, LINK_DOWN_GRACE, WINDOW_BYTES_MAX};
+use crate::limits::{CREDIT_STEP_BYTES, FIRST_GRANT_BYTES, FRAME_HEADER_BYTES, LINK_DOWN_GRACE, WINDOW_BYTES_MAX};
 use crate::time::Time;
 
 impl Session {
@@ -33,6 +33,7 @@ impl Session {
         stream.unserved = true;
         // Twice the grant: a window of one round trip, refilled at its half, would carry half of what the link does.
         stream.window = (2 * credit).clamp(FIRST_GRANT_BYTES, WINDOW_BYTES_MAX) as u64;
+        stream.mark_due = credit as u64;
         stream.limit = u64::from(self.peer_credit);
         stream.refusals_seen = budget.refusals;
         budget.set_offsets(&mut stream, credit as u64, 0);
@@ -217,7 +218,7 @@ impl Session {
         self.refill(budget, r);
     }
 
-    /// Sends CREDIT when half the window is used up, as far as the pool allows.
+    /// Sends CREDIT when half the window or `CREDIT_STEP_BYTES` are used up, as far as the pool allows.
     pub(super) fn refill(&mut self, budget: &mut Budget, r: StreamRef) {
         let Some(s) = self.streams.get_mut(r).filter(|s| !s.orphan && s.rx == Rx::Open) else {
             return;
@@ -228,7 +229,7 @@ impl Session {
         } else if planted("refill-at-once") {
             s.window
         } else {
-            s.window / 2
+            s.window - (s.window / 2).min(CREDIT_STEP_BYTES as u64)
         };
         if (s.recalled && !planted("credit-during-recall")) || outstanding > due_at {
             return;
@@ -236,7 +237,7 @@ impl Session {
         let target = s.window.min(budget.refill_max(s) as u64);
         // Where the pool holds the window down, credit goes in quarters of what it leaves: halves would fall into a
         // rhythm of little more than half of that in a round trip.
-        let worth = target >= outstanding + target / 4 || planted("refill-at-once");
+        let worth = target >= outstanding + (target / 4).min(CREDIT_STEP_BYTES as u64) || planted("refill-at-once");
         if target > outstanding && worth {
             let consumed = s.consumed;
             budget.set_offsets(s, consumed + target, consumed);

@@ -264,6 +264,7 @@ impl Session {
         if warm > FIRST_GRANT_BYTES && grant > BASE_CREDIT_PEER_BYTES {
             budget.set_offsets(&mut stream, grant as u64, 0);
             stream.window = (2 * grant).min(WINDOW_BYTES_MAX) as u64;
+            stream.mark_due = grant as u64;
             stream.flags.credit = true;
         }
         let r = self.streams.insert(stream);

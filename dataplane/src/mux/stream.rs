@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::frame::{Code, Kind, Opened, Timings, TlsReport};
 use super::planted::planted;
+use crate::limits::FIRST_GRANT_BYTES;
 use crate::time::Time;
 
 /// Names a stream of one session; never reused while anyone may hold it.
@@ -105,7 +106,9 @@ pub(super) struct Stream {
     pub window: u64,
     pub mark: u64,
     pub mark_at: Time,
-    /// Bytes a second when the window last doubled.
+    /// What must be consumed until the next mark.
+    pub mark_due: u64,
+    /// Bytes a second when the window last grew.
     pub mark_rate: u64,
     /// A RECALL is unanswered: no CREDIT until RETURN.
     pub recalled: bool,
@@ -161,6 +164,7 @@ impl Stream {
             window: 0,
             mark: 0,
             mark_at: now,
+            mark_due: FIRST_GRANT_BYTES as u64,
             mark_rate: 0,
             recalled: false,
             last_data: now,

@@ -1,6 +1,9 @@
 //! Credit, send budget and their shares, as the core counts them and as an onlooker does.
 
-use dataplane::limits::{BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, CONTROL_RESERVE_BYTES, FRAME_HEADER_BYTES};
+use dataplane::limits::{
+    BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, CONTROL_RESERVE_BYTES, CREDIT_STEP_BYTES, FRAME_HEADER_BYTES,
+    LINK_SHARE,
+};
 use dataplane::mux::frame::{Header, kind};
 
 use super::traffic::State;
@@ -47,11 +50,12 @@ impl World {
         }
     }
 
-    /// No link retains more than half of the send budget: what the others leave is never more than all of it.
+    /// No link retains more than its share of the send budget: what the others leave is never more than all of it.
     fn check_link_share(&mut self, p: usize, side: Side) {
         let end = &self.pairs[p].ends[side];
         let (held, budget) = (end.track.data_retained, self.hosts[end.host].config.tx_bytes as u64);
-        if held > budget / 2 {
+        let (part, whole) = LINK_SHARE;
+        if held > budget / whole as u64 * part as u64 {
             let text = format!("link {p} side {side} retains {held} bytes of DATA, the budget is {budget}");
             self.fail(Failure::new("a link's share", text));
         }
@@ -86,7 +90,7 @@ impl World {
         }
     }
 
-    /// CREDIT leaves when half the window is used up, or a quarter of what a low pool allows: never for less.
+    /// CREDIT leaves when half the window is used up, a quarter of what a low pool allows, or a step: never for less.
     fn check_credit(&mut self, p: usize, side: Side, id: u64, value: u64) {
         let opener = usize::from(id.is_multiple_of(2));
         let Some(before) = self.pairs[p].ends[side].track.granted.insert(id, value) else {
@@ -98,8 +102,9 @@ impl World {
         };
         let consumed = stream.ways[1 - side].consumed;
         let first = opener != side && before == BASE_CREDIT_PEER_BYTES as u64;
+        let step = (value.saturating_sub(consumed) / 4).min(CREDIT_STEP_BYTES as u64);
         let placed = stream.ends[side].pair == p && stream.ends[side].state == State::Open;
-        if placed && !first && value.saturating_sub(before) < value.saturating_sub(consumed) / 4 {
+        if placed && !first && value.saturating_sub(before) < step {
             let text = format!("stream {id} of link {p}: {before} → {value}, {consumed} consumed");
             self.fail(Failure::new("a CREDIT is worth its frame", text));
         }

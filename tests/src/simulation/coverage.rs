@@ -188,9 +188,9 @@ impl World {
                 *self.coverage.frames.entry(cell).or_default() += 1;
             }
             let host = &self.hosts[pair.ends[side].host];
-            // Each link may hold half of what the others leave.
+            // Each link may hold three quarters of what the others leave.
             let links = (self.pairs.iter()).filter(|q| q.ends[side].host == pair.ends[side].host && q.ends[side].alive);
-            let reachable = host.config.tx_bytes - (host.config.tx_bytes >> links.count().min(20));
+            let reachable = host.config.tx_bytes - (host.config.tx_bytes >> (2 * links.count()).min(20));
             if host.budget.tx_held() * 10 >= reachable * 8 {
                 self.coverage.hit("send budget nearly full");
             }

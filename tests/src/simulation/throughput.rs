@@ -2,8 +2,10 @@
 //! control, or in round trips. An oracle of its own: rules that only cost time show here.
 
 use super::network::{Profile, bare_transfer_us};
+use super::prng::Prng;
 use super::scenario::{Plan, Way};
 use super::{CLIENT, ENDPOINT, Failure, MS, SECOND, Scenario, World};
+use dataplane::limits::{CLIENT_TX_BYTES, ENDPOINT_TX_BYTES, FRAME_PAYLOAD_BYTES_MAX, RTT_MEMORY};
 use dataplane::mux::BudgetConfig;
 
 const MIB: usize = 1 << 20;
@@ -19,14 +21,15 @@ pub type Outcome = Result<(), Failure>;
 pub fn sizes(pool_bytes: usize, peer: usize, own: usize) -> BudgetConfig {
     BudgetConfig {
         pool_bytes,
-        tx_bytes: 64 * MIB,
+        tx_bytes: ENDPOINT_TX_BYTES,
         streams_peer_max: peer,
         streams_own_max: own,
     }
 }
 
 fn plain(path: Profile) -> Scenario {
-    let client = sizes(64 * MIB, 8_192, 1_024);
+    let mut client = sizes(64 * MIB, 8_192, 1_024);
+    client.tx_bytes = CLIENT_TX_BYTES;
     let endpoint = sizes(128 * MIB, 1_024, 8_192);
     let mut scenario = Scenario::plain(client, endpoint, path);
     scenario.calm_at = NEVER;
@@ -117,6 +120,89 @@ pub fn bulk(mbit: u64) -> Outcome {
     carries(&mut w, &format!("{mbit} Mbit/s, cold"), path, BULK_BYTES, false, 80)?;
     go_on(&mut w, 500 * MS)?;
     carries(&mut w, &format!("{mbit} Mbit/s, warm"), path, BULK_BYTES, true, 80)
+}
+
+/// A path of 5 Gbit/s and 80 ms between two processes that get the processor by turns, to a reader that is hardly faster
+/// than the path: 100 MiB on a fresh link, then 1 GiB.
+///
+/// # Errors
+/// The first takes half a second longer than the bare path, or the second, after its first second, comes to less than
+/// four fifths of it.
+pub fn far_and_fast() -> Outcome {
+    let mut path = long_path(5_000);
+    path.slow_start = false;
+    let mut w = world(path);
+    let mut turns = Prng::new(1);
+    go_on(&mut w, SECOND)?;
+    let mut plan = download(0, 100 * MIB as u64, None);
+    plan.ways[CLIENT].read_us = 20;
+    let bare = bare_transfer_us(path, 100 * MIB as u64, false);
+    let started = w.now;
+    let n = w.add_stream(plan);
+    go_by_turns(&mut w, &mut turns, |w| w.has_read(n, ENDPOINT))?;
+    let late = (w.now - started).saturating_sub(bare) / MS;
+    at_most("5 Gbit/s at 80 ms, cold, later than the bare path", late, 500, "ms")?;
+
+    go_on(&mut w, 500 * MS)?;
+    plan.ways[CLIENT].bytes = 1024 * MIB as u64;
+    let opened = w.now + SECOND;
+    let n = w.add_stream(plan);
+    let received = |w: &World| w.streams[n as usize].ways[CLIENT].received;
+    go_by_turns(&mut w, &mut turns, |w| w.now >= opened)?;
+    let (from, already) = (w.now, received(&w));
+    go_by_turns(&mut w, &mut turns, |w| w.has_read(n, ENDPOINT))?;
+    let percent = (received(&w) - already) * 100_000 / path.bytes_per_ms / (w.now - from);
+    println!("5 Gbit/s at 80 ms, warm: {percent} %");
+    if percent >= 80 {
+        return Ok(());
+    }
+    let text = format!("5 Gbit/s at 80 ms, warm: {percent} % of the path, at least 80");
+    Err(Failure::new(ORACLE, text))
+}
+
+/// As [`go`], while one process or the other stands still for up to two milliseconds every few.
+fn go_by_turns(w: &mut World, turns: &mut Prng, until: impl Fn(&World) -> bool) -> Outcome {
+    // A stream that is to be opened finds both processes awake.
+    go_on(w, MS)?;
+    while !until(w) {
+        let host = turns.below(w.hosts.len() as u64) as usize;
+        w.hosts[host].suspended_until = w.now + turns.below(2 * MS);
+        let end = w.now + turns.between(MS, 5 * MS);
+        go(w, |w| w.now >= end || until(w))?;
+    }
+    Ok(())
+}
+
+/// A window is in proportion to what moves in a round trip, whatever holds the stream up: a router with a deep queue,
+/// for longer than a round trip is remembered, or the reader.
+///
+/// # Errors
+/// More than five round trips' worth are outstanding.
+pub fn windows_in_proportion() -> Outcome {
+    let deep = |mbit: u64| {
+        let mut path = long_path(mbit);
+        path.window_bytes = 64 * MIB;
+        path
+    };
+    let slices_per_second = 12_500_000 / FRAME_PAYLOAD_BYTES_MAX as u64;
+    for (what, path, read_us) in [
+        ("a router with a deep queue", deep(100), 0),
+        ("a slow reader", deep(1_000), SECOND / slices_per_second),
+    ] {
+        let mut w = world(path);
+        go_on(&mut w, SECOND)?;
+        let mut plan = download(0, 500_000_000, None);
+        plan.ways[CLIENT].read_us = read_us;
+        w.add_stream(plan);
+        let mut most = 0;
+        let end = w.now + 3 * RTT_MEMORY.as_micros() as u64;
+        while w.now < end {
+            go_on(&mut w, 10 * MS)?;
+            most = most.max(w.hosts[0].budget.rx_outstanding() as u64);
+        }
+        at_most(what, most / 10_000, 500, "% of a round trip's bytes outstanding")?;
+    }
+    Ok(())
 }
 
 /// 100 MB beside 2,000 streams that once had their window.
