@@ -1,0 +1,188 @@
+//! Two sessions back to back, without a network.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use dataplane::limits::{FRAME_HEADER_BYTES, RESUME_WINDOW};
+use dataplane::mux::frame::{self, Frame, Header, decode};
+use dataplane::mux::{Budget, BudgetConfig, Config, Event, Kind, Open, Recv, Session, Side, StreamRef};
+use dataplane::time::Time;
+
+pub struct Host {
+    pub session: Session,
+    pub budget: Budget,
+    pub events: Vec<Event>,
+}
+
+pub struct Pair {
+    pub now: Time,
+    pub sc: Host,
+    pub endpoint: Host,
+}
+
+pub fn host(side: Side) -> Host {
+    let now = Time::from_micros(1_000_000);
+    let config = Config {
+        side,
+        key: 0,
+        link: 0,
+        links: 1,
+        member: [7; 16],
+        seed: [3; 16],
+        settings: 1,
+        resume_window: RESUME_WINDOW,
+    };
+    let budget = Budget::new(BudgetConfig {
+        pool_bytes: 8 << 20,
+        tx_bytes: 8 << 20,
+        streams_peer_max: 64,
+        streams_own_max: 64,
+    });
+    Host {
+        session: Session::new(config, now),
+        budget,
+        events: Vec::new(),
+    }
+}
+
+impl Host {
+    /// Feeds one frame as if the peer had sent it.
+    pub fn feed(&mut self, now: Time, f: &Frame) {
+        let mut bytes = BytesMut::new();
+        frame::encode(f, &mut bytes);
+        self.session.handle_bytes(now, &mut self.budget, bytes.freeze());
+    }
+
+    pub fn saw(&mut self, wanted: impl Fn(&Event) -> bool) -> bool {
+        while let Some(event) = self.session.poll_event() {
+            self.events.push(event);
+        }
+        self.events.iter().any(wanted)
+    }
+
+    pub fn transmit(&mut self, now: Time) -> BytesMut {
+        let mut frames = Vec::new();
+        let mut out = BytesMut::new();
+        while self.session.poll_transmit(now, &mut self.budget, &mut frames) > 0 {
+            for frame in frames.drain(..) {
+                out.extend_from_slice(&frame);
+            }
+        }
+        while let Some(event) = self.session.poll_event() {
+            self.events.push(event);
+        }
+        out
+    }
+
+    pub fn write(&mut self, now: Time, r: StreamRef, payload: &[u8]) -> usize {
+        let room = self
+            .session
+            .room(now, &mut self.budget, r)
+            .unwrap_or(0)
+            .min(16_372)
+            .min(payload.len());
+        if room > 0 {
+            let mut frame = BytesMut::zeroed(FRAME_HEADER_BYTES);
+            frame.extend_from_slice(&payload[..room]);
+            self.session.write(now, &mut self.budget, r, frame);
+        }
+        room
+    }
+
+    pub fn read(&mut self, now: Time, r: StreamRef, into: &mut Vec<u8>) -> Option<Recv> {
+        loop {
+            match self.session.recv(&mut self.budget, r) {
+                Recv::Data(bytes) => {
+                    into.extend_from_slice(&bytes);
+                    self.session.consumed(now, &mut self.budget, r, bytes.len());
+                }
+                Recv::Pending => return None,
+                end => return Some(end),
+            }
+        }
+    }
+}
+
+impl Pair {
+    pub fn new() -> Self {
+        Self {
+            now: Time::from_micros(1_000_000),
+            sc: host(Side::Client),
+            endpoint: host(Side::Endpoint),
+        }
+    }
+
+    pub fn tick(&mut self, d: Duration) {
+        self.now = self.now + d;
+        self.sc.session.handle_timeout(self.now, &mut self.sc.budget);
+        self.endpoint
+            .session
+            .handle_timeout(self.now, &mut self.endpoint.budget);
+    }
+
+    pub fn connect(&mut self) {
+        self.tick(Duration::from_millis(1));
+        self.sc.transmit(self.now);
+        assert!(self.sc.events.contains(&Event::Dial));
+        self.sc.session.connected(self.now, &mut self.sc.budget);
+        let mut hello = self.sc.transmit(self.now).freeze();
+        let header = Header::decode(&hello).and_then(Result::ok).expect("a header");
+        let Ok(Frame::Hello(h)) = decode(header, hello.split_off(FRAME_HEADER_BYTES)) else {
+            panic!("not HELLO")
+        };
+        self.endpoint.session.check_hello(&h).expect("accepted");
+        self.endpoint
+            .session
+            .connected_by(self.now, &mut self.endpoint.budget, &h);
+        self.exchange();
+    }
+
+    pub fn exchange(&mut self) {
+        for _ in 0..1_000 {
+            self.now = self.now + Duration::from_micros(500);
+            let a = self.sc.transmit(self.now);
+            let b = self.endpoint.transmit(self.now);
+            if a.is_empty() && b.is_empty() {
+                return;
+            }
+            self.endpoint
+                .session
+                .handle_bytes(self.now, &mut self.endpoint.budget, a.freeze());
+            self.sc.session.handle_bytes(self.now, &mut self.sc.budget, b.freeze());
+        }
+        panic!("the two never fall silent");
+    }
+
+    pub fn cut(&mut self) {
+        self.sc.session.disconnected(self.now, &mut self.sc.budget, false);
+        self.endpoint
+            .session
+            .disconnected(self.now, &mut self.endpoint.budget, false);
+    }
+
+    /// Opens at the endpoint; the OPEN has not left yet.
+    pub fn open_here(&mut self) -> StreamRef {
+        let open = Open {
+            kind: Kind::Http,
+            settings: 1,
+            credit: 0,
+            port: 80,
+            host: Bytes::from_static(b"site"),
+            shown: None,
+        };
+        self.endpoint
+            .session
+            .open(self.now, &mut self.endpoint.budget, open)
+            .expect("live")
+    }
+
+    pub fn open(&mut self) -> (StreamRef, StreamRef) {
+        let here = self.open_here();
+        self.exchange();
+        let there = self.sc.events.iter().rev().find_map(|e| match e {
+            Event::Opened(r, _) => Some(*r),
+            _ => None,
+        });
+        (here, there.expect("opened at sc"))
+    }
+}
