@@ -205,7 +205,7 @@ impl Budget {
     pub(super) fn tx_release(&mut self, bytes: usize, link_is_empty: bool) {
         self.tx_held -= bytes;
         let mut wake = (bytes / FRAME_PAYLOAD_BYTES_MAX).max(8);
-        if link_is_empty || self.tx_held == 0 {
+        if link_is_empty {
             wake = self.waiting.len();
         }
         for _ in 0..wake.min(self.waiting.len()) {

@@ -340,8 +340,8 @@ impl Streams {
     }
 }
 
-/// Ids are small numbers in a row: one multiplication by an odd number spreads them; a random one where the peer chooses
-/// the ids.
+/// Ids are small numbers mostly in a row: one multiplication by an odd number, both halves of the product folded, spreads
+/// them; a random one where the peer chooses the ids, whatever their gaps are.
 #[derive(Clone, Copy)]
 pub(crate) struct IdHash(u64);
 
@@ -360,24 +360,67 @@ pub(crate) struct IdHasher {
 impl BuildHasher for IdHash {
     type Hasher = IdHasher;
     fn build_hasher(&self) -> IdHasher {
-        IdHasher { key: self.0, value: 0 }
+        IdHasher {
+            key: self.0,
+            value: self.0.rotate_left(32),
+        }
     }
 }
 
 impl Hasher for IdHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.write_u64(u64::from(*b));
-        }
-    }
-    fn write_u32(&mut self, part: u32) {
-        self.write_u64(u64::from(part));
-    }
-    fn write_u64(&mut self, id: u64) {
-        let product = u128::from(self.value ^ id ^ self.key.rotate_left(32)) * u128::from(self.key);
+    /// Of an integer, as `Hash` writes it: eight bytes at most.
+    fn write(&mut self, integer: &[u8]) {
+        let mut id = [0; 8];
+        id.iter_mut().zip(integer).for_each(|(to, from)| *to = *from);
+        let product = u128::from(self.value ^ u64::from_le_bytes(id)) * u128::from(self.key);
         self.value = (product >> 64) as u64 ^ product as u64;
     }
     fn finish(&self) -> u64 {
         self.value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::hash::Hash;
+
+    const KEYS: usize = 40;
+
+    /// A table takes the bucket from the low bits of a hash, and from its high bits a tag that tells entries apart: how
+    /// many of 8,192 buckets and 128 tags 4,096 ids reach. Drawn at random they would be 3,223 and 128.
+    fn reach<T: Hash>(hash: IdHash, id: impl Fn(u32) -> T) -> (usize, usize) {
+        let hashes = (1..=4_096).map(|n| hash.hash_one(id(n)));
+        let (buckets, tags): (HashSet<_>, HashSet<_>) = hashes.map(|h| (h % 8_192, h >> 57)).unzip();
+        (buckets.len(), tags.len())
+    }
+
+    #[test]
+    fn ids_spread_over_a_table_whatever_gaps_a_peer_leaves() {
+        for gap in [2, 1 << 14, 1 << 32, 1 << 50] {
+            let mut key = 1_u64;
+            let (mut buckets, mut tags) = (0, 0);
+            for _ in 0..KEYS {
+                key = key
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let (b, t) = reach(IdHash(key | 1), |n| u64::from(n) * gap);
+                (buckets, tags) = (buckets + b, tags + t);
+            }
+            assert!(
+                buckets > 2_500 * KEYS && tags > 100 * KEYS,
+                "gaps of {gap}: {buckets}, {tags}"
+            );
+        }
+    }
+
+    #[test]
+    fn refs_spread_over_a_table() {
+        let slots = reach(IdHash::default(), |slot| StreamRef { slot, generation: 1 });
+        let generations = reach(IdHash::default(), |generation| StreamRef { slot: 1, generation });
+        for (buckets, tags) in [slots, generations] {
+            assert!(buckets > 2_500 && tags > 100, "{buckets}, {tags}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Two sessions back to back, without a network: the shortest way to see the multiplex work.
 
+mod budgets;
 mod noise;
 mod pair;
 
@@ -40,8 +41,7 @@ fn bytes_cross_both_ways_and_end() {
     assert_eq!(p.sc.read(p.now, s, &mut Vec::new()), Some(Recv::Fin(None)));
     p.sc.session.release(p.now, &mut p.sc.budget, s);
     p.endpoint.session.release(p.now, &mut p.endpoint.budget, e);
-    p.tick(Duration::from_millis(30));
-    p.exchange();
+    p.settle();
     for host in [&p.sc, &p.endpoint] {
         let b = &host.budget;
         assert_eq!(
@@ -123,8 +123,7 @@ fn old_session_errors_do_not_slow_a_later_redial() {
 fn goaway_moves_streams_whose_open_is_still_queued_whatever_it_names_as_last() {
     let mut p = Pair::new();
     p.connect();
-    p.tick(Duration::from_millis(30));
-    p.exchange();
+    p.settle();
     let queued = p.open_here();
     let text = Bytes::new();
     let reason = GoAwayReason::Drain;
@@ -207,8 +206,7 @@ fn a_drained_session_without_a_connection_is_over_with_its_last_stream() {
     p.sc.session.finish(p.now, s, None);
     p.sc.session.go_away(p.now, GoAwayReason::Shutdown, "");
     p.exchange();
-    p.tick(Duration::from_millis(30));
-    p.exchange();
+    p.settle();
     p.cut();
     assert!(!p.endpoint.saw(|e| *e == Event::Finished));
     for (host, r) in [(&mut p.sc, s), (&mut p.endpoint, e)] {
@@ -230,8 +228,7 @@ fn a_drained_session_does_not_dial_to_say_goaway_back() {
     p.sc.session.finish(p.now, s, None);
     p.endpoint.session.go_away(p.now, GoAwayReason::Drain, "");
     p.exchange();
-    p.tick(Duration::from_millis(30));
-    p.exchange();
+    p.settle();
     p.cut();
     p.sc.session.go_away(p.now, GoAwayReason::Shutdown, "");
     assert_eq!(p.sc.read(p.now, s, &mut Vec::new()), Some(Recv::Fin(None)));

@@ -103,8 +103,7 @@ fn no_frames_of_a_peer_break_the_process_or_the_budgets() {
         let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
         let mut p = Pair::new();
         p.connect();
-        p.tick(Duration::from_millis(30));
-        p.exchange();
+        p.settle();
         let client = seed % 2 == 0;
         let (mut refs, mut opened) = (Vec::new(), [0, 0]);
         for _ in 0..80 {

@@ -16,6 +16,8 @@ pub struct Host {
 
 pub struct Pair {
     pub now: Time,
+    /// A frame's way, and so the round trip that a PING finds.
+    pub way: Duration,
     pub sc: Host,
     pub endpoint: Host,
 }
@@ -51,6 +53,35 @@ impl Host {
         let mut bytes = BytesMut::new();
         frame::encode(f, &mut bytes);
         self.session.handle_bytes(now, &mut self.budget, bytes.freeze());
+    }
+
+    pub fn open(&mut self, now: Time, kind: Kind) -> StreamRef {
+        let (host, port) = if kind == Kind::Relay { ("", 0) } else { ("site", 80) };
+        let open = Open {
+            kind,
+            settings: 1,
+            credit: 0,
+            port,
+            host: Bytes::from_static(host.as_bytes()),
+            shown: None,
+        };
+        self.session.open(now, &mut self.budget, open).expect("live")
+    }
+
+    /// Everything that leaves now, frame by frame.
+    pub fn frames(&mut self, now: Time) -> Vec<Frame> {
+        let mut bytes = self.transmit(now).freeze();
+        let mut frames = Vec::new();
+        while let Some(header) = Header::decode(&bytes) {
+            let header = header.expect("a header");
+            let mut whole = bytes.split_to(FRAME_HEADER_BYTES + header.length);
+            frames.push(decode(header, whole.split_off(FRAME_HEADER_BYTES)).expect("a frame"));
+        }
+        frames
+    }
+
+    pub fn room(&mut self, now: Time, r: StreamRef) -> usize {
+        self.session.room(now, &mut self.budget, r).expect("open")
     }
 
     pub fn saw(&mut self, wanted: impl Fn(&Event) -> bool) -> bool {
@@ -107,6 +138,7 @@ impl Pair {
     pub fn new() -> Self {
         Self {
             now: Time::from_micros(1_000_000),
+            way: Duration::from_micros(500),
             sc: host(Side::Client),
             endpoint: host(Side::Endpoint),
         }
@@ -139,7 +171,7 @@ impl Pair {
 
     pub fn exchange(&mut self) {
         for _ in 0..1_000 {
-            self.now = self.now + Duration::from_micros(500);
+            self.now = self.now + self.way;
             let a = self.sc.transmit(self.now);
             let b = self.endpoint.transmit(self.now);
             if a.is_empty() && b.is_empty() {
@@ -153,6 +185,12 @@ impl Pair {
         panic!("the two never fall silent");
     }
 
+    /// Late ACKs leave too.
+    pub fn settle(&mut self) {
+        self.tick(Duration::from_millis(30));
+        self.exchange();
+    }
+
     pub fn cut(&mut self) {
         self.sc.session.disconnected(self.now, &mut self.sc.budget, false);
         self.endpoint
@@ -162,18 +200,7 @@ impl Pair {
 
     /// Opens at the endpoint; the OPEN has not left yet.
     pub fn open_here(&mut self) -> StreamRef {
-        let open = Open {
-            kind: Kind::Http,
-            settings: 1,
-            credit: 0,
-            port: 80,
-            host: Bytes::from_static(b"site"),
-            shown: None,
-        };
-        self.endpoint
-            .session
-            .open(self.now, &mut self.endpoint.budget, open)
-            .expect("live")
+        self.endpoint.open(self.now, Kind::Http)
     }
 
     pub fn open(&mut self) -> (StreamRef, StreamRef) {
