@@ -3,6 +3,7 @@
 mod budgets;
 mod noise;
 mod pair;
+mod replay;
 
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use dataplane::limits::{FRAME_HEADER_BYTES, RESUME_WINDOW};
+use dataplane::limits::{FRAME_HEADER_BYTES, RECORD_BYTES_MAX, RESUME_WINDOW};
 use dataplane::mux::frame::{self, Frame, Header, decode};
 use dataplane::mux::{Budget, BudgetConfig, Config, Event, Kind, Open, Recv, Session, Side, StreamRef};
 use dataplane::time::Time;
@@ -120,6 +120,19 @@ impl Host {
         room
     }
 
+    /// Writes DATA frames of so many bytes together.
+    pub fn write_framed(&mut self, now: Time, r: StreamRef, bytes: usize) {
+        let mut left = bytes;
+        while left > 0 {
+            let frame = left.min(RECORD_BYTES_MAX);
+            assert_eq!(
+                self.write(now, r, &vec![0; frame - FRAME_HEADER_BYTES]),
+                frame - FRAME_HEADER_BYTES
+            );
+            left -= frame;
+        }
+    }
+
     pub fn read(&mut self, now: Time, r: StreamRef, into: &mut Vec<u8>) -> Option<Recv> {
         loop {
             match self.session.recv(&mut self.budget, r) {
@@ -153,6 +166,12 @@ impl Pair {
     }
 
     pub fn connect(&mut self) {
+        self.greet();
+        self.exchange();
+    }
+
+    /// A new connection: HELLO of both, and what the endpoint writes behind its own.
+    pub fn greet(&mut self) {
         self.tick(Duration::from_millis(1));
         self.sc.transmit(self.now);
         assert!(self.sc.events.contains(&Event::Dial));
@@ -166,7 +185,8 @@ impl Pair {
         self.endpoint
             .session
             .connected_by(self.now, &mut self.endpoint.budget, &h);
-        self.exchange();
+        let answer = self.endpoint.transmit(self.now).freeze();
+        self.sc.session.handle_bytes(self.now, &mut self.sc.budget, answer);
     }
 
     pub fn exchange(&mut self) {
