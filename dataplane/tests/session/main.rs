@@ -2,6 +2,7 @@
 
 mod budgets;
 mod noise;
+mod order;
 mod pair;
 mod replay;
 

@@ -226,10 +226,15 @@ impl Pair {
     pub fn open(&mut self) -> (StreamRef, StreamRef) {
         let here = self.open_here();
         self.exchange();
+        (here, self.opened_there())
+    }
+
+    /// The stream that was opened last, at `sc`.
+    pub fn opened_there(&self) -> StreamRef {
         let there = self.sc.events.iter().rev().find_map(|e| match e {
             Event::Opened(r, _) => Some(*r),
             _ => None,
         });
-        (here, there.expect("opened at sc"))
+        there.expect("opened at sc")
     }
 }
