@@ -68,9 +68,6 @@ impl Retention {
     /// # Errors
     /// If the offset goes back, lies beyond what was sent, or inside a frame.
     pub fn acknowledge(&mut self, offset: u64, mut free: impl FnMut(Retained)) -> Result<bool, Violation> {
-        if offset < self.acked || offset > self.sent {
-            return Err(Violation("an acknowledgement out of range"));
-        }
         let rises = offset > self.acked;
         while self.acked < offset {
             let Some(frame) = self.frames.pop_front() else {
@@ -83,7 +80,7 @@ impl Retention {
             }
         }
         if self.acked != offset {
-            return Err(Violation("an acknowledgement inside a frame"));
+            return Err(Violation("an acknowledgement inside a frame or out of range"));
         }
         Ok(rises)
     }

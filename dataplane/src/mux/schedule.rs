@@ -91,8 +91,9 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
+    /// Its flags may have changed; whether a frame comes of them is seen at its turn.
     pub fn list_control(&mut self, r: StreamRef, s: &mut Stream) {
-        if !s.flags.listed && s.open_written && !s.orphan && s.wants_control() {
+        if !s.flags.listed && s.open_written && !s.orphan {
             s.flags.listed = true;
             self.control.push_back(r);
         }

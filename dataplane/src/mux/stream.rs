@@ -223,18 +223,6 @@ impl Stream {
         let reset_in_turn = f.reset.is_some() && self.finished();
         !held_back && (!self.outbox.is_empty() || matches!(self.tx, Tx::FinQueued(_)) || reset_in_turn)
     }
-
-    /// A control frame of it may leave now.
-    pub fn wants_control(&self) -> bool {
-        let f = &self.flags;
-        f.opened.is_some()
-            || f.start_tls.is_some()
-            || f.tls_report.is_some()
-            || f.credit
-            || f.recall.is_some()
-            || f.answer_recall
-            || (f.reset.is_some() && self.reset_goes_first())
-    }
 }
 
 struct Slot {

@@ -87,6 +87,27 @@ fn a_restarted_peer_ends_the_streams_by_name() {
     );
 }
 
+#[test]
+fn a_stream_kept_from_an_ended_session_does_not_touch_its_namesake_in_the_next() {
+    let mut p = Pair::new();
+    p.connect();
+    let (_, kept) = p.open();
+    p.cut();
+    p.endpoint = host(Side::Endpoint);
+    p.now = p.now + Duration::from_secs(3);
+    p.connect();
+    assert_eq!(p.sc.session.streams_open(), 0);
+    let (e, s) = p.open();
+    assert_eq!(p.sc.session.streams_open(), 1);
+    p.sc.session.release(p.now, &mut p.sc.budget, kept);
+    assert_eq!(p.sc.session.streams_open(), 1);
+    p.endpoint.write(p.now, e, b"for the new one");
+    p.exchange();
+    let mut got = Vec::new();
+    assert_eq!(p.sc.read(p.now, s, &mut got), None);
+    assert_eq!(got, b"for the new one");
+}
+
 /// How long `sc` waits before it dials again after a cut now; afterwards it dials.
 fn redial_after(p: &mut Pair) -> Duration {
     let cut_at = p.now;
