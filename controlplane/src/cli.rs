@@ -75,6 +75,10 @@ pub struct Args {
     /// Requests open at one time [default: 8192]
     #[arg(long, value_name = "n")]
     pub max_streams: Option<String>,
+    /// Memory of this process, in MiB: its buffers shrink to fit, and slow readers then slow others down earlier
+    /// [default: what the other options need with buffers of full size]
+    #[arg(long, value_name = "mib")]
+    pub memory_max: Option<String>,
     /// How long a site's address may take to accept a connection; all addresses of a name get three times as
     /// long [default: 10s]
     #[arg(long, value_name = "time")]

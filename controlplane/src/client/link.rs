@@ -74,6 +74,7 @@ impl Links {
             driver: config.driver,
             denied: Vec::new(),
             max_streams: config.max_streams,
+            memory_bytes: config.memory_bytes,
         })
         .map_err(|e| local(&e))?;
         match (config.driver, client.driver()) {
