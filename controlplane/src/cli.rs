@@ -93,7 +93,8 @@ pub struct Args {
     /// [default: 45s, the most]
     #[arg(long, value_name = "time")]
     pub resume_window: Option<String>,
-    /// How long running jobs and requests are waited for at the end [default: 5m, the most]
+    /// How long running jobs and requests are waited for at the end; a CONNECT or WebSocket that is silent for 15s is
+    /// no longer waited for [default: 5m, the most]
     #[arg(long, value_name = "time")]
     pub drain_timeout: Option<String>,
     /// Without the cloud for so long the tunnel counts as lost, and a new one is asked for [default: 90s, the most]

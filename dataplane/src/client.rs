@@ -138,6 +138,11 @@ impl Client {
         self.shards.report()
     }
 
+    /// Connections on which nothing moves any more are ended from now on: [`Client::drain`] is to follow.
+    pub fn dismiss(&self) {
+        self.shards.tell_all(|| Command::Dismiss);
+    }
+
     /// Takes no new streams and serves those that are open; [`Event::Drained`] follows.
     pub fn drain(&self) {
         self.shards.tell_all(|| Command::Drain);

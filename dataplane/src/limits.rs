@@ -145,6 +145,9 @@ pub const SESSION_ERRORS_SPAN: Duration = Duration::from_secs(60);
 pub const SESSION_ERRORS_BACKOFF: Duration = Duration::from_secs(30);
 /// Streams of a tunnel that ends while somebody waits for them.
 pub const DRAIN_MAX: Duration = Duration::from_secs(300);
+/// Opaque connections on which nothing moves any more are waited for this long: browsers keep unused ones for minutes,
+/// and tests rarely think for so long.
+pub const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(15);
 
 // ── TLS of links ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -369,6 +372,8 @@ pub const SETTLE_MAX: Duration = Duration::from_secs(1);
 pub const INTERIM_ANSWERS_MAX: usize = 64;
 /// What a browser sends before it may (after CONNECT, after Upgrade, pipelined requests) is held this far.
 pub const EARLY_BYTES_MAX: usize = 64 * KIB;
+/// … and while the request waits for a link, this far: enough to see the browser's end behind most bodies.
+pub const WAITING_EARLY_BYTES_MAX: usize = 16 * KIB;
 /// Bytes of its own that a task queues for a full socket before it waits: about the base credit of a stream.
 pub const OUTLET_OWN_BYTES: usize = 4 * KIB;
 /// After an answer that leaves a request unread, this much of it is read and dropped, this long, so that the
@@ -386,8 +391,8 @@ pub const ENDPOINT_MEMORY_BYTES: usize = 512 * MIB;
 const SHARD_BYTES: usize = 8 * MIB;
 /// Reserve, read buffer and send buffer of a link.
 const LINK_BYTES: usize = CONTROL_RESERVE_BYTES + LINK_READ_BYTES + 2 * LINK_WRITE_BYTES_MAX;
-/// Heads that wait while no link is up, together.
-const WAITING_HEADS_BYTES: usize = 16 * MIB;
+/// Heads that wait while no link is up, together, and what came behind them.
+const WAITING_HEADS_BYTES: usize = 16 * MIB + WAITING_HEADS_MAX * WAITING_EARLY_BYTES_MAX;
 /// The endpoint's response cache.
 const CACHE_BYTES: usize = 64 * MIB;
 /// Code, allocator, control thread.

@@ -223,6 +223,12 @@ impl Links {
         }
     }
 
+    /// From now on connections on which nothing moves any more are ended: they would keep us for as long as browsers keep
+    /// them.
+    pub fn dismiss(&self) {
+        self.client.dismiss();
+    }
+
     /// Asks the other end to open nothing more, and waits until all streams have ended.
     pub async fn drain(&mut self) {
         self.client.drain();

@@ -11,7 +11,7 @@ use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES, cut_at_end};
 use super::relay::full_read;
 use crate::copies;
 use crate::http::{Bad, BadBody, Body, Finder, Framing, Request, Response, Scheme, Version, page, rewrite};
-use crate::limits::{FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX, OUTLET_OWN_BYTES};
+use crate::limits::{EARLY_BYTES_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX, OUTLET_OWN_BYTES};
 use crate::mux::{Code, Kind};
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, Socket, select};
@@ -94,9 +94,11 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     let mut moves = if whole && is_idempotent(request) { 0 } else { MOVES_MAX };
     let mut counted = false;
     loop {
-        let stream = match browser.shard.open(browser.open(Kind::Http, authority.host, port)).await {
-            Ok(stream) => stream,
-            Err((code, text)) => return browser.answer(request, code.name(), &text, whole).await,
+        let open = browser.open(Kind::Http, authority.host, port);
+        let stream = match browser.open_stream(request, open).await {
+            Some(Ok(stream)) => stream,
+            Some(Err((code, text))) => return browser.answer(request, code.name(), &text, whole).await,
+            None => return Next::Abort,
         };
         if !std::mem::replace(&mut counted, true) {
             stream.count_request();
@@ -223,7 +225,8 @@ async fn send_request(
     if !request.upgrade {
         stream.finish(None);
     }
-    watch(socket, inbox, eof).await;
+    let may_ask = || request.version == Version::Http11 && stream.has_no_place();
+    watch(socket, inbox, eof, EARLY_BYTES_MAX, may_ask).await;
     Fault::BrowserGone
 }
 
