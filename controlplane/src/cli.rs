@@ -75,6 +75,10 @@ pub struct Args {
     /// Requests open at one time [default: 8192]
     #[arg(long, value_name = "n")]
     pub max_streams: Option<String>,
+    /// Memory of this process, in MiB: its buffers shrink to fit, and slow readers then slow others down earlier
+    /// [default: what the other options need with buffers of full size]
+    #[arg(long, value_name = "mib")]
+    pub memory_max: Option<String>,
     /// How long a site's address may take to accept a connection; all addresses of a name get three times as
     /// long [default: 10s]
     #[arg(long, value_name = "time")]
@@ -89,7 +93,8 @@ pub struct Args {
     /// [default: 45s, the most]
     #[arg(long, value_name = "time")]
     pub resume_window: Option<String>,
-    /// How long running jobs and requests are waited for at the end [default: 5m, the most]
+    /// How long running jobs and requests are waited for at the end; a CONNECT or WebSocket that is silent for 15s is
+    /// no longer waited for [default: 5m, the most]
     #[arg(long, value_name = "time")]
     pub drain_timeout: Option<String>,
     /// Without the cloud for so long the tunnel counts as lost, and a new one is asked for [default: 90s, the most]

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use dataplane::client::Driver;
 use dataplane::limits::{
-    DRAIN_MAX, ENDPOINT_STREAMS_MAX, LINKS_MAX, LOST_AFTER, NAME_BYTES_MAX, RESUME_WINDOW, SHARDS_DEFAULT_MAX,
-    SHARDS_MAX, SITE_TIME_MAX, STREAMS_OPTION_MAX,
+    DRAIN_MAX, ENDPOINT_STREAMS_MAX, LINKS_MAX, LOST_AFTER, MEMORY_OPTION_MIB_MAX, NAME_BYTES_MAX, RESUME_WINDOW,
+    SHARDS_DEFAULT_MAX, SHARDS_MAX, SITE_TIME_MAX, STREAMS_OPTION_MAX, client_memory_bytes, client_pools,
 };
 use dataplane::rules::Rules;
 use dataplane::settings::Times;
@@ -19,6 +19,8 @@ use self::file::Lines;
 use crate::cli::Args;
 use crate::duration;
 use crate::secret::Secret;
+
+const MIB: usize = 1024 * 1024;
 
 /// Everything that `sc` needs to run, resolved.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ pub struct Config {
     pub links: Option<u16>,
     /// Streams that the endpoint may have open.
     pub max_streams: usize,
+    /// What the process stays within.
+    pub memory_bytes: usize,
     /// Of sites and of the tunnel; those of browsers are the cloud's.
     pub times: Times,
     /// Jobs and streams that are left at the end get this long.
@@ -97,6 +101,7 @@ const OPTIONS: &[&[&str]] = &[
     &["shards"],
     &["tunnel-connections"],
     &["max-streams"],
+    &["memory-max"],
     &["http-dial-timeout"],
     &["first-byte-timeout"],
     &["idle-timeout"],
@@ -134,6 +139,16 @@ pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
         Some(path) => Place::Named(path.into()),
         None => Place::Temporary(tmp.join(file_name(stem, identifier.as_deref(), end))),
     };
+    let shards = match sources.number("shards", SHARDS_MAX)? {
+        Some(n) => n,
+        None => cores().min(SHARDS_DEFAULT_MAX),
+    };
+    let links = sources
+        .number("tunnel-connections", LINKS_MAX.into())?
+        .and_then(|n| u16::try_from(n).ok());
+    let max_streams = sources
+        .number("max-streams", STREAMS_OPTION_MAX)?
+        .unwrap_or(ENDPOINT_STREAMS_MAX);
     Ok(Config {
         logfile: place("logfile", "sc", "log"),
         pidfile: place("pidfile", "sc_client", "pid"),
@@ -141,16 +156,10 @@ pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
         tunnel_pool: sources.args.tunnel_pool || sources.flag("tunnel-pool")?,
         verbose: sources.verbose()?,
         cainfo: sources.text("cainfo").map(PathBuf::from),
-        shards: match sources.number("shards", SHARDS_MAX)? {
-            Some(n) => n,
-            None => cores().min(SHARDS_DEFAULT_MAX),
-        },
-        links: sources
-            .number("tunnel-connections", LINKS_MAX.into())?
-            .and_then(|n| u16::try_from(n).ok()),
-        max_streams: sources
-            .number("max-streams", STREAMS_OPTION_MAX)?
-            .unwrap_or(ENDPOINT_STREAMS_MAX),
+        shards,
+        links,
+        max_streams,
+        memory_bytes: sources.memory_bytes(max_streams, shards, links.unwrap_or(LINKS_MAX))?,
         times: sources.times()?,
         drain_timeout: sources.time("drain-timeout", DRAIN_MAX, DRAIN_MAX)?,
         lost_timeout: sources.time("lost-timeout", LOST_AFTER, LOST_AFTER)?,
@@ -276,6 +285,7 @@ impl<'a> Sources<'a> {
             "shards" => &a.shards,
             "tunnel-connections" => &a.tunnel_connections,
             "max-streams" => &a.max_streams,
+            "memory-max" => &a.memory_max,
             "http-dial-timeout" => &a.http_dial_timeout,
             "first-byte-timeout" => &a.first_byte_timeout,
             "idle-timeout" => &a.idle_timeout,
@@ -324,6 +334,20 @@ impl<'a> Sources<'a> {
         match text.parse() {
             Ok(n) if (1..=max).contains(&n) => Ok(Some(n)),
             _ => Err(format!("--{option}: {text:?} is no number from 1 to {max}")),
+        }
+    }
+
+    fn memory_bytes(&self, streams: usize, shards: usize, links: u16) -> Result<usize, String> {
+        let Some(mib) = self.number("memory-max", MEMORY_OPTION_MIB_MAX)? else {
+            return Ok(client_memory_bytes(streams, shards, links.into()));
+        };
+        match client_pools(mib * MIB, streams, shards, links.into()) {
+            Ok(_) => Ok(mib * MIB),
+            Err(needed) => Err(format!(
+                "--memory-max: {shards} shards (--shards), {links} links (--tunnel-connections) and {streams} streams \
+                 (--max-streams) need at least {} MiB",
+                needed.div_ceil(MIB)
+            )),
         }
     }
 

@@ -606,6 +606,7 @@ fn client(cloud: &Cloud, tunnel: &Value, identity: &Arc<Identity>) -> Client {
         driver: Driver::Auto,
         denied: Vec::new(),
         max_streams: 64,
+        memory_bytes: dataplane::limits::CLIENT_MEMORY_BYTES,
     };
     client::start(config).unwrap()
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crossbeam::channel::Receiver;
 
 use crate::error::Error;
-use crate::limits::{CLIENT_POOL_BYTES, CLIENT_STREAMS_MAX, CLIENT_TX_BYTES, LINKS_MAX, connections_max};
+use crate::limits::{CLIENT_STREAMS_MAX, LINKS_MAX, client_pools, connections_max};
 use crate::mux::BudgetConfig;
 use crate::settings::Settings;
 use crate::shard::mailbox::Command;
@@ -37,6 +37,8 @@ pub struct ClientConfig {
     pub denied: Vec<SocketAddr>,
     /// Streams that the endpoint may have open.
     pub max_streams: usize,
+    /// What the process stays within: its buffers shrink to fit.
+    pub memory_bytes: usize,
 }
 
 /// The running data plane of `sc`.
@@ -48,7 +50,7 @@ pub struct Client {
 /// Raises the limit of descriptors, starts the shards, and dials.
 ///
 /// # Errors
-/// A bad number of shards or links, or what the kernel refused.
+/// A bad number of shards or links, too little memory for them, or what the kernel refused.
 pub fn start(config: ClientConfig) -> Result<Client, Error> {
     start_with(config, crate::shard::SERVICES)
 }
@@ -64,6 +66,13 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
     let connections_max = connections_max(raise_fd_limit()?, config.shards);
     // Each stream may need a descriptor.
     let share = |streams: usize| (streams / config.shards).clamp(1, connections_max);
+    let pools = client_pools(
+        config.memory_bytes,
+        config.max_streams,
+        config.shards,
+        config.links.into(),
+    )
+    .map_err(Error::memory)?;
     let start = Start {
         shards: config.shards,
         driver: config.driver,
@@ -73,8 +82,8 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
         services,
         connections_max,
         budget: BudgetConfig {
-            pool_bytes: CLIENT_POOL_BYTES,
-            tx_bytes: CLIENT_TX_BYTES,
+            pool_bytes: pools.receive_bytes,
+            tx_bytes: pools.send_bytes,
             streams_peer_max: share(config.max_streams),
             streams_own_max: share(CLIENT_STREAMS_MAX),
         },
@@ -127,6 +136,11 @@ impl Client {
     /// What the shards have counted so far.
     pub fn report(&self) -> Report {
         self.shards.report()
+    }
+
+    /// Connections on which nothing moves any more are ended from now on: [`Client::drain`] is to follow.
+    pub fn dismiss(&self) {
+        self.shards.tell_all(|| Command::Dismiss);
     }
 
     /// Takes no new streams and serves those that are open; [`Event::Drained`] follows.

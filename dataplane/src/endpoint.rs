@@ -9,7 +9,7 @@ use std::time::Duration;
 use crossbeam::channel::Receiver;
 
 use crate::error::Error;
-use crate::limits::{CLIENT_STREAMS_MAX, ENDPOINT_POOL_BYTES, ENDPOINT_TX_BYTES, MEMBERS_MAX, connections_max};
+use crate::limits::{CLIENT_STREAMS_MAX, LINKS_MAX, MEMBERS_MAX, connections_max, endpoint_pools};
 use crate::mux::BudgetConfig;
 use crate::settings::Settings;
 use crate::shard::mailbox::{Attached, Command};
@@ -30,6 +30,8 @@ pub struct EndpointConfig {
     pub driver: Driver,
     /// Streams towards `sc`, of all shards together.
     pub max_streams: usize,
+    /// What the process stays within: its buffers shrink to fit.
+    pub memory_bytes: usize,
     /// The receiving end of one SOCK_SEQPACKET pair for each shard. A message is one byte (0 browser, 1 self-test of
     /// the broker) with SCM_RIGHTS of 1 … 16 connected sockets.
     pub browsers: Vec<OwnedFd>,
@@ -82,7 +84,7 @@ impl Prepared {
 /// Raises the limit of descriptors and makes the shards. Where they wait on io_uring, their rings are restricted.
 ///
 /// # Errors
-/// Not one socket for browsers each shard, or what the kernel refused.
+/// Not one socket for browsers each shard, too little memory, or what the kernel refused.
 pub fn prepare(config: EndpointConfig) -> Result<Prepared, Error> {
     prepare_with(config, crate::shard::SERVICES)
 }
@@ -94,6 +96,8 @@ pub(crate) fn prepare_with(config: EndpointConfig, services: Services) -> Result
     // Each stream may need a descriptor.
     let share = |streams: usize| (streams / config.shards).clamp(1, connections_max);
     let version = config.settings.version;
+    let pools = endpoint_pools(config.memory_bytes, config.max_streams, config.shards, LINKS_MAX.into())
+        .map_err(Error::memory)?;
     let start = Start {
         shards: config.shards,
         driver: config.driver,
@@ -103,8 +107,8 @@ pub(crate) fn prepare_with(config: EndpointConfig, services: Services) -> Result
         services,
         connections_max,
         budget: BudgetConfig {
-            pool_bytes: ENDPOINT_POOL_BYTES,
-            tx_bytes: ENDPOINT_TX_BYTES,
+            pool_bytes: pools.receive_bytes,
+            tx_bytes: pools.send_bytes,
             streams_peer_max: share(CLIENT_STREAMS_MAX),
             streams_own_max: share(config.max_streams),
         },

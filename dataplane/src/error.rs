@@ -18,6 +18,13 @@ pub enum Error {
     Closed(&'static str),
 }
 
+impl Error {
+    /// Less memory was granted than the `needed` bytes.
+    pub(crate) fn memory(needed: usize) -> Self {
+        Self::Limit(format!("at least {needed} bytes of memory are needed"))
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -145,6 +145,9 @@ pub const SESSION_ERRORS_SPAN: Duration = Duration::from_secs(60);
 pub const SESSION_ERRORS_BACKOFF: Duration = Duration::from_secs(30);
 /// Streams of a tunnel that ends while somebody waits for them.
 pub const DRAIN_MAX: Duration = Duration::from_secs(300);
+/// Opaque connections on which nothing moves any more are waited for this long: browsers keep unused ones for minutes,
+/// and tests rarely think for so long.
+pub const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(15);
 
 // ── TLS of links ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -240,6 +243,8 @@ pub const SHARDS_MAX: usize = 64;
 pub const SHARDS_DEFAULT_MAX: usize = 4;
 /// The highest `--max-streams`.
 pub const STREAMS_OPTION_MAX: usize = 1 << 20;
+/// The highest `--memory-max`, in MiB: 1 TiB.
+pub const MEMORY_OPTION_MIB_MAX: usize = 1 << 20;
 /// Log lines that wait for the disk; more are dropped and counted.
 pub const LOG_QUEUE_LINES_MAX: usize = 4_096;
 /// A log line; a longer one is cut.
@@ -367,6 +372,10 @@ pub const SETTLE_MAX: Duration = Duration::from_secs(1);
 pub const INTERIM_ANSWERS_MAX: usize = 64;
 /// What a browser sends before it may (after CONNECT, after Upgrade, pipelined requests) is held this far.
 pub const EARLY_BYTES_MAX: usize = 64 * KIB;
+/// … and while the request waits for a link, this far: enough to see the browser's end behind most bodies.
+pub const WAITING_EARLY_BYTES_MAX: usize = 16 * KIB;
+/// Bytes of its own that a task queues for a full socket before it waits: about the base credit of a stream.
+pub const OUTLET_OWN_BYTES: usize = 4 * KIB;
 /// After an answer that leaves a request unread, this much of it is read and dropped, this long, so that the
 /// browser reads the answer before it sees the connection reset.
 pub const LINGER_BYTES_MAX: usize = 1024 * KIB;
@@ -380,50 +389,104 @@ pub const CLIENT_MEMORY_BYTES: usize = 1_280 * MIB;
 pub const ENDPOINT_MEMORY_BYTES: usize = 512 * MIB;
 /// Runtime, scratch buffers and tables of a shard.
 const SHARD_BYTES: usize = 8 * MIB;
-/// Read buffer and reserve of a link.
-const LINK_BYTES: usize = CONTROL_RESERVE_BYTES;
-/// Heads that wait while no link is up, together.
-const WAITING_HEADS_BYTES: usize = 16 * MIB;
+/// Reserve, read buffer and send buffer of a link.
+const LINK_BYTES: usize = CONTROL_RESERVE_BYTES + LINK_READ_BYTES + 2 * LINK_WRITE_BYTES_MAX;
+/// Heads that wait while no link is up, together, and what came behind them.
+const WAITING_HEADS_BYTES: usize = 16 * MIB + WAITING_HEADS_MAX * WAITING_EARLY_BYTES_MAX;
 /// The endpoint's response cache.
 const CACHE_BYTES: usize = 64 * MIB;
 /// Code, allocator, control thread.
 const BASE_BYTES: usize = 32 * MIB;
 
+/// The two budgets of a shard that yield to `--memory-max`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pools {
+    /// Credit that was advertised, above the bases of streams.
+    pub receive_bytes: usize,
+    /// Bytes retained and queued for sending.
+    pub send_bytes: usize,
+}
+
+/// Of `sc`, where memory allows it …
+const CLIENT_POOLS: Pools = Pools {
+    receive_bytes: CLIENT_POOL_BYTES,
+    send_bytes: CLIENT_TX_BYTES,
+};
+/// … and of an endpoint.
+const ENDPOINT_POOLS: Pools = Pools {
+    receive_bytes: ENDPOINT_POOL_BYTES,
+    send_bytes: ENDPOINT_TX_BYTES,
+};
+/// Neither is ever smaller: a link with a round trip of 20 ms still carries 50 MB/s.
+pub const POOL_BYTES_MIN: usize = 2 * MIB;
+
 /// The most that a process holds: half as much again as its budgets, because a buffer is charged whole, and the rest.
-/// `peer_streams` and `own_streams`: limits of streams opened by the other side and by this one. `shard_bytes`: pool and
-/// send budget of one shard.
-pub const fn memory_bytes(
-    peer_streams: usize,
-    own_streams: usize,
-    shard_bytes: usize,
-    shards: usize,
-    links: usize,
-) -> usize {
+/// `peer_streams` and `own_streams`: limits of streams opened by the other side and by this one.
+const fn memory_bytes(peer_streams: usize, own_streams: usize, pools: Pools, shards: usize, links: usize) -> usize {
     let bases = peer_streams * BASE_CREDIT_PEER_BYTES + own_streams * BASE_CREDIT_OWN_BYTES;
-    let budgets = bases + shards * shard_bytes;
+    let budgets = bases + shards * (pools.receive_bytes + pools.send_bytes);
     budgets / 2 * 3 + shards * SHARD_BYTES + links * LINK_BYTES + WAITING_HEADS_BYTES + BASE_BYTES
 }
 
-/// As [`memory_bytes`], for an endpoint with its cache.
-pub const fn endpoint_memory_bytes(own_streams: usize, shards: usize, links: usize) -> usize {
-    memory_bytes(
-        CLIENT_STREAMS_MAX,
-        own_streams,
-        ENDPOINT_POOL_BYTES + ENDPOINT_TX_BYTES,
-        shards,
-        links,
-    ) + CACHE_BYTES
+/// What `sc` holds at most, unless it is told to do with less.
+pub const fn client_memory_bytes(peer_streams: usize, shards: usize, links: usize) -> usize {
+    memory_bytes(peer_streams, CLIENT_STREAMS_MAX, CLIENT_POOLS, shards, links)
 }
 
-const _: () = assert!(
-    memory_bytes(
-        ENDPOINT_STREAMS_MAX,
-        CLIENT_STREAMS_MAX,
-        CLIENT_POOL_BYTES + CLIENT_TX_BYTES,
-        SHARDS_DEFAULT_MAX,
-        SHARDS_DEFAULT_MAX
-    ) <= CLIENT_MEMORY_BYTES
-);
+/// As [`client_memory_bytes`], for an endpoint with its cache.
+pub const fn endpoint_memory_bytes(own_streams: usize, shards: usize, links: usize) -> usize {
+    memory_bytes(CLIENT_STREAMS_MAX, own_streams, ENDPOINT_POOLS, shards, links) + CACHE_BYTES
+}
+
+/// A shard's pools with which `sc` stays within `memory` bytes.
+///
+/// # Errors
+/// How much it needs at least.
+pub const fn client_pools(memory: usize, peer_streams: usize, shards: usize, links: usize) -> Result<Pools, usize> {
+    shrunk(
+        CLIENT_POOLS,
+        memory,
+        client_memory_bytes(peer_streams, shards, links),
+        shards,
+    )
+}
+
+/// As [`client_pools`], for an endpoint.
+pub const fn endpoint_pools(memory: usize, own_streams: usize, shards: usize, links: usize) -> Result<Pools, usize> {
+    shrunk(
+        ENDPOINT_POOLS,
+        memory,
+        endpoint_memory_bytes(own_streams, shards, links),
+        shards,
+    )
+}
+
+/// `wanted`, of which each shard needs `needed` bytes of memory in all, as far as `memory` allows, both in proportion.
+const fn shrunk(wanted: Pools, memory: usize, needed: usize, shards: usize) -> Result<Pools, usize> {
+    if needed <= memory {
+        return Ok(wanted);
+    }
+    let whole = wanted.receive_bytes + wanted.send_bytes;
+    let smallest = if wanted.receive_bytes < wanted.send_bytes {
+        wanted.receive_bytes
+    } else {
+        wanted.send_bytes
+    };
+    let least = (POOL_BYTES_MIN as u128 * whole as u128).div_ceil(smallest as u128) as usize;
+    let least_needed = needed - shards * (whole - least) / 2 * 3;
+    if memory < least_needed {
+        return Err(least_needed);
+    }
+    let left = whole - (needed - memory).div_ceil(3 * shards) * 2;
+    let receive_bytes = (left as u128 * wanted.receive_bytes as u128 / whole as u128) as usize;
+    Ok(Pools {
+        receive_bytes,
+        send_bytes: left - receive_bytes,
+    })
+}
+
+const _: () =
+    assert!(client_memory_bytes(ENDPOINT_STREAMS_MAX, SHARDS_DEFAULT_MAX, SHARDS_DEFAULT_MAX) <= CLIENT_MEMORY_BYTES);
 const _: () = assert!(endpoint_memory_bytes(ENDPOINT_STREAMS_MAX, 1, 16) <= ENDPOINT_MEMORY_BYTES);
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX == 16_372);
 const _: () = assert!(RECORD_BYTES_MAX <= u16::MAX as usize);
@@ -437,3 +500,38 @@ const _: () = assert!(FIRST_GRANT_BYTES <= WINDOW_BYTES_MAX);
 const _: () = assert!(CLIENT_TX_BYTES / LINK_SHARE.1 * LINK_SHARE.0 > WINDOW_BYTES_MAX);
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(HOST_BYTES_MAX + 16 <= HEAD_GROWTH_BYTES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_shrink_with_memory_down_to_the_least() {
+        for (shards, links) in [(1, 1), (4, 64), (64, 64)] {
+            let full = client_memory_bytes(512, shards, links);
+            assert_eq!(client_pools(full, 512, shards, links), Ok(CLIENT_POOLS));
+            let least = client_pools(0, 512, shards, links).unwrap_err();
+            assert_eq!(client_pools(least - 1, 512, shards, links), Err(least));
+            let mut last = 0;
+            for memory in [least, least + 1, (least + full) / 2, full - 1] {
+                let pools = client_pools(memory, 512, shards, links).unwrap();
+                let held = memory_bytes(512, CLIENT_STREAMS_MAX, pools, shards, links);
+                assert!(
+                    held <= memory && held + 16 * shards * MIB > memory,
+                    "{held} of {memory}"
+                );
+                assert!(pools.receive_bytes >= POOL_BYTES_MIN && pools.send_bytes >= POOL_BYTES_MIN);
+                assert!(pools.receive_bytes >= last && pools.receive_bytes < CLIENT_POOLS.receive_bytes);
+                last = pools.receive_bytes;
+            }
+        }
+        let least = endpoint_pools(0, 512, 1, 64).unwrap_err();
+        assert_eq!(
+            endpoint_pools(least, 512, 1, 64),
+            Ok(Pools {
+                receive_bytes: 2 * POOL_BYTES_MIN,
+                send_bytes: POOL_BYTES_MIN,
+            })
+        );
+    }
+}

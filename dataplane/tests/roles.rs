@@ -46,6 +46,7 @@ impl Tunnel {
                 settings: settings.clone(),
                 driver,
                 max_streams: ENDPOINT_STREAMS_MAX,
+                memory_bytes: dataplane::limits::ENDPOINT_MEMORY_BYTES,
                 browsers: vec![browsers],
                 dark: None,
             })
@@ -79,6 +80,7 @@ impl Tunnel {
             driver,
             denied: vec![cloud],
             max_streams: ENDPOINT_STREAMS_MAX,
+            memory_bytes: dataplane::limits::CLIENT_MEMORY_BYTES,
         })
         .unwrap();
         let tunnel = Self {

@@ -74,6 +74,7 @@ impl Links {
             driver: config.driver,
             denied: Vec::new(),
             max_streams: config.max_streams,
+            memory_bytes: config.memory_bytes,
         })
         .map_err(|e| local(&e))?;
         match (config.driver, client.driver()) {
@@ -220,6 +221,12 @@ impl Links {
             self.client
                 .set_cloud(self.addresses[self.chosen], self.endpoint.fingerprint);
         }
+    }
+
+    /// From now on connections on which nothing moves any more are ended: they would keep us for as long as browsers keep
+    /// them.
+    pub fn dismiss(&self) {
+        self.client.dismiss();
     }
 
     /// Asks the other end to open nothing more, and waits until all streams have ended.

@@ -101,6 +101,11 @@ pub fn life(tunnel: &Tunnel) -> Life {
     Life::Ended(format!("the tunnel was ended by the cloud: {why}"))
 }
 
+/// It ends, and what is open may end before.
+pub fn is_halting(tunnel: &Tunnel) -> bool {
+    tunnel.status.as_deref() == Some("halting")
+}
+
 /// The request for a tunnel, with its rules and what the cloud's operator wants to know about this host.
 pub fn request(config: &Config, fingerprint: &Fingerprint) -> TunnelRequest {
     let none = || Some(Vec::new());

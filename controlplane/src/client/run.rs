@@ -255,7 +255,11 @@ impl Sc<'_> {
             };
             let end = match answer {
                 Ok(tunnel) => {
-                    let end = held.judge(&tunnel)?;
+                    let end = match held.judge(&tunnel) {
+                        // The cloud gives its streams some time, and then cuts them.
+                        Err(Failure::Gone(_)) if provision::is_halting(&tunnel) && links.streams() > 0 => None,
+                        judged => judged?,
+                    };
                     held.follow(links, &tunnel).await;
                     end
                 }
@@ -279,6 +283,7 @@ impl Sc<'_> {
         let patient = async {
             let started = Instant::now();
             if let Some(links) = links {
+                links.dismiss();
                 // Others of the pool carry on what begins from now on; else the jobs need this tunnel to their end.
                 if !(self.config.tunnel_pool && held.has_peers(rest).await) {
                     held.wait_for_jobs(rest, links, started + drain).await;

@@ -87,9 +87,9 @@ struct ServeArguments {
     /// Streams that one endpoint may have open; more than the default need --memory-max
     #[arg(long, value_name = "N", default_value_t = limits::ENDPOINT_STREAMS_MAX)]
     max_streams: usize,
-    /// Memory of one endpoint, in MiB: refused if the other options need more [default: what they need with as many
-    /// streams as by default]
-    #[arg(long, value_name = "MIB")]
+    /// Memory of one endpoint, in MiB: its buffers shrink to fit, and slow readers then slow others down earlier
+    /// [default: what the other options need with as many streams as by default and buffers of full size]
+    #[arg(long, value_name = "MIB", value_parser = mebibytes)]
     memory_max: Option<usize>,
     /// Seconds that new rules of one tunnel of a pool wait for the same rules of the others
     #[arg(long, value_name = "SECONDS", default_value_t = POOL_RELOAD_MAX.as_secs())]
@@ -223,12 +223,17 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
             "--max-streams: {shards} (the shards) to {STREAMS_OPTION_MAX}"
         )));
     }
-    let need = |streams| limits::endpoint_memory_bytes(streams, shards, LINKS_MAX.into()).div_ceil(MIB);
-    let needed = need(arguments.max_streams);
-    if needed > arguments.memory_max.unwrap_or(need(limits::ENDPOINT_STREAMS_MAX)) {
+    let (streams, links) = (arguments.max_streams, LINKS_MAX.into());
+    let needs = |streams| limits::endpoint_memory_bytes(streams, shards, links);
+    let (memory_bytes, fits) = match arguments.memory_max.map(|mib| mib * MIB) {
+        Some(memory) => (memory, limits::endpoint_pools(memory, streams, shards, links).map(drop)),
+        None if streams > limits::ENDPOINT_STREAMS_MAX => (0, Err(needs(streams))),
+        None => (needs(limits::ENDPOINT_STREAMS_MAX), Ok(())),
+    };
+    if let Err(needed) = fits {
         return Err(Failure::usage(format!(
-            "--memory-max: endpoints of {shards} shards and {} streams (--max-streams) need {needed} MiB",
-            arguments.max_streams
+            "--memory-max: endpoints of {shards} shards and {streams} streams (--max-streams) need {} MiB",
+            needed.div_ceil(MIB)
         )));
     }
     Ok(Options {
@@ -239,13 +244,20 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
         proxy_address: arguments.proxy_address,
         proxy_ports: arguments.proxy_ports,
         endpoint_shards: shards,
-        max_streams: arguments.max_streams,
+        max_streams: streams,
+        memory_bytes,
         pool_reload_max: Duration::from_secs(arguments.pool_reload_max),
         times: arguments.times.of_endpoints(),
         drain_timeout: arguments.times.drain_timeout.unwrap_or(limits::DRAIN_MAX),
         lost_timeout: arguments.times.lost_timeout.unwrap_or(LOST_AFTER),
         driver: arguments.driver,
     })
+}
+
+fn mebibytes(text: &str) -> Result<usize, String> {
+    let most = limits::MEMORY_OPTION_MIB_MAX;
+    let number = text.parse().ok().filter(|n| (1..=most).contains(n));
+    number.ok_or_else(|| format!("a number from 1 to {most} is needed"))
 }
 
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
@@ -335,7 +347,8 @@ mod tests {
             (["--public-address", "host"], "--public-address"),
             (["--endpoint-shards", "0"], "--endpoint-shards"),
             (["--max-streams", "8193"], "--max-streams"),
-            (["--memory-max", "100"], "--memory-max"),
+            (["--memory-max", "100"], "streams (--max-streams) need"),
+            (["--memory-max", "0"], "1 to 1048576"),
             (["--driver", "kqueue"], "--driver"),
             (["--browser-head-timeout", "31s"], "--browser-head-timeout"),
             (["--browser-body-timeout", "61s"], "--browser-body-timeout"),

@@ -69,6 +69,7 @@ async fn start(control: Seqpacket, mut refused: Vec<String>) -> Result<Guest, St
                 shards,
                 driver,
                 max_streams,
+                memory_bytes,
                 version,
                 dark_ms,
                 reload_ms,
@@ -94,6 +95,7 @@ async fn start(control: Seqpacket, mut refused: Vec<String>) -> Result<Guest, St
                     settings: Arc::clone(&settings),
                     driver: driver_named(&driver)?,
                     max_streams,
+                    memory_bytes,
                     browsers: sockets,
                     dark: dark_ms.map(Duration::from_millis),
                 };

@@ -351,6 +351,7 @@ impl Life {
             shards: self.shards,
             driver: options.driver.name().to_owned(),
             max_streams: options.max_streams,
+            memory_bytes: options.memory_bytes,
             version: 1,
             dark_ms: self.dark_since.map(|since| milliseconds(since.elapsed())),
             reload_ms: milliseconds(options.pool_reload_max),

@@ -54,6 +54,7 @@ pub enum ToEndpoint {
         shards: usize,
         driver: String,
         max_streams: usize,
+        memory_bytes: usize,
         version: u32,
         /// How long ago the last link was lost, if an earlier process had any.
         dark_ms: Option<u64>,

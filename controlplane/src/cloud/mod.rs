@@ -130,6 +130,8 @@ pub struct Options {
     pub proxy_ports: RangeInclusive<u16>,
     pub endpoint_shards: usize,
     pub max_streams: usize,
+    /// What one endpoint stays within.
+    pub memory_bytes: usize,
     /// Rules that one tunnel of a pool sends wait this long for those of the others.
     pub pool_reload_max: Duration,
     pub driver: Driver,

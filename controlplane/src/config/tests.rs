@@ -137,6 +137,9 @@ fn the_command_line_goes_before_the_environment_and_that_before_files() {
         ("max-streams", &["MAX_STREAMS"], ["1", "2", "3", "5"], |c| {
             c.max_streams.to_string()
         }),
+        ("memory-max", &["MEMORY_MAX"], ["1000", "2000", "3000", "5000"], |c| {
+            (c.memory_bytes >> 20).to_string()
+        }),
         (
             "http-dial-timeout",
             &["HTTP_DIAL_TIMEOUT"],
@@ -316,11 +319,28 @@ fn numbers_have_bounds() {
         "--shards x",
         "--tunnel-connections 0",
         "--max-streams -1",
+        "--memory-max 0",
     ] {
         let line = line.replace(" -1", "=-1");
         let error = Case::new().run(&format!("{BASE} {line}")).unwrap_err();
         assert!(error.contains("is no number from 1 to"), "{error}");
     }
+}
+
+#[test]
+fn memory_that_the_other_options_exceed_is_named_with_what_they_need() {
+    let line = format!("{BASE} --shards 2 --tunnel-connections 2 --max-streams 100 --memory-max");
+    assert_eq!(
+        Case::new().run(&format!("{line} 20")).unwrap_err(),
+        "--memory-max: 2 shards (--shards), 2 links (--tunnel-connections) and 100 streams (--max-streams) need at least \
+         105 MiB"
+    );
+    assert_eq!(Case::new().good(&format!("{line} 105")).memory_bytes, 105 << 20);
+    let plain = format!("{BASE} --shards 2 --tunnel-connections 2 --max-streams 100");
+    assert_eq!(
+        Case::new().good(&plain).memory_bytes,
+        dataplane::limits::client_memory_bytes(100, 2, 2)
+    );
 }
 
 #[test]

@@ -67,6 +67,9 @@ pub use target::{Authority, Form, Scheme};
 /// Answer to a CONNECT whose site was reached.
 pub const CONNECTED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
+/// Says nothing but that somebody is here: allowed before any final answer to HTTP/1.1 (RFC 9110 section 15.2).
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
 /// A character of a token (RFC 9110 section 5.6.2).
 pub(crate) const fn is_token_byte(b: u8) -> bool {
     b.is_ascii_alphanumeric()

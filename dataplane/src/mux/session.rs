@@ -311,6 +311,11 @@ impl Session {
         self.conn == Conn::Up && self.progressed && self.closing.is_none() && !self.failed && !draining
     }
 
+    /// The peer has said that it takes no new streams, and no fresh session has begun since.
+    pub fn peer_drains(&self) -> bool {
+        self.goaway_read
+    }
+
     /// Open streams, the load by which links are compared.
     pub fn streams_open(&self) -> usize {
         self.streams.open

@@ -8,11 +8,11 @@ use super::flow::{Activity, Inlet, cut_at_end, linger};
 use super::relay::relay;
 use super::{connect, fetch};
 use crate::http::page::Page;
-use crate::http::{Authority, Bad, Finder, Form, Framing, Request, Scheme};
-use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, EARLY_BYTES_MAX};
+use crate::http::{Authority, Bad, CONTINUE, Finder, Form, Framing, Request, Scheme, Version};
+use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, DRAIN_SILENCE_MAX, WAITING_EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open};
 use crate::shard::runtime::{self, Alarm, Either, Socket, select};
-use crate::shard::{Counted, Shard, Stream};
+use crate::shard::{Counted, Seat, Shard, Stream};
 
 /// One read of a head.
 const HEAD_READ_BYTES: usize = 4 * 1024;
@@ -45,11 +45,14 @@ pub(super) struct Browser {
     pub is_probe: bool,
     /// For the wait between two requests.
     alarm: Alarm,
+    /// Its place among those that a drain closes while they ask for nothing; a browser that comes later has none.
+    seat: Option<Seat>,
 }
 
 /// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
 pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, _counted: Counted) {
     let mut browser = Browser {
+        seat: shard.take_seat().await,
         shard,
         socket,
         inbox: BytesMut::new(),
@@ -70,7 +73,10 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, _counted: Count
             let early = browser.inbox.split().freeze();
             let mut inlet = Inlet::new(&stream);
             let activity = Activity::new();
-            relay(&browser.socket, &stream, early, &mut inlet, Code::Cancelled, &activity).await;
+            let relayed = relay(&browser.socket, &stream, early, &mut inlet, Code::Cancelled, &activity);
+            if let Either::Right(()) = select(relayed, dismissed(&stream, &activity)).await {
+                stream.reset(Code::Shutdown, DISMISSED);
+            }
         }
     }
 }
@@ -143,9 +149,9 @@ impl Browser {
                 return Err(NoHead::Closed);
             }
             let idle = self.alarm.until(runtime::now() + times.browser_idle);
-            match select(self.socket.readable(), idle).await {
+            match select(self.socket.readable(), select(idle, self.is_dismissed())).await {
                 Either::Left(Ok(())) => {}
-                Either::Left(Err(_)) | Either::Right(()) => return Err(NoHead::Closed),
+                Either::Left(Err(_)) | Either::Right(_) => return Err(NoHead::Closed),
             }
         }
         let deadline = runtime::now() + times.browser_head;
@@ -161,6 +167,30 @@ impl Browser {
                 Some(Ok(0) | Err(_)) => return Err(NoHead::Closed),
                 Some(Ok(_)) => {}
             }
+        }
+    }
+
+    /// Waits until nobody serves it any more.
+    async fn is_dismissed(&self) {
+        match &self.seat {
+            Some(seat) => seat.is_dismissed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Opens a stream for this request, or waits for a link as long as the browser does: none if it has left.
+    pub async fn open_stream(&mut self, request: &Request<'_>, open: Open) -> Option<Result<Stream, (Code, String)>> {
+        let may_ask = || request.version == Version::Http11;
+        let opening = self.shard.open(open);
+        let most = WAITING_EARLY_BYTES_MAX;
+        match select(
+            opening,
+            watch(&self.socket, &mut self.inbox, &mut self.eof, most, may_ask),
+        )
+        .await
+        {
+            Either::Left(opened) => Some(opened),
+            Either::Right(()) => None,
         }
     }
 
@@ -251,14 +281,20 @@ pub(super) async fn read_into(socket: &Socket, inbox: &mut BytesMut) -> io::Resu
     }
 }
 
-/// Watches a browser that waits: holds what it sends already, as far as the bound goes, and returns once its
-/// connection broke.
-pub(super) async fn watch(socket: &Socket, inbox: &mut BytesMut, eof: &mut bool) {
+/// Watches a browser that waits: holds up to `most` of what it sends already, and returns once its connection broke.
+/// While `may_ask` is true nothing of an answer is there yet, and an interim one may leave.
+pub(super) async fn watch(
+    socket: &Socket,
+    inbox: &mut BytesMut,
+    eof: &mut bool,
+    most: usize,
+    may_ask: impl Fn() -> bool,
+) {
     if inbox.is_empty() {
         // It would hold the buffer of the head for as long as a relay lives.
         *inbox = BytesMut::new();
     }
-    while !*eof && inbox.len() < EARLY_BYTES_MAX {
+    while !*eof && inbox.len() < most {
         // First: most browsers say nothing while they wait.
         if socket.readable().await.is_err() {
             return;
@@ -269,21 +305,39 @@ pub(super) async fn watch(socket: &Socket, inbox: &mut BytesMut, eof: &mut bool)
             Err(_) => return,
         }
     }
-    forgotten(socket).await;
+    forgotten(socket, may_ask).await;
 }
 
 /// Waits until the connection broke where no read tells of it. A browser's end alone changes nothing: it may be half
-/// closed and still read. One that has closed looks the same, so it is asked with keep-alive probes, which its system
-/// answers with a reset once it has forgotten the connection.
-async fn forgotten(socket: &Socket) {
-    let socket = socket2::SockRef::from(socket);
+/// closed and still read. One that has closed looks the same, so it is asked: with keep-alive probes, which its system
+/// answers with a reset once it has forgotten the connection, as late as a minute after; and where the request has no
+/// place yet, with a 100, which every client of HTTP/1.1 reads over (RFC 9110 section 15.2) and a closed one's system
+/// answers with a reset at once.
+async fn forgotten(socket: &Socket, may_ask: impl Fn() -> bool) {
+    let options = socket2::SockRef::from(socket);
     let ask = socket2::TcpKeepalive::new()
         .with_time(BROWSER_ASKED)
         .with_interval(BROWSER_ASKED)
         .with_retries(BROWSER_SILENT_MAX);
     // Fails only if the connection is gone, which the next look shows.
-    let _ = socket.set_tcp_keepalive(&ask);
-    while matches!(socket.take_error(), Ok(None)) {
+    let _ = options.set_tcp_keepalive(&ask);
+    let mut asked = false;
+    while matches!(options.take_error(), Ok(None)) {
+        if !asked && may_ask() {
+            // A full socket takes none of it, and what it holds already asks as well.
+            asked = !matches!(socket.try_write(&[io::IoSlice::new(CONTINUE)]), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
+        }
         runtime::sleep(BROWSER_ASKED).await;
     }
+}
+
+/// What a relay's other side is told that a drain has ended.
+pub(super) const DISMISSED: &str = "the tunnel shuts down, and nothing moved any more";
+
+/// Waits until the stream's link drains and nothing has moved on the stream since for as long as is waited for it.
+pub(super) async fn dismissed(stream: &Stream, activity: &Activity) {
+    stream.draining().await;
+    activity.touch();
+    let alarm = Alarm::default();
+    activity.silence(&alarm, DRAIN_SILENCE_MAX, || DRAIN_SILENCE_MAX).await;
 }

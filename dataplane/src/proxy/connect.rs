@@ -1,8 +1,8 @@
 //! CONNECT: an opaque stream to the site.
 
 use super::browser::{Browser, Next, PROBE_HOST, watch};
-use crate::http::{CONNECTED, Request};
-use crate::limits::MOVES_MAX;
+use crate::http::{CONNECTED, Request, Version};
+use crate::limits::{EARLY_BYTES_MAX, MOVES_MAX};
 use crate::mux::Kind;
 use crate::shard::runtime::{Either, select};
 
@@ -20,14 +20,18 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     }
     let mut moves = 0;
     let stream = loop {
-        let stream = match browser.shard.open(browser.open(Kind::Tcp, host, port)).await {
-            Ok(stream) => stream,
-            Err((code, text)) => return browser.answer(request, code.name(), &text, false).await,
+        let open = browser.open(Kind::Tcp, host, port);
+        let stream = match browser.open_stream(request, open).await {
+            Some(Ok(stream)) => stream,
+            Some(Err((code, text))) => return browser.answer(request, code.name(), &text, false).await,
+            None => return Next::Abort,
         };
         if moves == 0 {
             stream.count_request();
         }
-        let watched = watch(&browser.socket, &mut browser.inbox, &mut browser.eof);
+        let may_ask = || request.version == Version::Http11 && stream.has_no_place();
+        let (inbox, eof) = (&mut browser.inbox, &mut browser.eof);
+        let watched = watch(&browser.socket, inbox, eof, EARLY_BYTES_MAX, may_ask);
         let accepted = select(stream.accepted(), stream.forsaken());
         match select(accepted, watched).await {
             Either::Left(Either::Left(Ok(_))) => break stream,

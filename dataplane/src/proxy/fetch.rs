@@ -9,8 +9,9 @@ use bytes::{Bytes, BytesMut};
 use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
 use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES, cut_at_end};
 use super::relay::full_read;
+use crate::copies;
 use crate::http::{Bad, BadBody, Body, Finder, Framing, Request, Response, Scheme, Version, page, rewrite};
-use crate::limits::{FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX};
+use crate::limits::{EARLY_BYTES_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX, OUTLET_OWN_BYTES};
 use crate::mux::{Code, Kind};
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, Socket, select};
@@ -93,9 +94,11 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     let mut moves = if whole && is_idempotent(request) { 0 } else { MOVES_MAX };
     let mut counted = false;
     loop {
-        let stream = match browser.shard.open(browser.open(Kind::Http, authority.host, port)).await {
-            Ok(stream) => stream,
-            Err((code, text)) => return browser.answer(request, code.name(), &text, whole).await,
+        let open = browser.open(Kind::Http, authority.host, port);
+        let stream = match browser.open_stream(request, open).await {
+            Some(Ok(stream)) => stream,
+            Some(Err((code, text))) => return browser.answer(request, code.name(), &text, whole).await,
+            None => return Next::Abort,
         };
         if !std::mem::replace(&mut counted, true) {
             stream.count_request();
@@ -222,7 +225,8 @@ async fn send_request(
     if !request.upgrade {
         stream.finish(None);
     }
-    watch(socket, inbox, eof).await;
+    let may_ask = || request.version == Version::Http11 && stream.has_no_place();
+    watch(socket, inbox, eof, EARLY_BYTES_MAX, may_ask).await;
     Fault::BrowserGone
 }
 
@@ -301,8 +305,7 @@ async fn deliver(
     progress: &Progress,
 ) -> Result<Answered, Fault> {
     let mut inlet = Inlet::new(stream);
-    let dechunks = request.version == Version::Http10;
-    let mut outlet = if dechunks { Outlet::holding() } else { Outlet::new() };
+    let mut outlet = Outlet::new();
     let mut finder = Finder::response();
     for _ in 0..INTERIM_ANSWERS_MAX {
         let head = inlet.head(&mut finder).await?;
@@ -359,17 +362,21 @@ async fn deliver_body(
 ) -> Result<(), Fault> {
     loop {
         while !body.is_done() && !outlet.is_full() && inlet.fill_now() {
-            let (bytes, keep) = if dechunk {
-                body.run(inlet.slice()).map(|run| (run.bytes, run.data))
-            } else {
-                body.advance(inlet.slice()).map(|all| (all.bytes, true))
-            }
-            .map_err(|BadBody(reason)| Fault::BadAnswer(reason))?;
-            if keep {
+            let broken = |BadBody(reason)| Fault::BadAnswer(reason);
+            if !dechunk {
+                let bytes = body.advance(inlet.slice()).map_err(broken)?.bytes;
                 outlet.push(inlet.take(bytes));
-            } else {
-                inlet.skip(bytes);
+                continue;
             }
+            // What is left out could not be told apart when the stream brings its bytes again, so the rest is copied.
+            let run = body
+                .run(&inlet.slice()[..inlet.slice().len().min(OUTLET_OWN_BYTES)])
+                .map_err(broken)?;
+            if run.data {
+                copies::moved(run.bytes);
+                outlet.push_own(Bytes::copy_from_slice(&inlet.slice()[..run.bytes]));
+            }
+            inlet.skip(run.bytes);
         }
         outlet.flush(socket, inlet).await.map_err(|_| Fault::BrowserGone)?;
         if body.is_done() && !inlet.has_lost() {

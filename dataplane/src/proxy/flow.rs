@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::http::{Bad, Finder};
-use crate::limits::{LINGER_BYTES_MAX, LINGER_MAX, SETTLE_MAX};
+use crate::limits::{LINGER_BYTES_MAX, LINGER_MAX, OUTLET_OWN_BYTES, SETTLE_MAX};
 use crate::mux::{Code, Recv};
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Alarm, Either, Socket, select};
@@ -157,10 +157,12 @@ impl<'a> Inlet<'a> {
     }
 }
 
-/// Pieces on their way to a local socket, in order.
+/// Pieces on their way to a local socket, in order. While the socket is full it lets go of the stream's bytes, so all of
+/// those have to go to the socket.
 pub struct Outlet {
     pieces: VecDeque<Piece>,
-    lets_go: bool,
+    /// Bytes that came with [`Outlet::push_own`].
+    own: usize,
 }
 
 struct Piece {
@@ -170,19 +172,10 @@ struct Piece {
 }
 
 impl Outlet {
-    /// Lets go of the stream's bytes while the socket is full: all that the stream brings must go to the socket.
     pub fn new() -> Self {
         Self {
             pieces: VecDeque::new(),
-            lets_go: true,
-        }
-    }
-
-    /// Holds on to them: for a stream of which parts are left out.
-    pub fn holding() -> Self {
-        Self {
-            lets_go: false,
-            ..Self::new()
+            own: 0,
         }
     }
 
@@ -193,15 +186,16 @@ impl Outlet {
 
     /// Queues bytes of our own.
     pub fn push_own(&mut self, bytes: Bytes) {
+        self.own += bytes.len();
         self.pieces.push_back(Piece {
             bytes,
             of_stream: false,
         });
     }
 
-    /// As much as one write takes is queued.
+    /// As much is queued as one write takes, or as may be held that the stream's budget does not know of.
     pub fn is_full(&self) -> bool {
-        self.pieces.len() >= SLICES_MAX
+        self.pieces.len() >= SLICES_MAX || self.own >= OUTLET_OWN_BYTES
     }
 
     /// Writes everything. May be dropped and called again. If the stream was reset meanwhile it stops early, and
@@ -220,9 +214,7 @@ impl Outlet {
             match self.write(socket) {
                 Ok(written) => self.written(written, inlet.stream),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    if self.lets_go {
-                        self.let_go(inlet);
-                    }
+                    self.let_go(inlet);
                     // A cut is not held up by a socket that takes nothing.
                     let change = select(socket.writable(), inlet.stream.arrival());
                     let idle = inlet.stream.shard().times().idle;
@@ -265,6 +257,8 @@ impl Outlet {
             written -= part;
             if piece.of_stream {
                 given_back += part;
+            } else {
+                self.own -= part;
             }
             if !piece.bytes.is_empty() {
                 break;

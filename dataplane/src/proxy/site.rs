@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::answer::Answer;
+use super::browser::{DISMISSED, dismissed};
 use super::dial::{Dialled, Site, Sites, Unreached, micros};
 use super::exchange::{self, Fault, Progress};
 use super::flow::{Activity, Inlet, NoHead, cut_at_end};
@@ -189,8 +190,14 @@ impl Call<'_> {
             &activity,
         );
         let idle = self.shard.times().idle;
-        if let Either::Right(()) = select(relayed, activity.silence(&site.alarm, idle, || idle)).await {
-            self.reset(Code::IdleTimeout, "no byte in either direction");
+        let silence = select(
+            activity.silence(&site.alarm, idle, || idle),
+            dismissed(self.stream, &activity),
+        );
+        match select(relayed, silence).await {
+            Either::Left(()) => {}
+            Either::Right(Either::Left(())) => self.reset(Code::IdleTimeout, "no byte in either direction"),
+            Either::Right(Either::Right(())) => self.reset(Code::Shutdown, DISMISSED),
         }
     }
 }

@@ -9,9 +9,10 @@ use super::runtime::{READ_BUFFERS_MAX, Socket};
 use crate::copies;
 use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX};
 
-/// Below this many bytes a read moves into a buffer of its own size: a chunk that a few bytes keep alive would cost
-/// its whole capacity until the peer has acknowledged them.
-const OWN_BUFFER_BYTES_MIN: usize = 4 * 1024;
+/// Up to this many bytes a read moves into a buffer of its own size: a chunk that a few bytes keep alive would cost
+/// its whole capacity until the peer has acknowledged them, and the send budget counts bytes. Half as much again is
+/// what `limits::memory_bytes` grants.
+const OWN_BUFFER_BYTES_MAX: usize = RECORD_BYTES_MAX / 3 * 2;
 
 /// The chunks of one shard. Each has 12 bytes of head-room for the header of the DATA frame that it becomes.
 #[derive(Default)]
@@ -41,7 +42,7 @@ impl Buffers {
             for chunk in &mut chunks[..wanted] {
                 match chunk.len() - FRAME_HEADER_BYTES {
                     0 => break,
-                    1..OWN_BUFFER_BYTES_MIN => {
+                    1..=OWN_BUFFER_BYTES_MAX => {
                         sink(frame(&chunk[FRAME_HEADER_BYTES..]));
                         chunk.truncate(FRAME_HEADER_BYTES);
                     }
@@ -70,4 +71,39 @@ pub fn frame(payload: &[u8]) -> BytesMut {
     frame.resize(FRAME_HEADER_BYTES + payload.len(), 0);
     copies::copy(&mut frame[FRAME_HEADER_BYTES..], payload);
     frame
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::shard::runtime::{Driver, Runtime};
+
+    #[test]
+    fn a_frame_keeps_at_most_half_as_much_again_as_it_holds() {
+        let (mut writer, reader) = UnixStream::pair().unwrap();
+        let runtime = Runtime::new(Driver::Epoll).unwrap();
+        runtime.run(async move {
+            let socket = Socket::new(OwnedFd::from(reader)).unwrap();
+            let buffers = Buffers::default();
+            for length in [1, 1_000, 4_096, 8_000, 10_921, 10_923, 16_372, 20_000] {
+                writer.write_all(&vec![7; length]).unwrap();
+                let mut held = 0;
+                let read = buffers.read(&socket, 1 << 20, |frame| {
+                    held += frame.capacity();
+                    assert!(
+                        frame.capacity() <= frame.len() / 2 * 3 + 64,
+                        "{} in {}",
+                        frame.len(),
+                        frame.capacity()
+                    );
+                });
+                assert_eq!(read.unwrap(), length);
+                assert!(held > length);
+            }
+        });
+    }
 }

@@ -44,6 +44,8 @@ pub(super) struct Link {
     /// What the timer waits for; `None`: for its signal only.
     armed: Cell<Option<Time>>,
     up: Cell<bool>,
+    /// It drains, or is about to.
+    draining: Cell<bool>,
     /// Nothing is left of its session.
     finished: Cell<bool>,
     /// It finished, or its member was detached: no dials, no new streams.
@@ -75,6 +77,7 @@ impl Link {
             timer: Signal::new(),
             armed: Cell::new(None),
             up: Cell::new(false),
+            draining: Cell::new(false),
             finished: Cell::new(false),
             retired: Cell::new(false),
         });
@@ -179,6 +182,7 @@ impl Link {
                     format!("{self}: the other side drains ({reason:?}): {}", lossy(&text)),
                 );
                 shard.refresh_live();
+                shard.note_goaway();
             }
             mux::Event::Finished => self.finished(shard),
             mux::Event::SessionEnded {
@@ -244,6 +248,9 @@ impl Link {
 
     fn opened(self: &Rc<Self>, shard: &Shard, stream: StreamRef, open: Open) {
         let cell = Rc::new(StreamCell::default());
+        if self.draining.get() {
+            cell.draining.raise();
+        }
         self.keep_cell(stream, cell.clone());
         shard.serve(super::Stream::from_peer(
             shard.clone(),
@@ -297,6 +304,11 @@ impl Link {
     /// Takes new streams now.
     pub fn is_live(&self) -> bool {
         !self.retired.get() && self.session.borrow().is_live()
+    }
+
+    /// Its member takes no new streams, whatever becomes of the connection.
+    pub fn is_left(&self) -> bool {
+        self.retired.get() || self.session.borrow().peer_drains()
     }
 
     /// Has had no connection for so long that whatever can move on does.
@@ -357,8 +369,16 @@ impl Link {
         self.retire(shard);
     }
 
+    /// Its streams, and those that come, are ended once nothing moves on them.
+    pub fn dismiss(&self) {
+        if !self.draining.replace(true) {
+            self.cells.borrow().values().for_each(|cell| cell.draining.raise());
+        }
+    }
+
     /// Drains: serves what is open, opens nothing.
     pub fn drain(self: &Rc<Self>, shard: &Shard, reason: mux::GoAwayReason, text: &str) {
+        self.dismiss();
         let had_nothing = self.with(shard, |s, _, now| {
             s.go_away(now, reason, text);
             s.is_finished()

@@ -97,6 +97,8 @@ pub(crate) enum Command {
         result: Result<usize, (Code, String)>,
     },
     Drain,
+    /// Streams on which nothing moves any more are not waited for: a drain is to follow.
+    Dismiss,
     Stop,
 }
 

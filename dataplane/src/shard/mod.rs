@@ -20,6 +20,7 @@ mod placement;
 mod probe;
 pub mod ring;
 pub mod runtime;
+mod seats;
 pub mod stream;
 pub(crate) mod threads;
 mod waiting;
@@ -45,9 +46,11 @@ use buffers::Buffers;
 use link::Link;
 use mailbox::{Attached, Command, Event, Inbox, Outbox};
 use runtime::{Signal, Socket};
+use seats::Seats;
 use waiting::Waiting;
 
 pub use mailbox::Level;
+pub use seats::Seat;
 pub use stream::Stream;
 
 /// Handle of the shard that runs on this thread.
@@ -71,6 +74,7 @@ struct Inner {
     /// Of all shards, this one included.
     shards: Vec<Outbox<Command>>,
     waiting: Waiting,
+    seats: RefCell<Seats>,
     calling: Cell<bool>,
     /// Since when no link has been live; `None` while one is.
     dark_since: Cell<Option<Time>>,
@@ -78,6 +82,8 @@ struct Inner {
     /// Of the last stream that was placed.
     next_turn: Cell<u64>,
     draining: Cell<bool>,
+    /// Endpoint: every member drains, and none has come since.
+    left: Cell<bool>,
     drained: Signal,
     /// Shards of this process that are not drained yet.
     undrained: Arc<AtomicUsize>,
@@ -199,6 +205,19 @@ impl Shard {
     /// No new requests are to be taken: answer them with `shutdown`, close idle connections.
     pub fn is_draining(&self) -> bool {
         self.0.draining.get()
+    }
+
+    /// Nobody will serve a request that begins now: the process drains, or every member does.
+    fn dismisses(&self) -> bool {
+        self.is_draining() || self.0.left.get()
+    }
+
+    /// A member drains. With the last one browsers that ask for nothing go.
+    fn note_goaway(&self) {
+        if self.side() == Side::Endpoint && self.0.links.borrow().iter().all(|l| l.is_left()) {
+            self.0.left.set(true);
+            self.wake_seats();
+        }
     }
 
     /// This shard has no live link but another has.
@@ -336,8 +355,9 @@ impl Shard {
         if self.0.draining.replace(true) {
             return;
         }
-        // Whoever waits for a link is told now.
+        // Whoever waits for a link is told now, and who asks for nothing goes.
         self.0.waiting.call(usize::MAX);
+        self.wake_seats();
         let links = self.0.links.borrow().clone();
         for link in links {
             link.drain(self, GoAwayReason::Shutdown, DRAINING);
@@ -395,6 +415,7 @@ impl Shard {
         match command {
             Command::Stop => return true,
             Command::Drain => self.drain(),
+            Command::Dismiss => self.each_link(|link| link.dismiss()),
             Command::Attach(member) => self.attach(member),
             Command::Part(id) => self.part(id),
             Command::Detach(id) => self.detach(id),

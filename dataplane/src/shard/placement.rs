@@ -89,6 +89,7 @@ impl Shard {
         self.0.counters.links_live.set(live as u64);
         if live > 0 {
             self.0.was_live.set(true);
+            self.0.left.set(false);
             self.0.dark_since.set(None);
         } else if self.0.dark_since.get().is_none() {
             self.0.dark_since.set(Some(runtime::now()));

@@ -40,6 +40,8 @@ pub(super) struct StreamCell {
     pub opened: Cell<Option<Opened>>,
     /// Its member is lost, and another one is there.
     pub forsaken: Signal,
+    /// Its link drains, or is about to.
+    pub draining: Signal,
     /// The stream has no place now, or has one where what was written before is not written again yet.
     withdrawn: Cell<bool>,
     /// How often it lost its place.
@@ -177,6 +179,16 @@ impl Stream {
                 return;
             }
         }
+    }
+
+    /// Waits until its link drains, or is about to; once. May be dropped.
+    pub async fn draining(&self) {
+        self.cell.draining.wait().await;
+    }
+
+    /// It waits for a link: nothing of it has reached the other side.
+    pub fn has_no_place(&self) -> bool {
+        self.cell.withdrawn.get()
     }
 
     /// Endpoint: whether it ended with `code` because of its member, while another one is there to ask.

@@ -256,6 +256,7 @@ impl Pair {
             settings,
             driver,
             max_streams: 1_000,
+            memory_bytes: crate::limits::ENDPOINT_MEMORY_BYTES,
             browsers,
             dark: None,
         };
@@ -305,6 +306,7 @@ impl Pair {
             driver: self.driver,
             denied: Vec::new(),
             max_streams: 1_000,
+            memory_bytes: crate::limits::CLIENT_MEMORY_BYTES,
         };
         client::start_with(config, self.services).unwrap()
     }

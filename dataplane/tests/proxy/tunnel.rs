@@ -67,6 +67,7 @@ impl Tunnel {
             settings: settings.clone(),
             driver,
             max_streams: 1_000,
+            memory_bytes: dataplane::limits::ENDPOINT_MEMORY_BYTES,
             browsers: vec![browsers],
             dark: None,
         };
@@ -96,6 +97,7 @@ impl Tunnel {
             driver,
             denied: Vec::new(),
             max_streams: 1_000,
+            memory_bytes: dataplane::limits::CLIENT_MEMORY_BYTES,
         };
         let tunnel = Self {
             client: None,
