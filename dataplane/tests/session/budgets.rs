@@ -157,27 +157,51 @@ impl Reader {
     }
 }
 
-#[test]
-fn a_window_doubles_for_a_reader_that_is_fast_and_faster_than_at_the_last_doubling() {
-    let first = 128 * KIB;
-    // Microseconds for one window and for the next; the round trip counts as 1,000.
-    for (took, windows) in [
-        ([2_000, 2_000], [256 * KIB, 512 * KIB]),
-        ([2_001, 2_000], [128 * KIB, 256 * KIB]),
-        ([500, 909], [256 * KIB, 512 * KIB]),
-        ([500, 910], [256 * KIB, 256 * KIB]),
-    ] {
-        let mut r = Reader::new(Duration::from_micros(500), 1);
-        let mut now = r.start;
-        let mut window = first;
-        for (took, then) in took.into_iter().zip(windows) {
-            now = now + Duration::from_micros(took);
-            let seen = r.take(now, 0, window - 1);
-            assert!(seen.is_none_or(|w| w == window), "a byte too early: {seen:?}");
-            window = r.take(now, 0, 1).unwrap_or(window);
-            assert_eq!(window, then, "after {took} µs");
-        }
+/// Microseconds that the reader takes for the first grant and for each window after it, and the window then, in KiB.
+type Growth = [(u64, usize); 3];
+
+fn grows(rtt_us: u64, steps: Growth) {
+    let mut r = Reader::new(Duration::from_micros(rtt_us), 1);
+    let (mut now, mut due, mut window) = (r.start, 64 * KIB, 128 * KIB);
+    for (took, then) in steps {
+        now = now + Duration::from_micros(took);
+        let seen = r.take(now, 0, due - 1);
+        assert!(seen.is_none_or(|w| w == window), "a byte too early: {seen:?}");
+        window = r.take(now, 0, 1).unwrap_or(window);
+        assert_eq!(window, then * KIB, "after {took} µs of {steps:?}");
+        due = window;
     }
+}
+
+#[test]
+fn a_window_doubles_for_a_reader_that_is_fast_and_faster_than_at_the_last_growth() {
+    // A shorter round trip counts as one of 1,000 µs.
+    for steps in [
+        [(2_000, 128), (2_000, 256), (2_000, 512)],
+        [(2_001, 128), (2_000, 256), (2_000, 512)],
+        [(2_000, 128), (2_001, 128), (2_000, 256)],
+        [(500, 128), (909, 256), (1_652, 512)],
+        [(500, 128), (909, 256), (1_653, 256)],
+        [(500, 128), (910, 128), (909, 256)],
+    ] {
+        grows(500, steps);
+    }
+}
+
+#[test]
+fn on_a_long_path_a_window_grows_fourfold_while_that_doubles_the_rate() {
+    for steps in [
+        [(6_250, 256), (6_250, 1_024), (6_250, 4_096)],
+        [(6_251, 128), (6_250, 512), (6_250, 2_048)],
+        [(1_000, 256), (2_000, 1_024), (4_000, 4_096)],
+        [(1_000, 256), (2_001, 512), (3_638, 1_024)],
+        [(1_000, 256), (3_636, 512), (6_610, 1_024)],
+        [(1_000, 256), (3_637, 256), (3_636, 512)],
+    ] {
+        grows(5_000, steps);
+    }
+    // It is long from 5 ms of round trip on.
+    grows(4_999, [(1_000, 128), (1_000, 256), (1_000, 512)]);
 }
 
 #[test]
@@ -262,19 +286,19 @@ fn data_is_charged_with_its_header_until_it_is_acknowledged() {
 }
 
 #[test]
-fn a_link_takes_at_most_half_of_what_the_others_leave() {
+fn a_link_takes_at_most_three_quarters_of_what_the_others_leave() {
     let (mut p, mut q) = (pair(8 * MIB, 64 * KIB), pair(8 * MIB, 64 * KIB));
     let ((_, s), (_, other)) = (p.open(), q.open());
-    assert_eq!(p.sc.room(p.now, s), payload(32 * KIB));
+    assert_eq!(p.sc.room(p.now, s), payload(48 * KIB));
     p.sc.write(p.now, s, &[0; 10_000]);
     let held = 10_012;
-    assert_eq!(p.sc.room(p.now, s), payload(32 * KIB - held));
+    assert_eq!(p.sc.room(p.now, s), payload(48 * KIB - held));
     // Both are links of one shard.
     q.sc.budget = p.sc.budget;
-    assert_eq!(q.sc.room(q.now, other), payload((64 * KIB - held) / 2));
+    assert_eq!(q.sc.room(q.now, other), payload((64 * KIB - held) / 4 * 3));
     q.sc.write(q.now, other, &[0; 16_000]);
     p.sc.budget = q.sc.budget;
-    assert_eq!(p.sc.room(p.now, s), payload((64 * KIB - 16_012) / 2 - held));
+    assert_eq!(p.sc.room(p.now, s), payload((64 * KIB - 16_012) / 4 * 3 - held));
 }
 
 #[test]
@@ -293,7 +317,8 @@ fn a_stream_takes_at_most_an_eighth_while_another_was_refused() {
 
 #[test]
 fn a_refused_stream_waits_in_one_place() {
-    let mut p = pair(8 * MIB, 32 * KIB);
+    // A link's share is one frame.
+    let mut p = pair(8 * MIB, RECORD_BYTES_MAX / 3 * 4 + 3);
     let (_, waiting) = p.open();
     for _ in 0..3 {
         let (_, writer) = p.open();
@@ -323,7 +348,7 @@ fn room_wakes_eight_streams_or_one_a_frame_and_an_empty_link_all() {
     p.sc.transmit(p.now);
     ack(&mut p.sc, p.now, RECORD_BYTES_MAX);
     assert_eq!(woken(&mut p.sc), streams[..8]);
-    ack(&mut p.sc, p.now, 2 * RECORD_BYTES_MAX);
+    ack(&mut p.sc, p.now, 3 * RECORD_BYTES_MAX);
     assert_eq!(
         woken(&mut p.sc),
         streams[8..],
@@ -333,7 +358,8 @@ fn room_wakes_eight_streams_or_one_a_frame_and_an_empty_link_all() {
 
 #[test]
 fn a_reset_wakes_one_stream_for_each_frame_that_it_drops() {
-    let mut p = pair(8 * MIB, MIB);
+    // A link's share is 512 KiB.
+    let mut p = pair(8 * MIB, 512 * KIB / 3 * 4 + 4);
     let streams: Vec<_> = (0..42).map(|_| p.open().1).collect();
     let (small, big) = (streams[0], streams[1]);
     p.sc.write(p.now, small, &[0; 1_000]);
