@@ -14,9 +14,10 @@ use tests::simulation::prng::Prng;
 use tests::trial::Trial;
 
 both_drivers![
-    f1_f2_f3_cut_twenty_times,
+    f1_f2_f4_cut_twenty_times,
     f1_f2_f6_every_byte_of_the_handshake,
     f3_a_dead_path_is_found_in_time,
+    f3_black_holes,
     f4_one_way_is_dead,
     f5_slow_paths,
     f6_flipped_bits,
@@ -33,24 +34,28 @@ fn draws() -> Prng {
     Prng::new(seed)
 }
 
-/// At least 50 bodies under way, half up and half down, while the path is cut more than 20 times in every way; requests
-/// and POSTs that begin in an outage succeed too.
-fn f1_f2_f3_cut_twenty_times(driver: Driver) {
-    const BODIES: u64 = 50;
-    const QUICK_CUTS: u64 = 18;
-    const BODY_BYTES: u64 = 300_000;
+/// Bodies under way at any time: half up and half down.
+const BODIES: u64 = 50;
+const BODY_BYTES: u64 = 300_000;
+
+fn mixed(base: &str) -> impl Fn(&mut Client, u64, u64) -> io::Result<()> + Sync {
+    move |client, i, round| {
+        let seed = i * 1_000_000 + round;
+        match i % 4 {
+            0 => client.download(base, seed, BODY_BYTES, ""),
+            1 => client.download(base, seed, BODY_BYTES, "&chunked"),
+            n => client.upload(base, seed, BODY_BYTES, n == 2),
+        }
+    }
+}
+
+/// At least 50 bodies under way while the path is cut 20 times, by RST, by FIN, and by silence of one half.
+fn f1_f2_f4_cut_twenty_times(driver: Driver) {
+    const CUTS: u64 = 20;
     let trial = Trial::start(driver);
     let base = trial.origin.base();
     let mut draws = draws();
-    let exchange = |client: &mut Client, i: u64, round: u64| {
-        let seed = i * 1_000_000 + round;
-        match i % 4 {
-            0 => client.download(&base, seed, BODY_BYTES, ""),
-            1 => client.download(&base, seed, BODY_BYTES, "&chunked"),
-            n => client.upload(&base, seed, BODY_BYTES, n == 2),
-        }
-    };
-    let posted = trial.under_load(BODIES, exchange, || {
+    trial.under_load(BODIES, mixed(&base), || {
         let cut = |which: u64| match which {
             0 => trial.cloud.relay.cut(Which::Links, Cut::Reset),
             1 => trial.cloud.relay.cut(Which::Links, Cut::Fin),
@@ -59,15 +64,25 @@ fn f1_f2_f3_cut_twenty_times(driver: Driver) {
             _ => trial.cloud.relay.stall(Which::Links, Direction::ToCloud),
         };
         let mut links = trial.cloud.relay.stats().links;
-        for n in 0..QUICK_CUTS {
+        for n in 0..CUTS {
             await_traffic(&trial, 3_000_000 + draws.below(3_000_000));
             // The silent ones take seconds to be found: one in six.
             let which = if n % 6 == 5 { 2 + n / 6 % 2 } else { n % 2 };
             assert!(cut(which) >= 1, "a link is up");
             links = trial.cloud.relay.wait("a new connection", |s| s.links > links).links;
         }
+    });
+    outlived(trial, CUTS);
+}
+
+/// The same bodies while the path swallows everything for up to 30 s; requests and POSTs that begin meanwhile succeed too.
+fn f3_black_holes(driver: Driver) {
+    const OUTAGES: [u64; 4] = [1, 10, 25, 30];
+    let trial = Trial::start(driver);
+    let base = trial.origin.base();
+    let posted = trial.under_load(BODIES, mixed(&base), || {
         let mut posted = 0;
-        for outage in [1, 10, 25, 30] {
+        for outage in OUTAGES {
             trial.cloud.relay.set(Which::Links, Rule::BlackHole);
             let begun = Barrier::new(11);
             thread::scope(|inner| {
@@ -93,8 +108,14 @@ fn f1_f2_f3_cut_twenty_times(driver: Driver) {
         posted
     });
     assert_eq!(trial.origin.counters().posts.len(), posted);
+    // One second is over before anybody has noticed.
+    outlived(trial, OUTAGES.len() as u64 - 1);
+}
+
+/// What was lost was sent again, in sessions that went on.
+fn outlived(trial: Trial, resumes: u64) {
     assert!(trial.wait_reported("frames_replayed", |n| n > 0) > 0);
-    assert!(trial.wait_reported("resumes", |n| n >= QUICK_CUTS) >= QUICK_CUTS);
+    assert!(trial.wait_reported("resumes", |n| n >= resumes) >= resumes);
     trial.expect_cause("link 0 is down: ");
     trial.end();
 }
