@@ -144,7 +144,6 @@ impl TunnelRequest {
                 "metadata and extra_info: {extra} bytes, at most {METADATA_BYTES_MAX}"
             ));
         }
-        compile(self.fast_fail_regexps.as_deref().unwrap_or_default())?;
         let rules = self.settings_json().len();
         if rules > limits::SETTINGS_BYTES_MAX {
             return Err(format!(
@@ -152,7 +151,7 @@ impl TunnelRequest {
                 limits::SETTINGS_BYTES_MAX
             ));
         }
-        Ok(())
+        compile(self.fast_fail_regexps.as_deref().unwrap_or_default()).map(drop)
     }
 }
 
