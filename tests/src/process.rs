@@ -9,7 +9,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, kill_process, pidfd_open, pidfd_send_signal, setrlimit,
+};
 
 /// Limits the descriptors of a program and of what it starts, softly and for good.
 pub fn limit_files(command: &mut Command, most: u64) {
@@ -24,6 +26,17 @@ pub fn limit_files(command: &mut Command, most: u64) {
             _ => Err(std::io::Error::last_os_error()),
         });
     }
+}
+
+/// Raises this process's own soft limit of descriptors to the hard one, and returns that.
+pub fn raise_own_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).expect("the soft limit may rise to the hard one");
+    limit.maximum.unwrap_or(u64::MAX)
 }
 
 /// Until a program has said or done what it must: starts of browsers on a busy machine included.

@@ -12,13 +12,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll as poller;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 use tests::both_drivers;
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::{Answer, Client, connect, dial};
 use tests::origin::Origin;
-use tests::process::{Process, is_closed_to_us, limit_files, memory_bytes, open_fds};
+use tests::process::{Process, is_closed_to_us, limit_files, memory_bytes, open_fds, raise_own_limit};
 
 both_drivers![
     a_hundred_clients,
@@ -106,20 +105,14 @@ fn hold(listener: &TcpListener, stopped: &UnixStream) {
 
 /// This process has both the browsers' and the site's ends, of one test at a time. None where the machine does not allow
 /// it, which is said.
-fn raise_own_limit() -> Option<MutexGuard<'static, ()>> {
+fn alone() -> Option<MutexGuard<'static, ()>> {
     static ALONE: Mutex<()> = Mutex::new(());
-    let limit = getrlimit(Resource::Nofile);
     let needed = 2 * CONNECTIONS as u64 + 500;
-    if limit.maximum.is_some_and(|most| most < needed) {
+    if raise_own_limit() < needed {
         println!("left out: needs {needed} open files, see ulimit -Hn");
         assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "a test left out in CI");
         return None;
     }
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
     Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -275,7 +268,7 @@ fn flood(tunnel: &Tunnel, site: &Site) -> (Vec<TcpStream>, usize) {
 }
 
 fn the_client_at_its_mark(driver: Driver) {
-    let Some(_alone) = raise_own_limit() else {
+    let Some(_alone) = alone() else {
         return;
     };
     let (cloud, origin) = (Cloud::start(driver), Origin::start());
@@ -327,7 +320,7 @@ fn refused(sockets: &mut Vec<TcpStream>) -> usize {
 }
 
 fn the_endpoint_at_its_mark(driver: Driver) {
-    let Some(_alone) = raise_own_limit() else {
+    let Some(_alone) = alone() else {
         return;
     };
     let cloud = Cloud::with(CloudOptions {

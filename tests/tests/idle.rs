@@ -6,13 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tests::body;
 use tests::both_drivers;
 use tests::cloud::{Cloud, CloudOptions, Driver, fault_lasts};
 use tests::http;
 use tests::is_long;
-use tests::process::memory_bytes;
+use tests::process::{memory_bytes, raise_own_limit};
 
 both_drivers![idle_streams_are_cheap];
 
@@ -89,13 +88,7 @@ fn idle_streams_are_cheap(driver: Driver) {
 /// 10,000 in the long form, as far as this process may hold both ends of each.
 fn streams() -> usize {
     let wanted = if is_long() { 10_000 } else { 1_500 };
-    let limit = getrlimit(Resource::Nofile);
-    let most = limit.maximum.unwrap_or(u64::MAX);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    setrlimit(Resource::Nofile, raised).expect("the soft limit may rise to the hard one");
+    let most = raise_own_limit();
     let fit = (most.saturating_sub(FDS_RESERVED) / 2) as usize;
     if fit < wanted {
         println!("the limit of {most} descriptors allows {fit} of {wanted} streams");

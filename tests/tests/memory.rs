@@ -17,7 +17,7 @@ use tests::both_drivers;
 use tests::cloud::{Cloud, CloudOptions, Driver, fault_lasts};
 use tests::http::{Client, connect, dial};
 use tests::origin::Origin;
-use tests::process::memory_bytes;
+use tests::process::{memory_bytes, raise_own_limit};
 use tests::relay::{Direction, Impairment, Which};
 
 both_drivers![nothing_grows_beyond_it];
@@ -248,6 +248,7 @@ impl Watched {
 }
 
 fn nothing_grows_beyond_it(driver: Driver) {
+    raise_own_limit();
     let streams = STREAMS.to_string();
     let (client_mib, endpoint_mib) = (CLIENT_MIB.to_string(), ENDPOINT_MIB.to_string());
     let cloud = Cloud::with(CloudOptions {
