@@ -3,7 +3,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,9 @@ const OTHERS: u64 = 50;
 /// Read at full rate before the stall.
 const READ_BYTES: usize = 4 << 20;
 const ROUNDS: usize = 7;
+/// A sender that gets rid of nothing for so long is stalled.
+const STILL: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Of the 99th percentile of the others' latency, with stalled streams beside them and without.
 const RATIO_MAX: f64 = 1.5;
 
@@ -47,6 +51,7 @@ fn others_beside_stalled(driver: Driver) {
     for round in 0..ROUNDS {
         let alone = latency(proxy, &base, alone_for);
         let stalled: Vec<_> = (0..STALLED).map(|i| Stalled::start(proxy, i)).collect();
+        await_stall(&stalled);
         let beside = latency(proxy, &base, stalled_for);
         most = (most.0.max(memory_bytes(sc)), most.1.max(memory_bytes(endpoint)));
         drop(stalled);
@@ -63,6 +68,24 @@ fn others_beside_stalled(driver: Driver) {
     // The pools of both ends, and what the rest of a process takes.
     assert!(most.0 <= 512 << 20 && most.1 <= 512 << 20, "{most:?}");
     trial.end();
+}
+
+/// Waits until no sender gets on any more: until then they are bulk transfers, which fill what there is of buffers.
+fn await_stall(stalled: &[Stalled]) {
+    let sent = || -> u64 { stalled[SLOW..].iter().map(|s| s.sent.load(Ordering::Relaxed)).sum() };
+    let since = Instant::now();
+    let mut last = (sent(), since);
+    while last.1.elapsed() < STILL {
+        assert!(
+            since.elapsed() < PATIENCE,
+            "senders whose readers have stopped go on and on"
+        );
+        fault_lasts(Duration::from_millis(20));
+        let now = sent();
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+    }
 }
 
 /// The 99th percentile of small requests over `OTHERS` keep-alive connections.
@@ -92,7 +115,9 @@ fn latency(proxy: SocketAddr, base: &str, time: Duration) -> Duration {
 /// A stream whose reader has stopped and whose sender goes on; dropping it ends both.
 struct Stalled {
     sockets: [TcpStream; 2],
-    over: std::sync::Arc<AtomicBool>,
+    over: Arc<AtomicBool>,
+    /// Pieces that its sender got rid of.
+    sent: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -107,17 +132,21 @@ impl Stalled {
         let sockets = [browser, site];
         let clone = |i: usize| sockets[i].try_clone().expect("a descriptor");
         let (mut reader, mut writer) = (clone(number % 2), clone(1 - number % 2));
+        let sent = Arc::new(AtomicU64::new(0));
+        let pieces = sent.clone();
         let mut threads = vec![thread::spawn(move || {
             let piece = [7; 64 * 1024];
             // Ends when the sockets are shut down.
-            while writer.write_all(&piece).is_ok() {}
+            while writer.write_all(&piece).is_ok() {
+                pieces.fetch_add(1, Ordering::Relaxed);
+            }
         })];
         let mut read = 0;
         let mut piece = vec![0; 256 * 1024];
         while read < READ_BYTES {
             read += reader.read(&mut piece).expect("the stream carries");
         }
-        let over = std::sync::Arc::new(AtomicBool::new(false));
+        let over = Arc::new(AtomicBool::new(false));
         if number < SLOW {
             let over = over.clone();
             threads.push(thread::spawn(move || {
@@ -126,7 +155,12 @@ impl Stalled {
                 }
             }));
         }
-        Self { sockets, over, threads }
+        Self {
+            sockets,
+            over,
+            sent,
+            threads,
+        }
     }
 }
 
