@@ -18,8 +18,11 @@ pub const FRAME_TEXT_BYTES_MAX: usize = 256;
 /// All parts of one SETTINGS together: 10,000 rules of 100 bytes with room to spare.
 pub const SETTINGS_BYTES_MAX: usize = 4 * MIB;
 
-/// `-F`: what its expressions compile to, all together; some 5,000 words of 100 bytes.
-pub const FAST_FAIL_PROGRAM_BYTES_MAX: usize = 16 * MIB;
+/// `-F`: its expressions, all together. Each is parsed before anything of the result is bounded, and two bytes (`\w`) may
+/// become six KiB of ranges then.
+pub const FAST_FAIL_TEXT_BYTES_MAX: usize = 16 * KIB;
+/// What they compile to.
+pub const FAST_FAIL_PROGRAM_BYTES_MAX: usize = 8 * MIB;
 /// What a shard keeps of the states that searches went through.
 pub const FAST_FAIL_CACHE_BYTES_MAX: usize = MIB;
 /// Groups in groups: compiling recurses.

@@ -2,7 +2,9 @@
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
 
-use crate::limits::{FAST_FAIL_CACHE_BYTES_MAX, FAST_FAIL_NESTING_MAX, FAST_FAIL_PROGRAM_BYTES_MAX};
+use crate::limits::{
+    FAST_FAIL_CACHE_BYTES_MAX, FAST_FAIL_NESTING_MAX, FAST_FAIL_PROGRAM_BYTES_MAX, FAST_FAIL_TEXT_BYTES_MAX,
+};
 
 /// The rules of a tunnel, ready to be asked.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +32,12 @@ impl Rules {
     pub fn compile(fast_fail: &[String]) -> Result<Self, String> {
         if fast_fail.is_empty() {
             return Ok(Self::default());
+        }
+        let bytes: usize = fast_fail.iter().map(String::len).sum();
+        if bytes > FAST_FAIL_TEXT_BYTES_MAX {
+            return Err(format!(
+                "the expressions have {bytes} bytes, at most {FAST_FAIL_TEXT_BYTES_MAX} all together"
+            ));
         }
         let build = |texts: &[String]| {
             RegexSetBuilder::new(texts)
@@ -125,6 +133,9 @@ mod tests {
     fn expressions_that_would_fill_the_memory_are_refused() {
         let text = rules(&[r"(\w{100}){1000}"]).unwrap_err();
         assert!(text.contains("MiB"), "{text}");
+        // Small as a program, but gigabytes while it is parsed.
+        let text = rules(&[r"\w".repeat(500).as_str(); 4_000]).unwrap_err();
+        assert!(text.contains("4000000 bytes"), "{text}");
         let deep = format!("{}a{}", "(".repeat(1_000), ")".repeat(1_000));
         assert!(rules(&[&deep]).is_err());
     }

@@ -36,6 +36,8 @@ fn fast_fail(driver: Driver) {
         &client.get(&format!("{base}/unwanted/1/x.js")).unwrap(),
         r"/unwanted/.*\.js",
     );
+    let spelled = client.get("http://WWW.Analytics-Provider.COM.:80/x").unwrap();
+    blocked_by(&spelled, r"analytics-provider\.com");
     // The same connection goes on.
     client.download(&base, 1, 1_000, "&path=/unwanted/x.css").unwrap();
     let posted = client
@@ -44,7 +46,9 @@ fn fast_fail(driver: Driver) {
     blocked_by(&posted, r"/unwanted/.*\.js");
     assert!(posted.head.has("Connection", "close"), "its body was not read");
     let refused = connect(tunnel.proxy, &https.to_string()).unwrap();
-    blocked_by(&refused.expect_err("the rule is for this port"), "^https://");
+    let refused = refused.expect_err("the rule is for this port");
+    blocked_by(&refused, "^https://");
+    assert!(refused.head.has("Connection", "close"), "what follows is no request");
     let http = origin.base().trim_start_matches("http://").to_owned();
     assert!(
         connect(tunnel.proxy, &http).unwrap().is_ok(),

@@ -8,7 +8,7 @@ use super::flow::{Activity, Inlet, cut_at_end, linger};
 use super::relay::relay;
 use super::{connect, fetch};
 use crate::http::page::Page;
-use crate::http::{Authority, Bad, CONTINUE, Finder, Form, Framing, Request, Scheme, Version};
+use crate::http::{Bad, CONTINUE, Finder, Form, Framing, Request, Scheme, Version};
 use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, DRAIN_SILENCE_MAX, WAITING_EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open};
 use crate::shard::runtime::{self, Alarm, Either, Socket, select};
@@ -111,7 +111,9 @@ impl Browser {
         };
         if let Some(rule) = self.blocked_by(&request) {
             let detail = format!("the rule is {rule}");
-            return self.answer(&request, "blocked", &detail, is_bodyless(&request)).await;
+            // What follows a CONNECT is the site's, and no request.
+            let whole = is_bodyless(&request) && request.form != Form::Authority;
+            return self.answer(&request, "blocked", &detail, whole).await;
         }
         match request.form {
             Form::Authority => connect::serve(self, &request).await,
@@ -132,11 +134,7 @@ impl Browser {
         if !rules.has_fast_fail() || self.is_probe {
             return None;
         }
-        let url = match request.form {
-            Form::Authority => opaque_url(request.authority?),
-            _ => request.url(Scheme::Http),
-        };
-        rules.blocks(url.as_bytes()).map(str::to_owned)
+        rules.blocks(&rule_url(request)?).map(str::to_owned)
     }
 
     /// Reads up to the end of the next head. An idle connection holds no buffer.
@@ -254,10 +252,24 @@ impl Browser {
     }
 }
 
-/// `https://host/`, with the port unless it is 443.
-fn opaque_url(authority: Authority<'_>) -> String {
-    let site = authority.raw.strip_suffix(":443").unwrap_or(authority.raw);
-    format!("https://{site}/")
+/// The URL that rules are searched in, spelled in one way: the host in lower case and without a dot at its end, the port
+/// only where it is not the scheme's. Of a CONNECT, `https://host/`.
+fn rule_url(request: &Request<'_>) -> Option<Vec<u8>> {
+    let authority = request.authority?;
+    let (scheme, path) = match request.form {
+        Form::Authority => (Scheme::Https, &b"/"[..]),
+        _ => (request.scheme.unwrap_or(Scheme::Http), request.path),
+    };
+    let host = authority.host.trim_end_matches('.').to_ascii_lowercase();
+    let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+    let mut url = format!("{}://{open}{host}{close}", scheme.as_str());
+    if let Some(port) = authority.port.filter(|p| *p != scheme.default_port()) {
+        url.push_str(&format!(":{port}"));
+    }
+    if path.first() != Some(&b'/') {
+        url.push('/');
+    }
+    Some([url.as_bytes(), path].concat())
 }
 
 /// A request that ends with its head.
@@ -305,7 +317,8 @@ pub(super) async fn watch(
             Err(_) => return,
         }
     }
-    forgotten(socket, may_ask).await;
+    let half_closed = *eof;
+    forgotten(socket, || half_closed && may_ask()).await;
 }
 
 /// Waits until the connection broke where no read tells of it. A browser's end alone changes nothing: it may be half
@@ -324,8 +337,13 @@ async fn forgotten(socket: &Socket, may_ask: impl Fn() -> bool) {
     let mut asked = false;
     while matches!(options.take_error(), Ok(None)) {
         if !asked && may_ask() {
-            // A full socket takes none of it, and what it holds already asks as well.
-            asked = !matches!(socket.try_write(&[io::IoSlice::new(CONTINUE)]), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
+            match socket.try_write(&[io::IoSlice::new(CONTINUE)]) {
+                // Half of it would spoil the answer.
+                Ok(written) if written < CONTINUE.len() => return,
+                // A full socket takes none of it, and what it holds already asks as well.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                _ => asked = true,
+            }
         }
         runtime::sleep(BROWSER_ASKED).await;
     }

@@ -160,7 +160,8 @@ async fn receive(
             }
         }
         let room = stream.room().await.map_err(|_| Fault::GivenUp)?;
-        let limit = room.min(answer.wanted());
+        // One byte more than is due: if it is there, the connection is good for nothing more.
+        let limit = room.min(answer.wanted().saturating_add(1));
         let mut broken = None;
         let take = |frame: BytesMut| {
             if broken.is_none() {

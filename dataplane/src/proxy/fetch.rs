@@ -317,7 +317,7 @@ async fn deliver(
         if response.is_upgrade() && !progress.sent.get() {
             return Err(Fault::BadAnswer("101 before the request was complete"));
         }
-        let keep_alive = request.keep_alive && progress.sent.get() && !stream.shard().is_draining();
+        let keep_alive = request.keep_alive && progress.sent.get() && !stream.shard().dismisses();
         let mut out = Vec::with_capacity(head.len() + HEAD_GROWTH_BYTES_USUAL);
         let delivery = rewrite::response(&response, request.version, keep_alive, &[], &mut out);
         outlet.push_own(Bytes::from(out));

@@ -202,6 +202,9 @@ impl Link {
     }
 
     fn keep_cell(&self, stream: StreamRef, cell: Rc<StreamCell>) {
+        if self.draining.get() {
+            cell.draining.raise();
+        }
         self.cells.borrow_mut().insert(stream, cell);
         self.counters.streams.add(1);
     }
@@ -248,9 +251,6 @@ impl Link {
 
     fn opened(self: &Rc<Self>, shard: &Shard, stream: StreamRef, open: Open) {
         let cell = Rc::new(StreamCell::default());
-        if self.draining.get() {
-            cell.draining.raise();
-        }
         self.keep_cell(stream, cell.clone());
         shard.serve(super::Stream::from_peer(
             shard.clone(),

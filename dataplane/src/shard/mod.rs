@@ -208,7 +208,7 @@ impl Shard {
     }
 
     /// Nobody will serve a request that begins now: the process drains, or every member does.
-    fn dismisses(&self) -> bool {
+    pub fn dismisses(&self) -> bool {
         self.is_draining() || self.0.left.get()
     }
 

@@ -14,6 +14,9 @@ use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
 use crate::mux::{Budget, Code, Open, Opened, Recv, Session, StreamRef, Timings, WriteError};
 use crate::time::Time;
 
+/// What a small head may waste: copying it would cost more.
+const HEAD_SLACK_BYTES: usize = 256;
+
 /// One stream of the multiplex. Dropping it resets with `cancelled` what has not ended.
 ///
 /// All methods take `&self`, so that one task may read while it writes ([`super::runtime::both`]); one waiter for each
@@ -60,6 +63,8 @@ impl StreamCell {
         }
         returned.finished = returned.finished.or(finished);
         drop(returned);
+        // Its next link may not drain.
+        self.draining.take();
         self.withdrawn.set(true);
         self.withdrawals.set(self.withdrawals.get().wrapping_add(1));
         self.raise_all();
@@ -315,7 +320,12 @@ impl Stream {
         if payload == 0 || payload > self.room().await?.min(FRAME_PAYLOAD_BYTES_MAX) {
             return self.send(&frame[FRAME_HEADER_BYTES..]).await;
         }
-        self.write(frame);
+        // Until it is acknowledged it may hold no more than it is charged with, and half of that.
+        if frame.capacity() > frame.len() / 2 * 3 + HEAD_SLACK_BYTES {
+            self.write(buffers::frame(&frame[FRAME_HEADER_BYTES..]));
+        } else {
+            self.write(frame);
+        }
         Ok(())
     }
 
