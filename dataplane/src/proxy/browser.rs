@@ -317,8 +317,8 @@ pub(super) async fn watch(
             Err(_) => return,
         }
     }
-    let half_closed = *eof;
-    forgotten(socket, || half_closed && may_ask()).await;
+    // Also where more came than is held: the end may stand behind it.
+    forgotten(socket, may_ask).await;
 }
 
 /// Waits until the connection broke where no read tells of it. A browser's end alone changes nothing: it may be half
