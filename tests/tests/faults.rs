@@ -9,6 +9,7 @@ use tests::both_drivers;
 use tests::cloud::{CloudOptions, Driver, fault_lasts};
 use tests::http::Client;
 use tests::is_long;
+use tests::process::PATIENCE;
 use tests::relay::{Blow, Cut, Direction, Impairment, Rule, Stats, Strike, Which};
 use tests::simulation::prng::Prng;
 use tests::trial::Trial;
@@ -175,6 +176,14 @@ fn f1_f2_f6_every_byte_of_the_handshake(driver: Driver) {
             }
             relay.wait("all strikes", |s| s.struck == struck);
             relay.wait("all links", |s| s.links_open == LINKS);
+            // Beyond HELLO, each of them: the one that comes last would be cut before it got on, round after round, until
+            // its session has seen no progress for longer than it may.
+            let since = Instant::now();
+            let behind = |now: [u64; 2]| now.iter().zip(carried).any(|(now, whole)| *now < whole);
+            while behind(relay.least_carried(Which::Links)) {
+                assert!(since.elapsed() < PATIENCE, "a link stays behind");
+                fault_lasts(Duration::from_millis(5));
+            }
         }
     });
     trial.end();
