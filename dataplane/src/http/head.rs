@@ -142,7 +142,7 @@ impl<'a> Request<'a> {
         matches!(self.method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE")
     }
 
-    /// `scheme://host:port/path?query`; `scheme` where the target names none. For rules and pages, not for the wire.
+    /// `scheme://host:port/path?query`; `scheme` where the target names none. For pages, not for the wire.
     pub fn url(&self, scheme: Scheme) -> String {
         let scheme = self.scheme.unwrap_or(scheme).as_str();
         let authority = self.authority.map_or("", |a| a.raw);

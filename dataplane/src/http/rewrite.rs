@@ -8,7 +8,8 @@ use super::target::Form;
 use crate::limits::CONNECTION_OPTIONS_MAX;
 
 /// Fields that concern one connection only (RFC 9110 section 7.6.1), with those that older peers treat so, the one that
-/// asks for the `h2c` that is not passed on, and the one that nobody sends because Connection lists its name. Connection, Upgrade and Transfer-Encoding are dealt with apart.
+/// asks for the `h2c` that is not passed on, and the one that nobody sends because Connection lists its name. Connection,
+/// Upgrade and Transfer-Encoding are dealt with apart.
 const HOP_BY_HOP: [&str; 8] = [
     "Close",
     "Keep-Alive",
@@ -49,7 +50,7 @@ pub fn request(request: &Request<'_>, add: &[(&str, &[u8])], out: &mut impl BufM
             // RFC 9110 section 10.1.1: from HTTP/1.0 it means nothing, sent on as HTTP/1.1 it would.
             Fate::Drop
         } else {
-            Fate::keep_if(!is_hop_by_hop(field) && !listed.as_ref().is_some_and(|l| l.drops(field)))
+            end_to_end(field, listed.as_ref())
         }
     });
     if upgrade {
@@ -97,7 +98,7 @@ pub fn response(
             // The body arrives without its chunks.
             Fate::Drop
         } else {
-            Fate::keep_if(!is_hop_by_hop(field) && !listed.as_ref().is_some_and(|l| l.drops(field)))
+            end_to_end(field, listed.as_ref())
         }
     });
     let keep_alive = keep_alive && chunks && response.framing != Framing::UntilClose;
@@ -216,6 +217,8 @@ impl<'a> Listed<'a> {
     }
 }
 
-fn is_hop_by_hop(field: &Field<'_>) -> bool {
-    HOP_BY_HOP.iter().any(|name| field.is(name))
+/// The fate of a field that is not dealt with apart.
+fn end_to_end(field: &Field<'_>, listed: Option<&Listed<'_>>) -> Fate<'static> {
+    let hop_by_hop = HOP_BY_HOP.iter().any(|name| field.is(name));
+    Fate::keep_if(!hop_by_hop && !listed.is_some_and(|l| l.drops(field)))
 }

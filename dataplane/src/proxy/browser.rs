@@ -5,11 +5,11 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 
 use super::flow::{Activity, Inlet, cut_at_end, linger};
-use super::relay::relay;
+use super::relay::{DISMISSED, dismissed, relay};
 use super::{connect, fetch};
 use crate::http::page::Page;
 use crate::http::{Bad, CONTINUE, Finder, Form, Framing, Request, Scheme, Version};
-use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, DRAIN_SILENCE_MAX, WAITING_EARLY_BYTES_MAX};
+use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, WAITING_EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open};
 use crate::shard::runtime::{self, Alarm, Either, Socket, select};
 use crate::shard::{Counted, Seat, Shard, Stream};
@@ -347,15 +347,4 @@ async fn forgotten(socket: &Socket, may_ask: impl Fn() -> bool) {
         }
         runtime::sleep(BROWSER_ASKED).await;
     }
-}
-
-/// What a relay's other side is told that a drain has ended.
-pub(super) const DISMISSED: &str = "the tunnel shuts down, and nothing moved any more";
-
-/// Waits until the stream's link drains and nothing has moved on the stream since for as long as is waited for it.
-pub(super) async fn dismissed(stream: &Stream, activity: &Activity) {
-    stream.draining().await;
-    activity.touch();
-    let alarm = Alarm::default();
-    activity.silence(&alarm, DRAIN_SILENCE_MAX, || DRAIN_SILENCE_MAX).await;
 }

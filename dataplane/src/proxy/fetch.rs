@@ -13,8 +13,8 @@ use crate::copies;
 use crate::http::{Bad, BadBody, Body, Finder, Framing, Request, Response, Scheme, Version, page, rewrite};
 use crate::limits::{EARLY_BYTES_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX, OUTLET_OWN_BYTES};
 use crate::mux::{Code, Kind};
-use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, Socket, select};
+use crate::shard::{Stream, buffers};
 
 /// By how much rewriting makes a head larger, if at all; more makes the buffer grow.
 const HEAD_GROWTH_BYTES_USUAL: usize = 32;
@@ -91,7 +91,11 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
         return browser.answer(request, "denied", detail, whole).await;
     }
     let port = authority.port_or(Scheme::Http.default_port());
-    let mut moves = if whole && is_idempotent(request) { 0 } else { MOVES_MAX };
+    let mut moves = if whole && request.is_idempotent() && !request.upgrade {
+        0
+    } else {
+        MOVES_MAX
+    };
     let mut counted = false;
     loop {
         let open = browser.open(Kind::Http, authority.host, port);
@@ -137,12 +141,6 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
         }
         moves += 1;
     }
-}
-
-/// May be sent twice (RFC 9110 section 9.2.2).
-fn is_idempotent(request: &Request<'_>) -> bool {
-    let method = matches!(request.method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE");
-    method && !request.upgrade
 }
 
 /// Waits until the request is better asked of another member of the pool: its own is lost and has not answered.
@@ -208,8 +206,7 @@ async fn send_request(
     eof: &mut bool,
     progress: &Progress,
 ) -> Fault {
-    let mut head = BytesMut::with_capacity(FRAME_HEADER_BYTES + request.head_bytes() + HEAD_GROWTH_BYTES_USUAL);
-    head.resize(FRAME_HEADER_BYTES, 0);
+    let mut head = buffers::head_room(request.head_bytes() + HEAD_GROWTH_BYTES_USUAL);
     rewrite::request(request, &[], &mut head);
     let sent = match stream.send_frame(head).await {
         Ok(()) => send_body(socket, stream, request, inbox).await,

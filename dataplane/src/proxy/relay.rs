@@ -6,10 +6,10 @@ use std::net::Shutdown;
 use bytes::Bytes;
 
 use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES, cut_at_end, linger};
-use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
+use crate::limits::{DRAIN_SILENCE_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use crate::mux::Code;
 use crate::shard::Stream;
-use crate::shard::runtime::{self, READ_BUFFERS_MAX, Socket, both};
+use crate::shard::runtime::{self, Alarm, READ_BUFFERS_MAX, Socket, both};
 
 /// What broke a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,17 @@ pub async fn relay(
         Err(Cut::Local) => stream.reset(gone, "the connection was broken off"),
         Err(Cut::Peer) => {}
     }
+}
+
+/// What a relay's other side is told that a drain has ended.
+pub(super) const DISMISSED: &str = "the tunnel shuts down, and nothing moved any more";
+
+/// Waits until the stream's link drains and nothing has moved on the stream since for as long as is waited for it.
+pub(super) async fn dismissed(stream: &Stream, activity: &Activity) {
+    stream.draining().await;
+    activity.touch();
+    let alarm = Alarm::default();
+    activity.silence(&alarm, DRAIN_SILENCE_MAX, || DRAIN_SILENCE_MAX).await;
 }
 
 /// Socket to stream, until the socket's end or until the peer wants no more.

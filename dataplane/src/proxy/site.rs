@@ -3,12 +3,11 @@
 use bytes::Bytes;
 
 use super::answer::Answer;
-use super::browser::{DISMISSED, dismissed};
 use super::dial::{Dialled, Site, Sites, Unreached, micros};
 use super::exchange::{self, Fault, Progress};
 use super::flow::{Activity, Inlet, NoHead, cut_at_end};
 use super::origin::{Attempt, Key};
-use super::relay::relay;
+use super::relay::{DISMISSED, dismissed, relay};
 use crate::http::{Finder, Form, Framing, Request, Scheme};
 use crate::mux::{Code, Kind, Timings};
 use crate::shard::runtime::{self, Either, select};

@@ -56,9 +56,14 @@ impl Buffers {
 }
 
 fn chunk() -> BytesMut {
-    let mut chunk = BytesMut::with_capacity(RECORD_BYTES_MAX);
-    chunk.resize(FRAME_HEADER_BYTES, 0);
-    chunk
+    head_room(FRAME_PAYLOAD_BYTES_MAX)
+}
+
+/// The 12 bytes of head-room of an unwritten DATA frame, and space for so much payload.
+pub fn head_room(payload: usize) -> BytesMut {
+    let mut frame = BytesMut::with_capacity(FRAME_HEADER_BYTES + payload);
+    frame.resize(FRAME_HEADER_BYTES, 0);
+    frame
 }
 
 /// An unwritten DATA frame of `payload`: 12 bytes of head-room, then a copy of the bytes.
@@ -67,7 +72,7 @@ fn chunk() -> BytesMut {
 /// If there are more than 16,372 bytes.
 pub fn frame(payload: &[u8]) -> BytesMut {
     assert!(payload.len() <= FRAME_PAYLOAD_BYTES_MAX);
-    let mut frame = BytesMut::with_capacity(FRAME_HEADER_BYTES + payload.len());
+    let mut frame = head_room(payload.len());
     frame.resize(FRAME_HEADER_BYTES + payload.len(), 0);
     copies::copy(&mut frame[FRAME_HEADER_BYTES..], payload);
     frame
