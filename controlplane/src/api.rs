@@ -151,7 +151,16 @@ impl TunnelRequest {
                 limits::SETTINGS_BYTES_MAX
             ));
         }
-        compile(self.fast_fail_regexps.as_deref().unwrap_or_default()).map(drop)
+        Ok(())
+    }
+
+    /// Its rules as the data plane asks them.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong in them.
+    pub fn rules(&self) -> Result<dataplane::rules::Rules, String> {
+        let fast_fail = self.fast_fail_regexps.as_deref().unwrap_or_default();
+        dataplane::rules::Rules::compile(fast_fail).map_err(|e| format!("fast_fail_regexps: {e}"))
     }
 }
 
@@ -170,14 +179,11 @@ struct Rules {
 /// The rules as the data plane asks them, of what SETTINGS carries.
 ///
 /// # Errors
-/// A sentence that names what is wrong in them.
+/// A sentence that names what is wrong in them, sizes included.
 pub fn rules(json: &[u8]) -> Result<dataplane::rules::Rules, String> {
-    let rules: Rules = serde_json::from_slice(json).map_err(|e| format!("the rules: {e}"))?;
-    compile(&rules.fast_fail_regexps)
-}
-
-fn compile(fast_fail_regexps: &[String]) -> Result<dataplane::rules::Rules, String> {
-    dataplane::rules::Rules::compile(fast_fail_regexps).map_err(|e| format!("fast_fail_regexps: {e}"))
+    let mut request = TunnelRequest::default();
+    request.take_rules(json)?;
+    request.rules()
 }
 
 /// What of two sets of rules differs, in words: the first field of which that is so. None if they are the same.

@@ -22,7 +22,7 @@ use super::limits::{EVENTS_PER_TURN, LEAVE_MAX, RULES_PART_BYTES_MAX};
 use super::messages::{self, FromEndpoint, MemberCounts, Present, ToEndpoint};
 use super::sandbox;
 use super::seqpacket::Seqpacket;
-use crate::api::{self, Counts, TunnelRequest};
+use crate::api::{self, Counts};
 use crate::runtime::{Runtime, watch};
 use crate::secret::{hex, unhex};
 
@@ -374,10 +374,7 @@ impl Guest {
 
     /// Parses whole; what is sound waits until the members agree.
     async fn reload(&mut self, member: MemberId, version: u32, json: Vec<u8>) {
-        let compiled = TunnelRequest::default()
-            .take_rules(&json)
-            .and_then(|()| api::rules(&json));
-        let outcome = match compiled {
+        let outcome = match api::rules(&json) {
             Ok(rules) => self
                 .agreement
                 .sent(member, version, json, rules, std::time::Instant::now()),

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::ledger::{KeptEndpoint, KeptTunnel};
 use super::limits::{COMMANDS_WAITING_MAX, LINKS_MAX, TUNNELS_PER_ACCOUNT_MAX};
-use crate::api::{Counts, EndpointInfo, Tunnel, TunnelRequest, difference};
+use crate::api::{self, Counts, EndpointInfo, Tunnel, TunnelRequest, difference};
 
 /// Of a request that names none.
 const PROTOCOL: &str = "kgp";
@@ -295,7 +295,7 @@ impl Registry {
     /// # Errors
     /// What is wrong with them; nothing is changed then.
     pub fn take_rules(&mut self, endpoint: &str, json: &[u8]) -> Result<(), String> {
-        TunnelRequest::default().take_rules(json)?;
+        api::rules(json)?;
         let entries = self.tunnels.values_mut();
         for e in entries.filter(|e| e.order.endpoint == endpoint) {
             e.order.request.take_rules(json)?;

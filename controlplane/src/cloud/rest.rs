@@ -213,6 +213,7 @@ async fn create(
 ) -> Result<Json<Tunnel>, Failure> {
     let request: TunnelRequest = parse(&read(body, api::BODY_BYTES_MAX).await?)?;
     request.check().map_err(Failure::bad)?;
+    request.rules().map_err(Failure::bad)?;
     let fingerprint = request.culvert.as_ref().and_then(|c| c.fingerprint.clone());
     if fingerprint.as_deref().is_some_and(|f| secret::unhex::<32>(f).is_none()) {
         return Err(Failure::bad("culvert.fingerprint: 64 lower-case hex digits are needed"));
