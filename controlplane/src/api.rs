@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use dataplane::limits;
+use dataplane::rules::{Domains, FastFail, Routes};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -160,7 +161,22 @@ impl TunnelRequest {
     /// A sentence that names what is wrong in them.
     pub fn rules(&self) -> Result<dataplane::rules::Rules, String> {
         let fast_fail = self.fast_fail_regexps.as_deref().unwrap_or_default();
-        dataplane::rules::Rules::compile(fast_fail).map_err(|e| format!("fast_fail_regexps: {e}"))
+        Ok(dataplane::rules::Rules {
+            fast_fail: FastFail::compile(fast_fail).map_err(|e| format!("fast_fail_regexps: {e}"))?,
+            routes: self.routes()?,
+            no_bump: domains("no_ssl_bump_domains", &self.no_ssl_bump_domains, true)?,
+        })
+    }
+
+    /// Of its rules those that say which hosts go through the tunnel.
+    ///
+    /// # Errors
+    /// As [`TunnelRequest::rules`].
+    pub fn routes(&self) -> Result<Routes, String> {
+        Ok(Routes {
+            direct: domains("direct_domains", &self.direct_domains, false)?,
+            tunnel: domains("domain_names", &self.domain_names, false)?,
+        })
     }
 }
 
@@ -184,6 +200,20 @@ pub fn rules(json: &[u8]) -> Result<dataplane::rules::Rules, String> {
     let mut request = TunnelRequest::default();
     request.take_rules(json)?;
     request.rules()
+}
+
+fn domains(name: &str, list: &Option<Vec<String>>, knows_all: bool) -> Result<Domains, String> {
+    Domains::parse(list.as_deref().unwrap_or_default(), knows_all).map_err(|e| format!("{name}: {e}"))
+}
+
+/// As [`rules`], of those that say which hosts go through the tunnel.
+///
+/// # Errors
+/// As [`rules`].
+pub fn routes(json: &[u8]) -> Result<Routes, String> {
+    let mut request = TunnelRequest::default();
+    request.take_rules(json)?;
+    request.routes()
 }
 
 /// What of two sets of rules differs, in words: the first field of which that is so. None if they are the same.

@@ -104,6 +104,16 @@ pub struct Args {
     /// only https://HOST/ is known
     #[arg(short = 'F', long, value_name = "regexps")]
     pub fast_fail_regexps: Option<String>,
+    /// Hosts that browsers reach from the cloud, without the tunnel: example.com with its sub-domains, *.example.com for
+    /// those alone, separated by commas
+    #[arg(short = 'D', long, value_name = "domains")]
+    pub direct_domains: Option<String>,
+    /// The only hosts that go through the tunnel, in the same form; overrides --direct-domains. localhost always does
+    #[arg(short = 't', long, value_name = "domains")]
+    pub tunnel_domains: Option<String>,
+    /// Hosts whose HTTPS is left as it is, in the same form, or `all`; this version leaves all of it
+    #[arg(short = 'B', long, value_name = "domains")]
+    pub no_ssl_bump_domains: Option<String>,
     /// Kernel interface for traffic: auto, io_uring or epoll [default: auto]
     #[arg(long, value_name = "driver")]
     pub driver: Option<String>,
@@ -126,12 +136,6 @@ pub struct Args {
 /// Options of Sauce Connect that this version does not have. They are known so that nobody believes that they work.
 #[derive(clap::Args, Default)]
 pub struct Later {
-    #[arg(short = 'B', long, hide = true)]
-    pub no_ssl_bump_domains: Option<String>,
-    #[arg(short = 'D', long, hide = true)]
-    pub direct_domains: Option<String>,
-    #[arg(short = 't', long, hide = true)]
-    pub tunnel_domains: Option<String>,
     #[arg(short = 'p', long, hide = true)]
     pub proxy: Option<String>,
     #[arg(short = 'w', long, hide = true)]
@@ -154,11 +158,8 @@ pub struct Later {
 
 impl Later {
     /// Each of these options by its name, with whether it was typed.
-    pub fn typed(&self) -> [(&'static str, bool); 12] {
+    pub fn typed(&self) -> [(&'static str, bool); 9] {
         [
-            ("no-ssl-bump-domains", self.no_ssl_bump_domains.is_some()),
-            ("direct-domains", self.direct_domains.is_some()),
-            ("tunnel-domains", self.tunnel_domains.is_some()),
             ("proxy", self.proxy.is_some()),
             ("proxy-userpwd", self.proxy_userpwd.is_some()),
             ("pac", self.pac.is_some()),

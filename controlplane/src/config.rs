@@ -11,7 +11,7 @@ use dataplane::limits::{
     DRAIN_MAX, ENDPOINT_STREAMS_MAX, LINKS_MAX, LOST_AFTER, MEMORY_OPTION_MIB_MAX, NAME_BYTES_MAX, RESUME_WINDOW,
     SHARDS_DEFAULT_MAX, SHARDS_MAX, SITE_TIME_MAX, STREAMS_OPTION_MAX, client_memory_bytes, client_pools,
 };
-use dataplane::rules::Rules;
+use dataplane::rules::{Domains, FastFail};
 use dataplane::settings::Times;
 use reqwest::Url;
 
@@ -61,6 +61,12 @@ pub struct Config {
     pub lost_timeout: Duration,
     /// Requests for a URL in which one of these is found are dropped. They compile.
     pub fast_fail_regexps: Vec<String>,
+    /// Hosts that the cloud reaches without the tunnel; here and below, all are sound.
+    pub direct_domains: Vec<String>,
+    /// If there are any, the only hosts that go through the tunnel.
+    pub tunnel_domains: Vec<String>,
+    /// Hosts whose TLS stays opaque.
+    pub no_ssl_bump_domains: Vec<String>,
     /// Kernel interface of the shards.
     pub driver: Driver,
     /// Passed on to REST.
@@ -109,6 +115,9 @@ const OPTIONS: &[&[&str]] = &[
     &["drain-timeout"],
     &["lost-timeout"],
     &["fast-fail-regexps"],
+    &["direct-domains"],
+    &["tunnel-domains"],
+    &["no-ssl-bump-domains"],
     &["driver"],
     &["se-port"],
     &["scproxy-port"],
@@ -164,6 +173,9 @@ pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
         drain_timeout: sources.time("drain-timeout", DRAIN_MAX, DRAIN_MAX)?,
         lost_timeout: sources.time("lost-timeout", LOST_AFTER, LOST_AFTER)?,
         fast_fail_regexps: sources.fast_fail_regexps()?,
+        direct_domains: sources.domains("direct-domains", false)?,
+        tunnel_domains: sources.domains("tunnel-domains", false)?,
+        no_ssl_bump_domains: sources.domains("no-ssl-bump-domains", true)?,
         driver: sources.driver()?,
         vm_version: sources.text("vm-version"),
         user,
@@ -293,6 +305,9 @@ impl<'a> Sources<'a> {
             "drain-timeout" => &a.drain_timeout,
             "lost-timeout" => &a.lost_timeout,
             "fast-fail-regexps" => &a.fast_fail_regexps,
+            "direct-domains" => &a.direct_domains,
+            "tunnel-domains" => &a.tunnel_domains,
+            "no-ssl-bump-domains" => &a.no_ssl_bump_domains,
             "driver" => &a.driver,
             "se-port" => &a.se_port,
             "scproxy-port" => &a.scproxy_port,
@@ -394,10 +409,22 @@ impl<'a> Sources<'a> {
         }
     }
 
+    /// The entries of a comma list; empty ones are left out.
+    fn list(&self, option: &str) -> Vec<String> {
+        let text = self.text(option).unwrap_or_default();
+        let entries = text.split(',').map(str::trim).filter(|t| !t.is_empty());
+        entries.map(str::to_owned).collect()
+    }
+
+    fn domains(&self, option: &str, knows_all: bool) -> Result<Vec<String>, String> {
+        let list = self.list(option);
+        Domains::parse(&list, knows_all).map_err(|why| format!("--{option}: {why}"))?;
+        Ok(list)
+    }
+
     fn fast_fail_regexps(&self) -> Result<Vec<String>, String> {
-        let text = self.text("fast-fail-regexps").unwrap_or_default();
-        let list: Vec<String> = text.split(',').filter(|t| !t.is_empty()).map(str::to_owned).collect();
-        Rules::compile(&list).map_err(|why| format!("--fast-fail-regexps: {why}"))?;
+        let list = self.list("fast-fail-regexps");
+        FastFail::compile(&list).map_err(|why| format!("--fast-fail-regexps: {why}"))?;
         Ok(list)
     }
 

@@ -14,7 +14,7 @@ use crate::mux::BudgetConfig;
 use crate::settings::Settings;
 use crate::shard::mailbox::{Attached, Command};
 use crate::shard::threads::{Shards, Start, raise_fd_limit};
-use crate::shard::{Role, Services};
+use crate::shard::{Outcome, Role, Services};
 use crate::stats::{MemberCounters, MemberReport, Report};
 use crate::time::Time;
 use crate::tls::{Fingerprint, Identity, server_config};
@@ -198,6 +198,13 @@ impl Endpoint {
                 first,
             },
         );
+    }
+
+    /// Answers [`Event::Dial`]. A shard that does not wait any more closes the socket.
+    pub fn dialled(&self, shard: usize, id: u64, outcome: Outcome) {
+        if shard < self.shards.count() {
+            self.shards.tell(shard, Command::Dialled { id, outcome });
+        }
     }
 
     /// Takes browsers from these sockets from now on, one for each shard. What waits in the ones before is still served.

@@ -28,6 +28,15 @@ pub const FAST_FAIL_CACHE_BYTES_MAX: usize = MIB;
 /// Groups in groups: compiling recurses.
 pub const FAST_FAIL_NESTING_MAX: u32 = 100;
 
+/// Streams of one shard of an endpoint that go past the tunnel (`-D`, `-t`).
+pub const DIRECT_STREAMS_MAX: usize = 1_024;
+/// What each holds in one direction: the sockets at both of its ends hold far more.
+pub const PIPE_BYTES: usize = 16 * KIB;
+/// A piece that waits counts as so many bytes more.
+pub const PIPE_PIECE_BYTES: usize = 128;
+/// The broker answers a dial within this time; its own limits are shorter.
+pub const DIRECT_DIAL_MAX: Duration = Duration::from_secs(35);
+
 // ── Streams and flow control (a shard's share is the process's figure divided by its shards) ──────────────────
 
 /// Streams that the endpoint may have open towards one `sc` process (`--max-streams`).
@@ -389,7 +398,7 @@ pub const LINGER_MAX: Duration = Duration::from_secs(2);
 /// What `sc` promises to stay within at four shards and four links.
 pub const CLIENT_MEMORY_BYTES: usize = 1_280 * MIB;
 /// What an endpoint of one shard promises to stay within.
-pub const ENDPOINT_MEMORY_BYTES: usize = 512 * MIB;
+pub const ENDPOINT_MEMORY_BYTES: usize = 576 * MIB;
 /// Runtime, scratch buffers and tables of a shard.
 const SHARD_BYTES: usize = 8 * MIB;
 /// Reserve, read buffer and send buffer of a link.
@@ -436,9 +445,10 @@ pub const fn client_memory_bytes(peer_streams: usize, shards: usize, links: usiz
     memory_bytes(peer_streams, CLIENT_STREAMS_MAX, CLIENT_POOLS, shards, links)
 }
 
-/// As [`client_memory_bytes`], for an endpoint with its cache.
+/// As [`client_memory_bytes`], for an endpoint with its cache and what goes past the tunnel.
 pub const fn endpoint_memory_bytes(own_streams: usize, shards: usize, links: usize) -> usize {
-    memory_bytes(CLIENT_STREAMS_MAX, own_streams, ENDPOINT_POOLS, shards, links) + CACHE_BYTES
+    let direct = shards * DIRECT_STREAMS_MAX * 2 * PIPE_BYTES;
+    memory_bytes(CLIENT_STREAMS_MAX, own_streams, ENDPOINT_POOLS, shards, links) + direct / 2 * 3 + CACHE_BYTES
 }
 
 /// A shard's pools with which `sc` stays within `memory` bytes.

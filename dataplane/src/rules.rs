@@ -1,30 +1,126 @@
 //! The operator's rules, compiled once and asked for each request. Sans-IO.
 
+mod domains;
+
+use std::net::IpAddr;
+
 use regex::bytes::{RegexSet, RegexSetBuilder};
+
+pub use domains::Domains;
+
+use crate::http::{Form, Request, Scheme};
 
 use crate::limits::{
     FAST_FAIL_CACHE_BYTES_MAX, FAST_FAIL_NESTING_MAX, FAST_FAIL_PROGRAM_BYTES_MAX, FAST_FAIL_TEXT_BYTES_MAX,
 };
 
 /// The rules of a tunnel, ready to be asked.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// None where there are no expressions: then a request costs nothing.
-    fast_fail: Option<RegexSet>,
+    /// `-F`
+    pub fast_fail: FastFail,
+    /// `-D` and `-t`
+    pub routes: Routes,
+    /// `-B`: hosts whose TLS is left alone.
+    pub no_bump: Domains,
 }
 
-/// Two sets of rules are equal if they were made of the same texts.
-impl PartialEq for Rules {
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    Tunnel,
+    /// From the cloud straight to the site.
+    Direct,
+}
+
+/// Which hosts go through the tunnel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// `-D`: these do not.
+    pub direct: Domains,
+    /// `-t`: only these do, whatever `-D` says.
+    pub tunnel: Domains,
+}
+
+impl Routes {
+    /// Where requests for this host (without brackets) go. `localhost` means the tunnel host, on whatever list it is.
+    pub fn of(&self, host: &str) -> Route {
+        let direct = match self.tunnel.is_empty() {
+            true => !self.direct.is_empty() && self.direct.contains(host),
+            false => !self.tunnel.contains(host),
+        };
+        if direct && !is_localhost(host) {
+            Route::Direct
+        } else {
+            Route::Tunnel
+        }
+    }
+}
+
+/// A name or address that means the host it is asked on (RFC 6761 section 6.3).
+fn is_localhost(host: &str) -> bool {
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let above = name.len().checked_sub("localhost".len());
+    let named = above.is_some_and(|n| {
+        let (below, end) = name.as_bytes().split_at(n);
+        end.eq_ignore_ascii_case(b"localhost") && below.last().is_none_or(|b| *b == b'.')
+    });
+    named || name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+/// The URL that `-F` is searched in, spelled in one way: the host in lower case and without a dot at its end, the port only
+/// where it is not the scheme's. Of a CONNECT, `https://host/`.
+pub fn url(request: &Request<'_>) -> Option<Vec<u8>> {
+    let authority = request.authority?;
+    let (scheme, path) = match request.form {
+        Form::Authority => (Scheme::Https, &b"/"[..]),
+        _ => (request.scheme.unwrap_or(Scheme::Http), request.path),
+    };
+    Some(spelled(
+        scheme,
+        authority.host,
+        authority.port_or(scheme.default_port()),
+        path,
+    ))
+}
+
+/// As [`url`], of what stays opaque: of its URLs only scheme and site are known.
+pub fn opaque_url(host: &str, port: u16) -> Vec<u8> {
+    spelled(Scheme::Https, host, port, b"/")
+}
+
+fn spelled(scheme: Scheme, host: &str, port: u16, path: &[u8]) -> Vec<u8> {
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+    let mut url = format!("{}://{open}{host}{close}", scheme.as_str());
+    if port != scheme.default_port() {
+        url.push_str(&format!(":{port}"));
+    }
+    if path.first() != Some(&b'/') {
+        url.push('/');
+    }
+    [url.as_bytes(), path].concat()
+}
+
+/// Expressions of which one that is found in a URL drops the request.
+#[derive(Clone, Debug, Default)]
+pub struct FastFail {
+    /// None where there are no expressions: then a request costs nothing.
+    set: Option<RegexSet>,
+}
+
+/// Equal if they were made of the same texts.
+impl PartialEq for FastFail {
     fn eq(&self, other: &Self) -> bool {
-        let texts = |rules: &Self| rules.fast_fail.as_ref().map(|set| set.patterns().to_vec());
+        let texts = |rules: &Self| rules.set.as_ref().map(|set| set.patterns().to_vec());
         texts(self) == texts(other)
     }
 }
 
-impl Eq for Rules {}
+impl Eq for FastFail {}
 
-impl Rules {
-    /// Compiles `-F`: regular expressions without back-references, so that each URL takes time in proportion to its
+impl FastFail {
+    /// Compiles regular expressions without back-references, so that each URL takes time in proportion to its
     /// length. They are searched anywhere in a URL, and case matters.
     ///
     /// # Errors
@@ -47,7 +143,7 @@ impl Rules {
                 .build()
         };
         match build(fast_fail) {
-            Ok(set) => Ok(Self { fast_fail: Some(set) }),
+            Ok(set) => Ok(Self { set: Some(set) }),
             Err(regex::Error::CompiledTooBig(limit)) => Err(format!(
                 "the expressions need more than {} MiB: use fewer or simpler ones",
                 limit >> 20
@@ -63,14 +159,14 @@ impl Rules {
         }
     }
 
-    /// Whether any URL has to be asked for at all.
-    pub fn has_fast_fail(&self) -> bool {
-        self.fast_fail.is_some()
+    /// Whether there is nothing to be asked.
+    pub fn is_empty(&self) -> bool {
+        self.set.is_none()
     }
 
-    /// The first expression of `-F` that is found in the URL.
+    /// The first expression that is found in the URL.
     pub fn blocks(&self, url: &[u8]) -> Option<&str> {
-        let set = self.fast_fail.as_ref().filter(|set| set.is_match(url))?;
+        let set = self.set.as_ref().filter(|set| set.is_match(url))?;
         let first = set.matches(url).into_iter().next()?;
         Some(&set.patterns()[first])
     }
@@ -80,8 +176,8 @@ impl Rules {
 mod tests {
     use super::*;
 
-    fn rules(texts: &[&str]) -> Result<Rules, String> {
-        Rules::compile(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>())
+    fn rules(texts: &[&str]) -> Result<FastFail, String> {
+        FastFail::compile(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>())
     }
 
     #[test]
@@ -117,7 +213,7 @@ mod tests {
     #[test]
     fn no_rules_block_nothing_and_say_so() {
         let rules = rules(&[]).unwrap();
-        assert!(!rules.has_fast_fail());
+        assert!(rules.is_empty());
         assert_eq!(rules.blocks(b"http://a/"), None);
     }
 
@@ -146,5 +242,53 @@ mod tests {
         let rules = rules(&["(a+)+$"]).unwrap();
         let url = [&b"a".repeat(16_000)[..], b"!"].concat();
         assert_eq!(rules.blocks(&url), None);
+    }
+
+    fn routes(direct: &[&str], tunnel: &[&str]) -> Routes {
+        let list = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            Domains::parse(&names, false).unwrap()
+        };
+        Routes {
+            direct: list(direct),
+            tunnel: list(tunnel),
+        }
+    }
+
+    #[test]
+    fn what_is_not_direct_goes_through_the_tunnel() {
+        let none = routes(&[], &[]);
+        assert_eq!(none.of("a.test"), Route::Tunnel);
+        let direct = routes(&["cdn.test"], &[]);
+        assert_eq!(direct.of("cdn.test"), Route::Direct);
+        assert_eq!(direct.of("x.CDN.test."), Route::Direct);
+        assert_eq!(direct.of("a.test"), Route::Tunnel);
+    }
+
+    #[test]
+    fn a_list_for_the_tunnel_overrides_the_other_one() {
+        let both = routes(&["a.intern.test", "cdn.test"], &["intern.test"]);
+        assert_eq!(both.of("a.intern.test"), Route::Tunnel);
+        assert_eq!(both.of("cdn.test"), Route::Direct);
+        assert_eq!(both.of("other.test"), Route::Direct);
+    }
+
+    #[test]
+    fn localhost_is_the_tunnel_host_on_whatever_list() {
+        let routes = routes(&["localhost", "127.0.0.1"], &["intern.test"]);
+        for host in [
+            "localhost",
+            "LOCALHOST.",
+            "app.localhost",
+            "127.0.0.1",
+            "127.9.9.9",
+            "::1",
+            "::ffff:127.0.0.1",
+        ] {
+            assert_eq!(routes.of(host), Route::Tunnel, "{host}");
+        }
+        for host in ["notlocalhost", "localhost.test", "128.0.0.1", "::2", ""] {
+            assert_eq!(routes.of(host), Route::Direct, "{host}");
+        }
     }
 }

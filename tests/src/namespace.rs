@@ -4,6 +4,7 @@
 use std::env;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::geteuid;
@@ -86,6 +87,17 @@ impl Inner {
         inner
     }
 
+    /// Gives the inside a further address, which the world reaches over their link.
+    pub fn add_address(&self, address: Ipv4Addr) {
+        let own = format!("{address}/32");
+        let added = self
+            .command("ip")
+            .args(["address", "add", &own, "dev", "inner"])
+            .status();
+        assert!(added.expect("nsenter runs").success(), "{own}");
+        run("ip", &["route", "add", &own, "via", &INNER.to_string()]);
+    }
+
     /// The process inside: the child of `unshare --fork`.
     fn id(&self) -> String {
         let parent = self.holder.id();
@@ -106,6 +118,17 @@ impl Inner {
         inside.args(command.get_args());
         inside
     }
+}
+
+/// In the world only: these names, and no others, are found without a name server.
+pub fn name_hosts(folder: &Path, hosts: &[(&str, &str)]) {
+    let lines: Vec<String> = hosts
+        .iter()
+        .map(|(address, name)| format!("{address} {name}\n"))
+        .collect();
+    let file = folder.join("hosts");
+    fs::write(&file, lines.concat()).expect("a folder of this test");
+    run("mount", &["--bind", &file.to_string_lossy(), "/etc/hosts"]);
 }
 
 fn run(program: &str, arguments: &[&str]) {

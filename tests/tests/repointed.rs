@@ -1,4 +1,4 @@
-//! Why the broker passes accepted sockets and nothing else: of the sockets that a process may be given, which can an
+//! Why the broker passes accepted sockets, fully dialled ones and nothing else: of the sockets that a process may be given, which can an
 //! address and MSG_FASTOPEN send to another listener, without `connect`?
 
 use std::fs;

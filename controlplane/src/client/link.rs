@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Failure;
 use super::provision::Endpoint;
+use crate::api;
 use crate::config::Config;
 use crate::runtime;
 
@@ -67,9 +68,9 @@ impl Links {
             identity,
             settings: Arc::new(Settings {
                 version: 1,
+                rules: Arc::new(api::rules(&rules).map_err(|e| local(&e))?),
                 json: rules,
                 times: config.times,
-                ..Settings::default()
             }),
             driver: config.driver,
             denied: Vec::new(),
@@ -156,7 +157,7 @@ impl Links {
             Event::Drained => self.drained = true,
             Event::Failed(text) => self.failed = Some(text),
             // Events of the other role.
-            Event::Settings { .. } | Event::Parted { .. } => {}
+            Event::Settings { .. } | Event::Parted { .. } | Event::Dial { .. } => {}
         }
     }
 

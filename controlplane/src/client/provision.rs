@@ -108,13 +108,12 @@ pub fn is_halting(tunnel: &Tunnel) -> bool {
 
 /// The request for a tunnel, with its rules and what the cloud's operator wants to know about this host.
 pub fn request(config: &Config, fingerprint: &Fingerprint) -> TunnelRequest {
-    let none = || Some(Vec::new());
     TunnelRequest {
         tunnel_identifier: config.identifier.clone(),
-        domain_names: none(),
-        direct_domains: none(),
+        domain_names: Some(config.tunnel_domains.clone()),
+        direct_domains: Some(config.direct_domains.clone()),
         fast_fail_regexps: Some(config.fast_fail_regexps.clone()),
-        no_ssl_bump_domains: none(),
+        no_ssl_bump_domains: Some(config.no_ssl_bump_domains.clone()),
         shared_tunnel: Some(false),
         tunnel_pool: Some(config.tunnel_pool),
         no_proxy_caching: Some(false),

@@ -13,6 +13,7 @@ use dataplane::limits::{self, STREAMS_OPTION_MAX};
 use super::accounts::{self, AddError};
 use super::limits::{LINKS_MAX, LOST_AFTER, ORPHANED_MAX, POOL_RELOAD_MAX, SHARDS_MAX};
 use super::messages::EndpointTimes;
+use super::outside::Network;
 use super::{Driver, EXIT_INTERNAL, Failure, Options, guest, open_store, serve, unix_now};
 use crate::duration;
 
@@ -81,6 +82,9 @@ struct ServeArguments {
     /// One for each tunnel or pool: where its browsers connect
     #[arg(long, value_name = "FIRST-LAST", default_value = "20000-29999", value_parser = port_range)]
     proxy_ports: RangeInclusive<u16>,
+    /// Networks that browsers may reach without the tunnel (-D, -t of `sc`), beside the internet, separated by commas
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
+    direct_networks: Vec<Network>,
     /// Threads that move bytes, of each endpoint
     #[arg(long, value_name = "N", default_value_t = 1)]
     endpoint_shards: usize,
@@ -243,6 +247,7 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
         public_address: arguments.public_address,
         proxy_address: arguments.proxy_address,
         proxy_ports: arguments.proxy_ports,
+        direct_networks: arguments.direct_networks,
         endpoint_shards: shards,
         max_streams: streams,
         memory_bytes,

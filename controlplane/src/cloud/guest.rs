@@ -3,12 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::endpoint::{self, Driver, Endpoint, EndpointConfig, Event, Level, Member};
 use dataplane::limits::SETTINGS_BYTES_MAX;
+use dataplane::mux::Code;
 use dataplane::settings::Settings;
 use dataplane::tls::Identity;
 use rustix::net::{SocketType, sockopt};
@@ -18,8 +20,9 @@ use tokio::time::Instant;
 
 use super::adoption::Door;
 use super::agreement::{Agreement, MemberId, Outcome};
+use super::dials::{Asker, Dial, Dials, Turn};
 use super::limits::{EVENTS_PER_TURN, LEAVE_MAX, RULES_PART_BYTES_MAX};
-use super::messages::{self, FromEndpoint, MemberCounts, Present, ToEndpoint};
+use super::messages::{self, FromEndpoint, MemberCounts, Present, ToEndpoint, Unreached};
 use super::sandbox;
 use super::seqpacket::Seqpacket;
 use crate::api::{self, Counts};
@@ -117,6 +120,7 @@ async fn start(control: Seqpacket, mut refused: Vec<String>) -> Result<Guest, St
                     agreement: Agreement::new(settings, Duration::from_millis(reload_ms)),
                     orphan_timeout: times.orphaned,
                     members: Vec::new(),
+                    dials: Dials::default(),
                 };
                 let ready = FromEndpoint::Ready {
                     fingerprint: guest.fingerprint.clone(),
@@ -173,6 +177,8 @@ struct Guest {
     /// How long it waits for another broker.
     orphan_timeout: Duration,
     members: Vec<Present>,
+    /// What the broker is asked to dial.
+    dials: Dials,
 }
 
 impl Guest {
@@ -183,7 +189,7 @@ impl Guest {
             tokio::select! {
                 message = messages::receive(&self.control), if alone.is_none() => match message {
                     Ok(Some((message, fds))) => self.obey(message, fds).await,
-                    Ok(None) | Err(_) => self.broker = Broker::Gone(Instant::now() + self.orphan_timeout),
+                    Ok(None) | Err(_) => self.orphaned(),
                 },
                 sockets = self.door.offered(), if !matches!(self.broker, Broker::Missed(_)) => {
                     self.adopted(sockets.map_err(|e| e.to_string())?).await?;
@@ -212,6 +218,44 @@ impl Guest {
     async fn tell(&self, message: FromEndpoint) {
         if self.broker == Broker::Here {
             let _ = messages::send(&self.control, &message, &[]).await;
+        }
+    }
+
+    /// Nobody dials any more until another broker is there.
+    fn orphaned(&mut self) {
+        self.broker = Broker::Gone(Instant::now() + self.orphan_timeout);
+        for (shard, id) in self.dials.take_all() {
+            self.endpoint.dialled(shard, id, Err(undialled(NO_BROKER)));
+        }
+    }
+
+    async fn dial(&mut self, dial: Dial) {
+        let (shard, id) = dial.asker;
+        if self.broker != Broker::Here {
+            return self.endpoint.dialled(shard, id, Err(undialled(NO_BROKER)));
+        }
+        match self.dials.add(dial) {
+            Turn::Now(dial) => self.ask(dial).await,
+            Turn::Later => {}
+            Turn::Never => self.endpoint.dialled(shard, id, Err(undialled(TOO_MANY_DIALS))),
+        }
+    }
+
+    async fn ask(&self, dial: Dial) {
+        let Dial { asker, host, port } = dial;
+        let (shard, id) = asker;
+        self.tell(FromEndpoint::Dial { shard, id, host, port }).await;
+    }
+
+    async fn dialled(&mut self, asker: Asker, outcome: Result<SocketAddr, Unreached>, socket: Option<OwnedFd>) {
+        let outcome = match (outcome, socket) {
+            (Ok(address), Some(socket)) => Ok((socket, address)),
+            (Ok(_), None) => Err(undialled("its socket was lost on the way")),
+            (Err(Unreached { code, text }), _) => Err((Code::named(&code).unwrap_or(Code::Unreachable), text)),
+        };
+        self.endpoint.dialled(asker.0, asker.1, outcome);
+        if let Some(next) = self.dials.answered(asker) {
+            self.ask(next).await;
         }
     }
 
@@ -288,6 +332,7 @@ impl Guest {
                     self.endpoint.link(id, link, fd, first);
                 }
             }
+            ToEndpoint::Dialled { shard, id, outcome } => self.dialled((shard, id), outcome, fds.pop()).await,
             ToEndpoint::Drain => self.endpoint.drain(),
             ToEndpoint::Report => {
                 let members = self.endpoint.members_report().into_iter();
@@ -324,6 +369,11 @@ impl Guest {
                     member, version, json, ..
                 } => {
                     self.reload(member, version, json).await;
+                    continue;
+                }
+                Event::Dial { shard, id, host, port } => {
+                    let asker = (shard, id);
+                    self.dial(Dial { asker, host, port }).await;
                     continue;
                 }
                 Event::Parted { member } => {
@@ -408,6 +458,14 @@ async fn sleep_until(when: Option<Instant>) {
         Some(when) => tokio::time::sleep_until(when).await,
         None => std::future::pending().await,
     }
+}
+
+const NO_BROKER: &str = "the cloud's control, which connects to what is reached without the tunnel, starts anew";
+const TOO_MANY_DIALS: &str = "too many connections are under way without the tunnel";
+
+/// Nothing is wrong with the site: it is worth trying again.
+fn undialled(text: &str) -> (Code, String) {
+    (Code::Limit, text.to_owned())
 }
 
 /// Who goes by this name.

@@ -17,8 +17,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dataplane::limits::SETTINGS_BYTES_MAX;
+use dataplane::mux::Code;
+use dataplane::rules::{Route, Routes};
+use dataplane::shard::Outcome;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot::Sender;
+use tokio::task::JoinSet;
 
 use seat::{Seat, Task};
 use sockets::Sockets;
@@ -28,10 +32,10 @@ use super::broker::{self, Listener, ShardSender};
 use super::bucket::Bucket;
 use super::ledger::{self, KeptEndpoint, KeptTunnel, Launched};
 use super::limits::{
-    BOOT_MAX, DEATHS_MAX, DEATHS_SPAN, EXIT_MAX, LAYERS_MAX, LINES_BURST, LINES_PER_SECOND, RELAUNCH_PAUSE,
-    RULES_PART_BYTES_MAX, SEND_MAX,
+    BOOT_MAX, DEATHS_MAX, DEATHS_SPAN, DIALS_OF_ONE_MAX, EXIT_MAX, LAYERS_MAX, LINES_BURST, LINES_PER_SECOND,
+    RELAUNCH_PAUSE, RULES_PART_BYTES_MAX, SEND_MAX,
 };
-use super::messages::{self, FromEndpoint, MemberCounts, ToEndpoint};
+use super::messages::{self, FromEndpoint, MemberCounts, ToEndpoint, Unreached};
 use super::pid::{Pid, Process};
 use super::process::{discard_if_empty, spawn, stderr_file};
 use super::registry::{Command, Member, State};
@@ -48,6 +52,8 @@ pub struct Life {
     seats: Vec<Seat>,
     /// The rules in force, as JSON.
     rules: Vec<u8>,
+    /// What of them the broker holds an endpoint to.
+    routes: Routes,
     /// A process that an earlier `serve` has started.
     orphan: Option<(Process, Key)>,
     listener: Arc<Listener>,
@@ -106,6 +112,15 @@ struct Running {
     rules: Vec<u8>,
     /// Who asks what a tunnel has counted.
     counts: Vec<(String, Sender<Counts>)>,
+    /// Connections that are under way for it.
+    dials: JoinSet<Dialled>,
+}
+
+/// What a dial came to, for whom.
+struct Dialled {
+    shard: usize,
+    id: u64,
+    outcome: Outcome,
 }
 
 impl Running {
@@ -117,6 +132,7 @@ impl Running {
             lines: Bucket::new(LINES_BURST, LINES_PER_SECOND, Instant::now()),
             rules: Vec::new(),
             counts: Vec::new(),
+            dials: JoinSet::new(),
         }
     }
 }
@@ -136,6 +152,7 @@ impl Life {
             id: first.tunnel.clone(),
             shards,
             seats: vec![Seat::new(first)],
+            routes: routes(&rules),
             rules,
             orphan: None,
             listener,
@@ -159,6 +176,7 @@ impl Life {
             id: endpoint.id,
             shards: endpoint.shards,
             seats: tunnels.into_iter().map(Seat::restored).collect(),
+            routes: routes(&endpoint.rules),
             rules: endpoint.rules,
             orphan,
             listener,
@@ -255,6 +273,11 @@ impl Life {
                     Err(e) => Err(format!("it said what no endpoint says: {e}")),
                 },
                 Some(command) = self.commands.recv() => self.told(&mut running, command).await,
+                Some(dialled) = running.dials.join_next() => match dialled {
+                    Ok(dialled) => answer(&running, dialled).await,
+                    // A panic: the shard's own time runs out.
+                    Err(_) => Ok(()),
+                },
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
                     self.cut(&running).await
                 }
@@ -377,6 +400,7 @@ impl Life {
                 }
             }
             FromEndpoint::Report { members } => self.counted(running, &members),
+            FromEndpoint::Dial { shard, id, host, port } => return self.dial(running, shard, id, host, port).await,
             FromEndpoint::Rules { part } => {
                 running
                     .rules
@@ -390,6 +414,7 @@ impl Life {
                 self.cloud.registry().take_rules(&self.id, &rules)?;
                 tracing::info!(endpoint = self.id, "new rules are in force");
                 self.rules.clone_from(&rules);
+                self.routes = routes(&rules);
                 self.written(ledger::rules(&self.cloud.store, &self.id, rules).await);
             }
             FromEndpoint::Parted { member } => {
@@ -404,6 +429,27 @@ impl Life {
             FromEndpoint::Drained => tracing::debug!(endpoint = self.id, "drained"),
             FromEndpoint::Ready { .. } | FromEndpoint::Adopted { .. } => {}
         }
+        Ok(())
+    }
+
+    /// Dials for the endpoint, if its rules say so: not every endpoint that asks is one that was not taken over.
+    async fn dial(&self, running: &mut Running, shard: usize, id: u64, host: String, port: u16) -> Result<(), String> {
+        let refused = match self.routes.of(&host) {
+            Route::Tunnel => Some((Code::Denied, "the rules send this host through the tunnel")),
+            Route::Direct if running.dials.len() >= DIALS_OF_ONE_MAX => {
+                Some((Code::Limit, "too many connections are under way without the tunnel"))
+            }
+            Route::Direct => None,
+        };
+        if let Some((code, text)) = refused {
+            let outcome = Err((code, text.to_owned()));
+            return answer(running, Dialled { shard, id, outcome }).await;
+        }
+        let cloud = Arc::clone(&self.cloud);
+        running.dials.spawn(async move {
+            let outcome = cloud.outside.dial(&host, port).await;
+            Dialled { shard, id, outcome }
+        });
         Ok(())
     }
 
@@ -558,6 +604,22 @@ impl Life {
         }
         End::Died(format!("{text} ({how})"))
     }
+}
+
+/// The rules were sound when they came in.
+fn routes(rules: &[u8]) -> Routes {
+    crate::api::routes(rules).unwrap_or_default()
+}
+
+async fn answer(running: &Running, Dialled { shard, id, outcome }: Dialled) -> Result<(), String> {
+    let (outcome, socket) = match outcome {
+        Ok((socket, address)) => (Ok(address), Some(socket)),
+        Err((code, text)) => {
+            let (code, text) = (code.name().to_owned(), messages::clean(&text));
+            (Err(Unreached { code, text }), None)
+        }
+    };
+    tell(running, &ToEndpoint::Dialled { shard, id, outcome }, socket).await
 }
 
 async fn tell(running: &Running, message: &ToEndpoint, socket: Option<OwnedFd>) -> Result<(), String> {

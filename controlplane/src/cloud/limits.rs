@@ -92,6 +92,19 @@ pub const PROBE_BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A good answer is some hundred bytes long.
 pub const PROBE_ANSWER_BYTES_MAX: u64 = 16 * 1024;
 
+/// Connections that are under way for endpoints to sites which are reached without the tunnel, of all and of each one:
+/// questions and answers of one fit the socket between it and the broker.
+pub const DIALS_MAX: usize = 256;
+pub const DIALS_OF_ONE_MAX: usize = 64;
+/// Those of one endpoint that wait for their turn.
+pub const DIALS_WAITING_MAX: usize = 1_024;
+/// One address of a site accepts the connection, all of them together, and its name is found.
+pub const DIAL_ADDRESS_MAX: Duration = limits::DIAL_ADDRESS_DEFAULT;
+pub const DIAL_MAX: Duration = Duration::from_secs(30);
+pub const LOOKUP_MAX: Duration = Duration::from_secs(10);
+/// The next address of a site is tried beside the one before it (RFC 8305 section 8).
+pub const DIAL_STAGGER: Duration = limits::DIAL_STAGGER;
+
 // ── Endpoint processes ────────────────────────────────────────────────────────────────────────────────────────────
 
 /// From the start of the process to its key.
@@ -141,6 +154,7 @@ pub const SHARDS_MAX: usize = 32;
 
 const _: () = assert!(crate::api::BODY_BYTES_MAX < DISCARDED_BYTES_MAX);
 const _: () = assert!(LINKS_MAX <= limits::LINKS_MAX);
+const _: () = assert!(DIAL_MAX.as_secs() < limits::DIRECT_DIAL_MAX.as_secs());
 const _: () = assert!(TUNNELS_PER_ACCOUNT_MAX <= limits::MEMBERS_MAX);
 // Beside the control socket, or the one of the adoption.
 const _: () = assert!(SHARDS_MAX < MESSAGE_FDS_MAX);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -83,9 +84,23 @@ pub enum ToEndpoint {
         link: u16,
         first: String,
     },
+    /// The answer to `Dial`; beside it the socket, if there is one.
+    Dialled {
+        shard: usize,
+        id: u64,
+        outcome: Result<SocketAddr, Unreached>,
+    },
     /// Drain all; `Drained` follows.
     Drain,
     Report,
+}
+
+/// Why a site was not reached.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Unreached {
+    /// The name of a [`dataplane::mux::Code`].
+    pub code: String,
+    pub text: String,
 }
 
 /// From an endpoint to the broker.
@@ -113,6 +128,13 @@ pub enum FromEndpoint {
         member: String,
         link: u16,
         reason: String,
+    },
+    /// Connect to a site that is reached without the tunnel; `Dialled` follows.
+    Dial {
+        shard: usize,
+        id: u64,
+        host: String,
+        port: u16,
     },
     Log {
         level: String,

@@ -13,6 +13,7 @@ pub mod authority;
 pub mod broker;
 pub mod bucket;
 pub mod cli;
+pub mod dials;
 pub mod front;
 pub mod guest;
 pub mod hello;
@@ -21,6 +22,7 @@ pub mod launcher;
 pub mod ledger;
 pub mod limits;
 pub mod messages;
+pub mod outside;
 pub mod pid;
 pub mod probe;
 pub mod process;
@@ -52,6 +54,7 @@ use broker::Ports;
 use ledger::KeptTunnel;
 use limits::{DRAIN_MAX, LOST_CHECK, SHUTDOWN_MAX};
 use messages::EndpointTimes;
+use outside::{Network, Outside};
 use registry::{Command, Registry};
 use store::Store;
 use succession::Served;
@@ -128,6 +131,8 @@ pub struct Options {
     pub public_address: Option<String>,
     pub proxy_address: Ipv4Addr,
     pub proxy_ports: RangeInclusive<u16>,
+    /// What browsers may reach without the tunnel, beside the internet.
+    pub direct_networks: Vec<Network>,
     pub endpoint_shards: usize,
     pub max_streams: usize,
     /// What one endpoint stays within.
@@ -149,6 +154,8 @@ pub struct Cloud {
     pub tls: TlsAcceptor,
     /// Held, so that there is one `serve` for each state folder.
     lock: File,
+    /// What is dialled for endpoints.
+    pub outside: Outside,
     registry: Mutex<Registry>,
     ports: Mutex<Ports>,
 }
@@ -256,8 +263,14 @@ pub fn serve(options: Options) -> Result<(), Failure> {
         let names = names(&options);
         let tls = authority.server_config(&names).map_err(Failure::usage)?;
         let store = Store::start(connection).map_err(Failure::internal)?;
+        let public_port = listener.local_addr().map_err(Failure::internal)?.port();
         let cloud = Arc::new(Cloud {
             lock,
+            outside: Outside::new(
+                options.direct_networks.clone(),
+                public_port,
+                options.proxy_ports.clone(),
+            ),
             registry: Mutex::default(),
             ports: Mutex::new(Ports::new(options.proxy_address, options.proxy_ports.clone())),
             tls: TlsAcceptor::from(tls),

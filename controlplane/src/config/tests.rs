@@ -280,9 +280,6 @@ fn identifiers_name_the_files_but_never_a_folder() {
 #[test]
 fn later_options_are_refused_wherever_they_are_given() {
     for line in [
-        "-B all",
-        "-D a",
-        "-t a",
         "-p h:1",
         "-w u:planted",
         "--pac u",
@@ -300,8 +297,8 @@ fn later_options_are_refused_wherever_they_are_given() {
         );
         assert!(!error.contains("planted"));
     }
-    let case = Case::new().var("SAUCE_DIRECT_DOMAINS", "a");
-    assert_eq!(case.run(BASE).unwrap_err(), "--direct-domains is not built yet");
+    let case = Case::new().var("SAUCE_PAC", "a");
+    assert_eq!(case.run(BASE).unwrap_err(), "--pac is not built yet");
     let case = Case::new().own_file("shared-tunnel: true\n");
     assert_eq!(case.run(BASE).unwrap_err(), "--shared-tunnel is not built yet");
     for line in ["-P 4445", "--se-port 4446", "--scproxy-port 29999"] {
@@ -417,4 +414,23 @@ fn fast_fail_expressions_come_from_everywhere_and_must_compile() {
         error.starts_with("--fast-fail-regexps: \"a{1\" is no regular expression"),
         "{error}"
     );
+}
+
+#[test]
+fn domains_come_from_everywhere_and_must_be_some() {
+    let case = Case::new()
+        .var("SAUCE_DIRECT_DOMAINS", "a.test, *.b.test,")
+        .own_file("tunnel-domains: c.test\n");
+    let config = case.good(&format!("{BASE} -B all"));
+    assert_eq!(config.direct_domains, ["a.test", "*.b.test"]);
+    assert_eq!(config.tunnel_domains, ["c.test"]);
+    assert_eq!(config.no_ssl_bump_domains, ["all"]);
+    for (line, named) in [
+        ("-D fine.test,http://a.test", "--direct-domains: \"http://a.test\""),
+        ("-t a.test:80", "--tunnel-domains: \"a.test:80\""),
+        ("-B *", "--no-ssl-bump-domains: \"*\""),
+    ] {
+        let error = Case::new().run(&format!("{BASE} {line}")).unwrap_err();
+        assert!(error.starts_with(named), "{error}");
+    }
 }

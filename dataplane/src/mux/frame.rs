@@ -93,6 +93,11 @@ impl Code {
         Self::ALL[self as usize - 1].1
     }
 
+    /// The code of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, own)| *own == name).map(|(code, _)| *code)
+    }
+
     fn from_wire(value: u16) -> Option<Self> {
         Self::ALL.get(usize::from(value).checked_sub(1)?).map(|c| c.0)
     }

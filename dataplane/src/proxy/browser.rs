@@ -11,6 +11,7 @@ use crate::http::page::Page;
 use crate::http::{Bad, CONTINUE, Finder, Form, Framing, Request, Scheme, Version};
 use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, WAITING_EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open};
+use crate::rules::{self, Route};
 use crate::shard::runtime::{self, Alarm, Either, Socket, select};
 use crate::shard::{Counted, Seat, Shard, Stream};
 
@@ -130,11 +131,11 @@ impl Browser {
 
     /// The rule of `-F` that drops this request. A CONNECT stays opaque: of its URLs only scheme and site are known.
     fn blocked_by(&self, request: &Request<'_>) -> Option<String> {
-        let rules = self.shard.rules();
-        if !rules.has_fast_fail() || self.is_probe {
+        let fast_fail = &self.shard.rules().fast_fail;
+        if fast_fail.is_empty() || self.is_probe {
             return None;
         }
-        rules.blocks(&rule_url(request)?).map(str::to_owned)
+        fast_fail.blocks(&rules::url(request)?).map(str::to_owned)
     }
 
     /// Reads up to the end of the next head. An idle connection holds no buffer.
@@ -176,8 +177,13 @@ impl Browser {
         }
     }
 
-    /// Opens a stream for this request, or waits for a link as long as the browser does: none if it has left.
+    /// Opens a stream for this request, or waits for a link as long as the browser does: none if it has left. What the
+    /// rules keep out of the tunnel needs no link.
     pub async fn open_stream(&mut self, request: &Request<'_>, open: Open) -> Option<Result<Stream, (Code, String)>> {
+        let host = request.authority.map_or("", |a| a.host);
+        if self.shard.rules().routes.of(host) == Route::Direct {
+            return Some(self.shard.open_direct(open));
+        }
         let may_ask = || request.version == Version::Http11;
         let opening = self.shard.open(open);
         let most = WAITING_EARLY_BYTES_MAX;
@@ -250,26 +256,6 @@ impl Browser {
             next => next,
         }
     }
-}
-
-/// The URL that rules are searched in, spelled in one way: the host in lower case and without a dot at its end, the port
-/// only where it is not the scheme's. Of a CONNECT, `https://host/`.
-fn rule_url(request: &Request<'_>) -> Option<Vec<u8>> {
-    let authority = request.authority?;
-    let (scheme, path) = match request.form {
-        Form::Authority => (Scheme::Https, &b"/"[..]),
-        _ => (request.scheme.unwrap_or(Scheme::Http), request.path),
-    };
-    let host = authority.host.trim_end_matches('.').to_ascii_lowercase();
-    let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-    let mut url = format!("{}://{open}{host}{close}", scheme.as_str());
-    if let Some(port) = authority.port.filter(|p| *p != scheme.default_port()) {
-        url.push_str(&format!(":{port}"));
-    }
-    if path.first() != Some(&b'/') {
-        url.push('/');
-    }
-    Some([url.as_bytes(), path].concat())
 }
 
 /// A request that ends with its head.

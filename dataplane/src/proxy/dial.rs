@@ -1,4 +1,5 @@
-//! From a name to a connected socket: look-up, rules of addresses, happy eyeballs (RFC 8305).
+//! From a name to a connected socket: look-up, rules of addresses, happy eyeballs (RFC 8305). An endpoint asks its broker
+//! for all of that.
 
 use std::cell::RefCell;
 use std::future::{Future, pending, poll_fn};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use super::origin::Pool;
 use super::resolve::{Lookups, Resolver, forbidden};
 use crate::limits::{DIAL_ALL_TIMES, DIAL_STAGGER, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
-use crate::mux::{Code, Opened, Timings};
+use crate::mux::{Code, Opened, Side, Timings};
 use crate::shard::runtime::{self, Alarm, Signal, Socket, select};
 use crate::shard::{Counted, Shard};
 
@@ -71,7 +72,8 @@ pub fn micros(time: Duration) -> u32 {
 
 /// What the streams of one shard share: the cache of names and the idle connections.
 pub struct Sites {
-    resolver: RefCell<Resolver>,
+    /// None at an endpoint, which looks nothing up.
+    resolver: Option<RefCell<Resolver>>,
     pub pool: RefCell<Pool<Site>>,
     /// The pool is no longer empty.
     pub filled: Signal,
@@ -84,23 +86,31 @@ thread_local! {
 
 static LOOKUPS: OnceLock<Lookups> = OnceLock::new();
 
+/// The helper threads of the process.
+fn lookups() -> io::Result<Lookups> {
+    if let Some(lookups) = LOOKUPS.get() {
+        return Ok(lookups.clone());
+    }
+    let started = Lookups::start()?;
+    Ok(LOOKUPS.get_or_init(|| started).clone())
+}
+
 impl Sites {
     /// This shard's.
-    pub fn here() -> io::Result<Rc<Self>> {
+    pub fn here(shard: &Shard) -> io::Result<Rc<Self>> {
         if let Some(sites) = SITES.with_borrow(Weak::upgrade) {
             return Ok(sites);
         }
-        let lookups = match LOOKUPS.get() {
-            Some(lookups) => lookups.clone(),
-            None => {
-                let started = Lookups::start()?;
-                LOOKUPS.get_or_init(|| started).clone()
+        let (resolver, bell) = match shard.side() {
+            Side::Endpoint => (None, None),
+            Side::Client => {
+                let resolver = Resolver::new(lookups()?)?;
+                let bell = Socket::new(resolver.wake_fd().try_clone_to_owned()?)?;
+                (Some(RefCell::new(resolver)), Some(bell))
             }
         };
-        let resolver = Resolver::new(lookups)?;
-        let bell = Socket::new(resolver.wake_fd().try_clone_to_owned()?)?;
         let sites = Rc::new(Self {
-            resolver: RefCell::new(resolver),
+            resolver,
             pool: RefCell::default(),
             filled: Signal::new(),
         });
@@ -110,8 +120,8 @@ impl Sites {
     }
 
     /// Looks a name up, within the time limit.
-    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Unreached> {
-        let found = poll_fn(|cx| self.resolver.borrow_mut().poll(runtime::now(), host, cx.waker()));
+    async fn addresses(resolver: &RefCell<Resolver>, host: &str) -> Result<Vec<IpAddr>, Unreached> {
+        let found = poll_fn(|cx| resolver.borrow_mut().poll(runtime::now(), host, cx.waker()));
         match runtime::timeout(LOOKUP_TIME_MAX, found).await {
             Some(Ok(addresses)) => Ok(addresses.to_vec()),
             Some(Err(text)) => Err((Code::Dns, format!("{host}: {text}"))),
@@ -122,7 +132,10 @@ impl Sites {
     /// Connects to the site, at an address that streams may reach.
     pub async fn dial(&self, shard: &Shard, host: &str, port: u16) -> Result<Dialled, Unreached> {
         let begun = runtime::now();
-        let found = self.addresses(host).await?;
+        let Some(resolver) = &self.resolver else {
+            return self.dial_outside(shard, host, port).await;
+        };
+        let found = Self::addresses(resolver, host).await?;
         let looked_up = runtime::now();
         let allowed = allowed(shard, host, port, &found)?;
         let time = shard.times().dial;
@@ -142,10 +155,32 @@ impl Sites {
             connect: runtime::now().since(looked_up),
         })
     }
+
+    async fn dial_outside(&self, shard: &Shard, host: &str, port: u16) -> Result<Dialled, Unreached> {
+        let begun = runtime::now();
+        let counted = shard.count_connection();
+        if shard.over_fd_mark() {
+            self.pool.borrow_mut().clear();
+        }
+        if shard.over_fd_mark() {
+            return Err((Code::Limit, "as many connections are open as may be".to_owned()));
+        }
+        let (socket, address) = shard.dial_outside(host, port).await?;
+        Ok(Dialled {
+            site: Site {
+                socket,
+                alarm: Alarm::default(),
+                _counted: counted,
+            },
+            address,
+            dns: Duration::ZERO,
+            connect: runtime::now().since(begun),
+        })
+    }
 }
 
 /// Takes the resolver's answers in and closes connections that have waited too long, as long as the shard lives.
-async fn keep(sites: Rc<Sites>, bell: Socket) {
+async fn keep(sites: Rc<Sites>, bell: Option<Socket>) {
     loop {
         let kept = !sites.pool.borrow().is_empty();
         let stirred = select(sites.filled.wait(), async {
@@ -154,11 +189,19 @@ async fn keep(sites: Rc<Sites>, bell: Socket) {
             }
             runtime::sleep(ORIGIN_SWEEP).await;
         });
-        if let runtime::Either::Left(Err(_)) = select(bell.readable(), stirred).await {
+        let rung = async {
+            match &bell {
+                Some(bell) => bell.readable().await,
+                None => pending().await,
+            }
+        };
+        if let runtime::Either::Left(Err(_)) = select(rung, stirred).await {
             return;
         }
         let now = runtime::now();
-        sites.resolver.borrow_mut().collect(now);
+        if let Some(resolver) = &sites.resolver {
+            resolver.borrow_mut().collect(now);
+        }
         sites.pool.borrow_mut().sweep(now);
     }
 }
@@ -183,7 +226,8 @@ fn allowed(shard: &Shard, host: &str, port: u16, found: &[IpAddr]) -> Result<Vec
     Ok(allowed)
 }
 
-fn told(code: Code) -> &'static str {
+/// A failed dial, for people.
+pub fn told(code: Code) -> &'static str {
     match code {
         Code::Refused => "the connection was refused",
         Code::ConnectTimeout => "the site did not accept the connection in time",
@@ -266,7 +310,7 @@ fn attempt(shard: Shard, address: SocketAddr, time: Duration) -> Attempt<(Site, 
 async fn connect(address: SocketAddr, time: Duration) -> Result<Socket, Code> {
     match runtime::timeout(time, Socket::connect(address)).await {
         None => Err(Code::ConnectTimeout),
-        Some(Err(e)) => Err(dial_code(&e)),
+        Some(Err(e)) => Err(code_of(&e)),
         // A port of this host on which nobody listens can connect to itself.
         Some(Ok(socket)) if socket.local_address() == Some(address) => Err(Code::Refused),
         Some(Ok(socket)) => Ok(socket),
@@ -282,7 +326,7 @@ fn clearer(a: Code, b: Code) -> Code {
 }
 
 /// The name of a failed `connect`.
-fn dial_code(e: &io::Error) -> Code {
+pub fn code_of(e: &io::Error) -> Code {
     match e.raw_os_error() {
         Some(libc::ECONNREFUSED | libc::ECONNRESET) => Code::Refused,
         Some(libc::ETIMEDOUT) => Code::ConnectTimeout,
@@ -298,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_failed_connect_has_the_name_of_its_errno() {
-        let code = |errno| dial_code(&io::Error::from_raw_os_error(errno));
+        let code = |errno| code_of(&io::Error::from_raw_os_error(errno));
         assert_eq!(code(libc::ECONNREFUSED), Code::Refused);
         assert_eq!(code(libc::ETIMEDOUT), Code::ConnectTimeout);
         assert_eq!(code(libc::EHOSTUNREACH), Code::Unreachable);

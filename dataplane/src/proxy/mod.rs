@@ -20,3 +20,5 @@ pub mod origin;
 mod relay;
 pub mod resolve;
 pub mod site;
+
+pub use dial::{code_of, told};

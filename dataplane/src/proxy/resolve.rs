@@ -245,7 +245,7 @@ pub fn is_own(address: SocketAddr, own: &[SocketAddr]) -> bool {
 }
 
 /// The IPv4 address inside an IPv4-mapped (RFC 4291) or NAT64 (RFC 6052) one: they lead to the same host.
-fn canonical(ip: IpAddr) -> IpAddr {
+pub fn canonical(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip else { return ip };
     match v6.octets() {
         [0x00, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] => Ipv4Addr::new(a, b, c, d).into(),
@@ -254,7 +254,7 @@ fn canonical(ip: IpAddr) -> IpAddr {
 }
 
 /// Whether packets to `ip` stay on this host. Only a local address can be bound.
-fn is_local(ip: IpAddr) -> bool {
+pub fn is_local(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
 }
 

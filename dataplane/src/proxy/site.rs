@@ -1,4 +1,4 @@
-//! `sc`: a stream that the endpoint opened becomes a connection to a site.
+//! A stream becomes a connection to a site: at `sc` what the endpoint opened, at an endpoint what goes past the tunnel.
 
 use bytes::Bytes;
 
@@ -10,6 +10,7 @@ use super::origin::{Attempt, Key};
 use super::relay::{DISMISSED, dismissed, relay};
 use crate::http::{Finder, Form, Framing, Request, Scheme};
 use crate::mux::{Code, Kind, Timings};
+use crate::rules::{self, Route};
 use crate::shard::runtime::{self, Either, select};
 use crate::shard::{Level, Shard, Stream};
 
@@ -18,13 +19,17 @@ pub async fn serve(shard: Shard, stream: Stream) {
     let Ok(host) = std::str::from_utf8(&stream.open().host).map(str::to_ascii_lowercase) else {
         return stream.reset(Code::Dns, "the name is not text");
     };
-    let sites = match Sites::here() {
+    let sites = match Sites::here(&shard) {
         Ok(sites) => sites,
         Err(e) => {
             shard.log(Level::Error, format!("starting name look-ups: {e}"));
             return stream.reset(Code::Limit, "the tunnel host has no descriptors or threads left");
         }
     };
+    let routed = shard.rules().routes.of(&host);
+    if !stream.is_direct() && routed == Route::Direct {
+        return stream.reset(Code::Denied, "the tunnel's own rules keep this host out of it (-D, -t)");
+    }
     let call = Call {
         shard: &shard,
         sites: &sites,
@@ -50,10 +55,23 @@ struct Call<'a> {
 
 impl Call<'_> {
     async fn tcp(&self) {
+        if self.is_unwanted(|| Some(rules::opaque_url(self.host, self.port))) {
+            return;
+        }
         let mut inlet = Inlet::new(self.stream);
         let Some(dialled) = self.dial().await else { return };
         self.stream.opened(dialled.opened());
         self.relay(&dialled.site, &mut inlet).await;
+    }
+
+    /// Whether `-F` drops it: the endpoint has asked under its rules, which may be older, or not its own any more.
+    fn is_unwanted(&self, url: impl FnOnce() -> Option<Vec<u8>>) -> bool {
+        let fast_fail = &self.shard.rules().fast_fail;
+        let dropped = !fast_fail.is_empty() && url().is_some_and(|url| fast_fail.blocks(&url).is_some());
+        if dropped {
+            self.reset(Code::Denied, "the tunnel's own rules drop this URL (-F)");
+        }
+        dropped
     }
 
     /// Dials; `None` if it failed or nobody waits for it any more.
@@ -104,6 +122,9 @@ impl Call<'_> {
         let names_site = request.authority.is_some_and(|a| a.matches(self.host, self.port, port));
         if !names_site || !matches!(request.form, Form::Origin | Form::Asterisk) {
             return self.reset(Code::Protocol, "the request names another site than its stream");
+        }
+        if self.is_unwanted(|| rules::url(&request)) {
+            return;
         }
         let upgraded = self.exchange(&mut inlet, &request, &head).await;
         drop(head);

@@ -18,9 +18,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::Shard;
 use super::connection::{self, Connection};
+use super::linked::StreamCell;
 use super::mailbox::{Event, Level};
 use super::runtime::{self, Either, Signal};
-use super::stream::StreamCell;
 use crate::error::Error;
 use crate::limits::LINK_DOWN_GRACE;
 use crate::mux::{self, Budget, Code, Open, Session, Side, StreamRef};

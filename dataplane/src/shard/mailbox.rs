@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicUsize;
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::outside::Outcome;
 use crate::mux::Code;
 use crate::settings::Settings;
 use crate::stats::MemberCounters;
@@ -37,6 +38,13 @@ pub enum Event {
     },
     /// `sc`: the endpoint answered for the rules that it holds now.
     SettingsAck { version: u32, accepted: bool, text: String },
+    /// Endpoint: connect to this site, which is reached without the tunnel, and answer this shard with `dialled`.
+    Dial {
+        shard: usize,
+        id: u64,
+        host: String,
+        port: u16,
+    },
     /// One line for the log.
     Log { level: Level, text: String },
     /// `drain` is done: nothing is left on any link.
@@ -95,6 +103,11 @@ pub(crate) enum Command {
     Probed {
         id: u64,
         result: Result<usize, (Code, String)>,
+    },
+    /// Endpoint: what became of a dial.
+    Dialled {
+        id: u64,
+        outcome: Outcome,
     },
     Drain,
     /// Streams on which nothing moves any more are not waited for: a drain is to follow.

@@ -8,14 +8,17 @@
 //! ```
 //!
 //! Architecture invariant: a shard decides nothing but which link a stream goes to. An endpoint's shard never makes,
-//! accepts or dials a socket.
+//! accepts or dials a socket: the broker does, and passes it.
 
 mod accept;
 pub mod buffers;
 mod connection;
 mod dial;
 mod link;
+mod linked;
 pub mod mailbox;
+mod outside;
+mod pipe;
 mod placement;
 mod probe;
 pub mod ring;
@@ -50,6 +53,7 @@ use seats::Seats;
 use waiting::Waiting;
 
 pub use mailbox::Level;
+pub use outside::Outcome;
 pub use seats::Seat;
 pub use stream::Stream;
 
@@ -90,6 +94,9 @@ struct Inner {
     handshakes: Cell<usize>,
     /// Connections above which new ones are turned away.
     connections_max: usize,
+    /// Endpoint: streams to sites that are reached without the tunnel.
+    pipes: RefCell<Vec<Rc<pipe::Pipe>>>,
+    dials: outside::Dials,
     probes: RefCell<HashMap<u64, Rc<probe::Pending>>>,
     next_probe: Cell<u64>,
     /// Endpoint: where browsers come from.
@@ -105,7 +112,7 @@ pub(crate) enum Role {
 /// Who starts the tasks that serve what arrives: the proxy, or a test.
 #[derive(Clone, Copy)]
 pub(crate) struct Services {
-    /// `sc`: a stream of kind `tcp`, `http` or `https`.
+    /// A stream of kind `tcp`, `http` or `https`: at `sc`, and at an endpoint where it goes past the tunnel.
     pub site: fn(&Shard, Stream),
     /// Endpoint: a browser's connection; true for the broker's own self-test.
     pub browser: fn(&Shard, Socket, bool),
@@ -217,6 +224,7 @@ impl Shard {
         if self.side() == Side::Endpoint && self.0.links.borrow().iter().all(|l| l.is_left()) {
             self.0.left.set(true);
             self.wake_seats();
+            self.drain_pipes();
         }
     }
 
@@ -313,14 +321,20 @@ impl Shard {
     }
 
     fn link_has_finished(&self, member: [u8; 16]) {
+        self.note_drained();
         let links = self.0.links.borrow();
-        if self.is_draining() && links.iter().all(|l| l.is_finished()) {
-            self.0.drained.raise();
-        }
         let parted = links.iter().filter(|l| l.member == member).all(|l| l.is_finished());
         drop(links);
         if parted {
             self.has_parted(member);
+        }
+    }
+
+    /// To be called after whatever may have been the last thing that a drain waits for.
+    fn note_drained(&self) {
+        let all_finished = self.0.links.borrow().iter().all(|l| l.is_finished());
+        if self.is_draining() && all_finished && self.0.pipes.borrow().is_empty() {
+            self.0.drained.raise();
         }
     }
 
@@ -358,13 +372,12 @@ impl Shard {
         // Whoever waits for a link is told now, and who asks for nothing goes.
         self.0.waiting.call(usize::MAX);
         self.wake_seats();
+        self.drain_pipes();
         let links = self.0.links.borrow().clone();
         for link in links {
             link.drain(self, GoAwayReason::Shutdown, DRAINING);
         }
-        if self.0.links.borrow().iter().all(|l| l.is_finished()) {
-            self.0.drained.raise();
-        }
+        self.note_drained();
     }
 
     // ── What arrives ──────────────────────────────────────────────────────────────────────────────────────────
@@ -447,6 +460,7 @@ impl Shard {
                 id,
             } => runtime::spawn(probe::answer(self.clone(), member, nonce, from, id)),
             Command::Probed { id, result } => self.probed(id, result),
+            Command::Dialled { id, outcome } => self.dialled(id, outcome),
         }
         false
     }

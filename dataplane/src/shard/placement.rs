@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::link::Link;
-use super::stream::StreamCell;
+use super::linked::StreamCell;
 use super::waiting::Wait;
 use super::{Shard, runtime};
 use crate::limits::{OPEN_PACE, WAITING_STARTS_PER_TURN};

@@ -1,7 +1,6 @@
-//! A stream in the hands of a task: a browser's connection at the endpoint, a site's at `sc`.
+//! A stream in the hands of a task: a browser's connection at the endpoint, a site's at `sc`. A link carries it, or it
+//! stays in its shard because its site is reached without the tunnel.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -9,232 +8,127 @@ use bytes::{Bytes, BytesMut};
 use super::Shard;
 use super::buffers;
 use super::link::Link;
-use super::runtime::{self, Signal};
+use super::linked::{Linked, StreamCell};
+use super::pipe;
 use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
-use crate::mux::{Budget, Code, Open, Opened, Recv, Session, StreamRef, Timings, WriteError};
-use crate::time::Time;
+use crate::mux::{Code, Open, Opened, Recv, StreamRef, Timings};
 
 /// What a small head may waste: copying it would cost more.
 const HEAD_SLACK_BYTES: usize = 256;
 
-/// One stream of the multiplex. Dropping it resets with `cancelled` what has not ended.
+/// One stream. Dropping it resets with `cancelled` what has not ended.
 ///
 /// All methods take `&self`, so that one task may read while it writes ([`super::runtime::both`]); one waiter for each
 /// kind of wait. All waits may be dropped.
-///
-/// A stream whose OPEN had not left when its link died is placed anew behind the holder's back (on another link, or
-/// once a link is up): what was written so far is written again. The holder only sees the wait.
-pub struct Stream {
-    shard: Shard,
-    open: Open,
-    place: RefCell<(Rc<Link>, StreamRef)>,
-    cell: Rc<StreamCell>,
-    moving: Cell<bool>,
-    /// Why it could not be placed anew, or that it was reset meanwhile.
-    lost: RefCell<Option<(Code, String)>>,
-}
+pub struct Stream(Carrier);
 
-/// What a link tells about a stream.
-#[derive(Default)]
-pub(super) struct StreamCell {
-    pub readable: Signal,
-    pub writable: Signal,
-    pub accepted: Signal,
-    pub opened: Cell<Option<Opened>>,
-    /// Its member is lost, and another one is there.
-    pub forsaken: Signal,
-    /// Its link drains, or is about to.
-    pub draining: Signal,
-    /// The stream has no place now, or has one where what was written before is not written again yet.
-    withdrawn: Cell<bool>,
-    /// How often it lost its place.
-    withdrawals: Cell<u32>,
-    returned: RefCell<Returned>,
-    /// As `writable`, for whoever writes again.
-    replayable: Signal,
-}
-
-impl StreamCell {
-    /// The peer never acted on the stream and will not: whoever waits places it anew, with what was written to it.
-    pub fn withdraw(&self, frames: Vec<Bytes>, finished: Option<Option<Timings>>) {
-        let mut returned = self.returned.borrow_mut();
-        for frame in frames.into_iter().rev() {
-            returned.frames.push_front(frame);
-        }
-        returned.finished = returned.finished.or(finished);
-        drop(returned);
-        // Its next link may not drain.
-        self.draining.take();
-        self.withdrawn.set(true);
-        self.withdrawals.set(self.withdrawals.get().wrapping_add(1));
-        self.raise_all();
-    }
-
-    /// Room may have grown, or writing was stopped.
-    pub fn is_writable(&self) {
-        self.writable.raise();
-        self.replayable.raise();
-    }
-
-    fn raise_all(&self) {
-        self.readable.raise();
-        self.is_writable();
-        self.accepted.raise();
-    }
-}
-
-/// What was written to a stream that has to be placed anew.
-#[derive(Default)]
-struct Returned {
-    /// DATA frames with their head-room.
-    frames: VecDeque<Bytes>,
-    finished: Option<Option<Timings>>,
-}
-
-impl Returned {
-    /// The next frame, or its first `room` bytes (> 0) if it has more: whoever waited for room for all of it would not be
-    /// told when there is some.
-    fn take(&mut self, room: usize) -> Option<BytesMut> {
-        let frame = self.frames.pop_front()?;
-        let payload = &frame[FRAME_HEADER_BYTES..];
-        if payload.len() <= room {
-            return Some(
-                frame
-                    .try_into_mut()
-                    .unwrap_or_else(|f| buffers::frame(&f[FRAME_HEADER_BYTES..])),
-            );
-        }
-        let (now, later) = payload.split_at(room);
-        self.frames.push_front(buffers::frame(later).freeze());
-        Some(buffers::frame(now))
-    }
+enum Carrier {
+    Link(Linked),
+    Pipe(pipe::End),
 }
 
 impl Stream {
     /// Opens a stream on a live link, or waits for one.
     pub(super) async fn open_own(shard: &Shard, open: Open) -> Result<Self, (Code, String)> {
-        let cell = Rc::new(StreamCell::default());
-        let place = shard.place(&open, &cell).await?;
-        Ok(Self::new(shard.clone(), place, cell, open))
+        Ok(Self(Carrier::Link(Linked::open_own(shard, open).await?)))
     }
 
     /// Opens a stream on this link or not at all.
     pub(super) fn open_on(shard: &Shard, link: &Rc<Link>, open: Open) -> Option<Self> {
-        let cell = Rc::new(StreamCell::default());
-        let stream = link.open(shard, &open, &cell).ok()?;
-        Some(Self::new(shard.clone(), (link.clone(), stream), cell, open))
+        Some(Self(Carrier::Link(Linked::open_on(shard, link, open)?)))
     }
 
     pub(super) fn from_peer(shard: Shard, link: Rc<Link>, stream: StreamRef, cell: Rc<StreamCell>, open: Open) -> Self {
-        Self::new(shard, (link, stream), cell, open)
+        Self(Carrier::Link(Linked::from_peer(shard, link, stream, cell, open)))
     }
 
-    fn new(shard: Shard, place: (Rc<Link>, StreamRef), cell: Rc<StreamCell>, open: Open) -> Self {
-        shard.0.counters.streams_opened.add(1);
-        shard.0.counters.streams_open.add(1);
-        Self {
-            shard,
-            open,
-            place: RefCell::new(place),
-            cell,
-            moving: Cell::new(false),
-            lost: RefCell::new(None),
-        }
+    pub(super) fn of_pipe(end: pipe::End) -> Self {
+        Self(Carrier::Pipe(end))
     }
 
-    fn with<R>(&self, call: impl FnOnce(&mut Session, &mut Budget, Time, StreamRef) -> R) -> R {
-        let (link, stream) = self.place();
-        link.with(&self.shard, |s, b, now| call(s, b, now, stream))
-    }
-
-    fn ask<R>(&self, call: impl FnOnce(&mut Session, &mut Budget, Time, StreamRef) -> R) -> R {
-        let (link, stream) = self.place();
-        link.ask(&self.shard, |s, b, now| call(s, b, now, stream))
-    }
-
-    fn place(&self) -> (Rc<Link>, StreamRef) {
-        let place = self.place.borrow();
-        (place.0.clone(), place.1)
+    /// Whether its site is reached without the tunnel.
+    pub fn is_direct(&self) -> bool {
+        matches!(self.0, Carrier::Pipe(_))
     }
 
     /// Waits for what the peer sends next: data or the end, never `Pending`. Bytes are to be given back with
     /// [`Stream::consumed`] once the local socket has them. After an end: `Gone`.
     pub async fn next(&self) -> Recv {
-        loop {
-            self.settle().await;
-            match self.recv() {
-                Recv::Pending => self.cell.readable.wait().await,
-                other => return other,
-            }
+        match &self.0 {
+            Carrier::Link(stream) => stream.next().await,
+            Carrier::Pipe(end) => end.next().await,
         }
     }
 
-    /// Endpoint: counts the exchange that it carries.
+    /// Endpoint: counts the exchange that it carries, if it goes through the tunnel.
     pub fn count_request(&self) {
-        self.shard.0.counters.requests.add(1);
-        self.place().0.counters.requests.add(1);
+        if let Carrier::Link(stream) = &self.0 {
+            stream.count_request();
+        }
     }
 
     /// Endpoint: waits until its member is lost while another one is there to ask. May be dropped.
     pub async fn forsaken(&self) {
-        loop {
-            self.cell.forsaken.wait().await;
-            // It may have been placed anew since.
-            if self.place().0.is_lost() {
-                return;
-            }
+        match &self.0 {
+            Carrier::Link(stream) => stream.forsaken().await,
+            Carrier::Pipe(_) => std::future::pending().await,
         }
     }
 
-    /// Waits until its link drains, or is about to; once. May be dropped.
+    /// Waits until what carries it drains, or is about to; once. May be dropped.
     pub async fn draining(&self) {
-        self.cell.draining.wait().await;
+        match &self.0 {
+            Carrier::Link(stream) => stream.draining().await,
+            Carrier::Pipe(end) => end.draining().await,
+        }
     }
 
     /// It waits for a link: nothing of it has reached the other side.
     pub fn has_no_place(&self) -> bool {
-        self.cell.withdrawn.get()
+        match &self.0 {
+            Carrier::Link(stream) => stream.has_no_place(),
+            Carrier::Pipe(_) => false,
+        }
     }
 
     /// Endpoint: whether it ended with `code` because of its member, while another one is there to ask.
     pub fn is_orphaned(&self, code: Code) -> bool {
-        let gone = matches!(code, Code::TunnelDown | Code::PeerRestarted | Code::Shutdown);
-        gone && self.shard.has_another_member(self.place().0.member)
+        match &self.0 {
+            Carrier::Link(stream) => stream.is_orphaned(code),
+            Carrier::Pipe(_) => false,
+        }
     }
 
     /// Waits until something new has arrived, an end above all. May be dropped.
     pub async fn arrival(&self) {
-        self.cell.readable.wait().await;
+        match &self.0 {
+            Carrier::Link(stream) => stream.arrival().await,
+            Carrier::Pipe(end) => end.arrival().await,
+        }
     }
 
     /// As [`Stream::next`] without waiting: may be `Pending`.
     pub fn recv(&self) -> Recv {
-        if let Some((code, text)) = &*self.lost.borrow() {
-            return Recv::Reset(*code, crate::mux::frame::short_text(text));
+        match &self.0 {
+            Carrier::Link(stream) => stream.recv(),
+            Carrier::Pipe(end) => end.recv(),
         }
-        if self.cell.withdrawn.get() {
-            return Recv::Pending;
-        }
-        let received = self.ask(|s, b, _, stream| s.recv(b, stream));
-        if let Recv::Reset(code, _) = &received {
-            self.shard.0.counters.reset(*code);
-        }
-        received
     }
 
     /// The local socket took `bytes` of what [`Stream::next`] gave: the peer may send as many more.
     pub fn consumed(&self, bytes: usize) {
-        self.shard.0.counters.bytes_in.add(bytes as u64);
-        if !self.cell.withdrawn.get() {
-            self.with(|s, b, now, stream| s.consumed(now, b, stream, bytes));
+        match &self.0 {
+            Carrier::Link(stream) => stream.consumed(bytes),
+            Carrier::Pipe(end) => end.consumed(bytes),
         }
     }
 
     /// What [`Stream::next`] gave and [`Stream::consumed`] did not take is given again. To be called when the local
     /// socket is full, before waiting for it: slices that someone keeps pin the link's buffers.
     pub fn rewind(&self) {
-        if !self.cell.withdrawn.get() {
-            self.ask(|s, _, _, stream| s.rewind(stream));
+        match &self.0 {
+            Carrier::Link(stream) => stream.rewind(),
+            Carrier::Pipe(end) => end.rewind(),
         }
     }
 
@@ -243,12 +137,9 @@ impl Stream {
     /// # Errors
     /// Why the peer wants no more: its RESET, or the end of the session. The other direction may still deliver.
     pub async fn room(&self) -> Result<usize, Code> {
-        loop {
-            self.settle().await;
-            match self.room_now()? {
-                0 => self.cell.writable.wait().await,
-                room => return Ok(room),
-            }
+        match &self.0 {
+            Carrier::Link(stream) => stream.room().await,
+            Carrier::Pipe(end) => end.room().await,
         }
     }
 
@@ -257,42 +148,26 @@ impl Stream {
     /// # Errors
     /// As [`Stream::room`].
     pub fn room_now(&self) -> Result<usize, Code> {
-        if let Some((code, _)) = &*self.lost.borrow() {
-            return Err(*code);
-        }
-        if self.cell.withdrawn.get() {
-            return Ok(0);
-        }
-        match self.ask(|s, b, now, stream| s.room(now, b, stream)) {
-            Ok(room) => Ok(room),
-            Err(WriteError::Stopped(code)) => Err(code),
-            Err(WriteError::Gone) => Err(Code::Cancelled),
+        match &self.0 {
+            Carrier::Link(stream) => stream.room_now(),
+            Carrier::Pipe(end) => end.room_now(),
         }
     }
 
     /// Waits until the peer wants no more of this direction, and returns why. Not beside [`Stream::room`].
     pub async fn stopped(&self) -> Code {
-        loop {
-            match self.room_now() {
-                Err(code) => return code,
-                Ok(_) => self.cell.writable.wait().await,
-            }
+        match &self.0 {
+            Carrier::Link(stream) => stream.stopped().await,
+            Carrier::Pipe(end) => end.stopped().await,
         }
     }
 
     /// Writes one frame within [`Stream::room`]: 12 bytes of head-room, then 1 … 16,372 bytes of payload
     /// ([`super::buffers::Buffers::read`] makes such frames, [`super::buffers::frame`] copies into one).
     pub fn write(&self, frame: BytesMut) {
-        self.shard
-            .0
-            .counters
-            .bytes_out
-            .add((frame.len() - FRAME_HEADER_BYTES) as u64);
-        if self.cell.withdrawn.get() {
-            // Its room was given before: at most one read of the local socket.
-            self.cell.returned.borrow_mut().frames.push_back(frame.freeze());
-        } else {
-            self.with(|s, b, now, stream| s.write(now, b, stream, frame));
+        match &self.0 {
+            Carrier::Link(stream) => stream.write(frame),
+            Carrier::Pipe(end) => end.write(frame),
         }
     }
 
@@ -331,20 +206,17 @@ impl Stream {
 
     /// Ends this direction, cleanly. `timings`: from `sc` on http(s).
     pub fn finish(&self, timings: Option<Timings>) {
-        if self.cell.withdrawn.get() {
-            self.cell.returned.borrow_mut().finished = Some(timings);
-        } else {
-            self.with(|s, _, now, stream| s.finish(now, stream, timings));
+        match &self.0 {
+            Carrier::Link(stream) => stream.finish(timings),
+            Carrier::Pipe(end) => end.finish(timings),
         }
     }
 
     /// Ends the stream: before [`Stream::finish`] in both directions, after it only the peer's.
     pub fn reset(&self, code: Code, text: &str) {
-        self.shard.0.counters.reset(code);
-        if self.cell.withdrawn.get() {
-            self.lose(code, text.to_owned());
-        } else {
-            self.with(|s, b, now, stream| s.reset(now, b, stream, code, text));
+        match &self.0 {
+            Carrier::Link(stream) => stream.reset(code, text),
+            Carrier::Pipe(end) => end.reset(code, text),
         }
     }
 
@@ -353,133 +225,33 @@ impl Stream {
     /// # Errors
     /// Why it is not, with text for people.
     pub async fn accepted(&self) -> Result<Opened, (Code, Bytes)> {
-        loop {
-            self.settle().await;
-            if let Some(opened) = self.cell.opened.get() {
-                return Ok(opened);
-            }
-            match self.recv() {
-                Recv::Pending => {
-                    runtime::select(self.cell.accepted.wait(), self.cell.readable.wait()).await;
-                }
-                Recv::Reset(code, text) => return Err((code, text)),
-                Recv::Gone => return Err((Code::TunnelDown, Bytes::new())),
-                Recv::Data(_) | Recv::Fin(_) => {
-                    return Err((
-                        Code::Protocol,
-                        Bytes::from_static(b"the stream spoke before it was accepted"),
-                    ));
-                }
-            }
+        match &self.0 {
+            Carrier::Link(stream) => stream.accepted().await,
+            Carrier::Pipe(end) => end.accepted().await,
         }
     }
 
-    /// At `sc`: the site of a `tcp` stream is connected.
+    /// Where it is served: the site of a `tcp` stream is connected.
     pub fn opened(&self, opened: Opened) {
-        self.with(|s, _, _, stream| s.opened(stream, opened));
+        match &self.0 {
+            Carrier::Link(stream) => stream.opened(opened),
+            Carrier::Pipe(end) => end.opened(opened),
+        }
     }
 
     /// What the stream was opened with.
     pub fn open(&self) -> &Open {
-        &self.open
+        match &self.0 {
+            Carrier::Link(stream) => stream.open(),
+            Carrier::Pipe(end) => end.open(),
+        }
     }
 
     /// The shard that carries it.
     pub fn shard(&self) -> &Shard {
-        &self.shard
-    }
-
-    /// Places a withdrawn stream anew. If another wait of this stream is at it already, that one wakes us.
-    async fn settle(&self) {
-        if self.cell.withdrawn.get() && self.lost.borrow().is_none() && !self.moving.replace(true) {
-            // Boxed because it is rare, and every wait of every stream holds the place for it.
-            Box::pin(self.place_anew()).await;
+        match &self.0 {
+            Carrier::Link(stream) => stream.shard(),
+            Carrier::Pipe(end) => end.shard(),
         }
-    }
-
-    async fn place_anew(&self) {
-        let _moving = Moving(self);
-        while self.lost.borrow().is_none() {
-            let round = self.cell.withdrawals.get();
-            match self.shard.place(&self.open, &self.cell).await {
-                Err((code, text)) => self.lose(code, text),
-                Ok(place) => {
-                    self.place.replace(place);
-                    if self.write_again(round).await {
-                        self.shard.0.counters.streams_moved.add(1);
-                        self.cell.withdrawn.set(false);
-                        return;
-                    }
-                }
-            }
-        }
-        let (link, stream) = self.place();
-        link.release(&self.shard, stream);
-    }
-
-    /// Writes what was written before; false if the stream was withdrawn once more.
-    async fn write_again(&self, round: u32) -> bool {
-        loop {
-            if self.cell.withdrawals.get() != round || self.lost.borrow().is_some() {
-                return false;
-            }
-            if self.cell.returned.borrow().frames.is_empty() {
-                if let Some(timings) = self.cell.returned.take().finished {
-                    self.with(|s, _, now, stream| s.finish(now, stream, timings));
-                }
-                return true;
-            }
-            let room = match self.ask(|s, b, now, stream| s.room(now, b, stream)) {
-                Ok(0) => {
-                    self.cell.replayable.wait().await;
-                    continue;
-                }
-                Ok(room) => room,
-                // A stream that was stopped takes the frame and drops it: the holder learns of the end by itself.
-                Err(_) => FRAME_PAYLOAD_BYTES_MAX,
-            };
-            let frame = self.cell.returned.borrow_mut().take(room);
-            if let Some(frame) = frame {
-                self.with(|s, b, now, stream| s.write(now, b, stream, frame));
-            }
-        }
-    }
-
-    fn lose(&self, code: Code, text: String) {
-        self.lost.borrow_mut().get_or_insert((code, text));
-        self.cell.raise_all();
-    }
-}
-
-/// While a wait places the stream anew; if that wait is dropped, the next one takes over.
-struct Moving<'a>(&'a Stream);
-
-impl Drop for Moving<'_> {
-    fn drop(&mut self) {
-        self.0.moving.set(false);
-        self.0.cell.raise_all();
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.shard.0.counters.streams_open.sub(1);
-        let (link, stream) = self.place();
-        link.release(&self.shard, stream);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_frame_that_is_placed_anew_fits_whatever_room_there_is() {
-        let mut returned = Returned::default();
-        returned.frames.push_back(buffers::frame(b"placed anew").freeze());
-        let mut next = |room| returned.take(room).map(|f| f[FRAME_HEADER_BYTES..].to_vec());
-        assert_eq!(next(6).as_deref(), Some(&b"placed"[..]));
-        assert_eq!(next(5).as_deref(), Some(&b" anew"[..]));
-        assert_eq!(next(5), None);
     }
 }

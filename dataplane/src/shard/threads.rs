@@ -269,6 +269,8 @@ impl Seed {
             undrained: self.undrained,
             handshakes: Cell::new(0),
             connections_max: self.connections_max,
+            pipes: RefCell::default(),
+            dials: super::outside::Dials::default(),
             probes: RefCell::new(HashMap::new()),
             next_probe: Cell::new(0),
             browsers: RefCell::default(),

@@ -6,7 +6,9 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use dataplane::client::Driver;
+use dataplane::client::{ClientConfig, Driver};
+use dataplane::rules::{Domains, FastFail, Routes, Rules};
+use dataplane::settings::Settings;
 
 use crate::tunnel::{PATIENCE, SETTINGS, Tunnel, on_both_drivers, read_head, site};
 
@@ -148,6 +150,57 @@ fn the_tunnels_own_listeners_are_denied_under_every_name() {
     }
     own.set_nonblocking(true).unwrap();
     assert!(own.accept().is_err());
+    tunnel.stop();
+}
+
+/// The endpoint asks the same rules first, but it may be older than they are, or taken over.
+#[test]
+fn the_client_refuses_by_its_own_rules_what_the_endpoint_lets_through() {
+    let (tunnel, config) = Tunnel::without_client(Driver::Auto);
+    let list = |text: &str| [text.to_owned()];
+    let rules = Rules {
+        fast_fail: FastFail::compile(&list("/secret|^https://opaque")).unwrap(),
+        routes: Routes {
+            direct: Domains::parse(&list("direct.test"), false).unwrap(),
+            tunnel: Domains::default(),
+        },
+        no_bump: Domains::default(),
+    };
+    let settings = Arc::new(Settings {
+        rules: Arc::new(rules),
+        ..Settings::clone(&config.settings)
+    });
+    let tunnel = tunnel.joined_by(ClientConfig { settings, ..config });
+    let (tell, told) = mpsc::channel();
+    let site = site(move |mut connection| {
+        tell.send(read_head(&mut connection)).unwrap();
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        connection.get_mut().write_all(answer).unwrap();
+    });
+    for (url, words) in [
+        ("http://direct.test/", "(-D, -t)"),
+        ("http://www.direct.test:81/", "(-D, -t)"),
+        (&format!("http://{site}/secret/x"), "(-F)"),
+    ] {
+        let answer = tunnel.get(url);
+        let body = String::from_utf8_lossy(&answer.body).into_owned();
+        assert_eq!(
+            (answer.status, answer.field("Culvert-Error")),
+            (403, Some("denied")),
+            "{url}"
+        );
+        assert!(body.contains(words), "{url}: {body}");
+    }
+    for authority in ["direct.test:443", "opaque.test:443"] {
+        let mut browser = tunnel.browser();
+        browser.send(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes());
+        assert_eq!(browser.answer("CONNECT").status, 403, "{authority}");
+    }
+    assert_eq!(tunnel.get(&format!("http://{site}/open")).status, 200);
+    assert!(
+        told.recv().unwrap().starts_with("GET /open"),
+        "a refused request reached the site"
+    );
     tunnel.stop();
 }
 

@@ -32,8 +32,14 @@ pub struct Tunnel {
 impl Tunnel {
     /// A tunnel that has proved that it works. `denied`: listening sockets of its own.
     pub fn start(driver: Driver, denied: Vec<SocketAddr>) -> Self {
-        let (mut tunnel, config) = Self::without_client(driver);
-        tunnel.client = Some(client::start(ClientConfig { denied, ..config }).unwrap());
+        let (tunnel, config) = Self::without_client(driver);
+        tunnel.joined_by(ClientConfig { denied, ..config })
+    }
+
+    /// Starts the client and waits until both have proved that they work.
+    pub fn joined_by(self, client: ClientConfig) -> Self {
+        let mut tunnel = self;
+        tunnel.client = Some(client::start(client).unwrap());
         // A link is up a round trip before it takes streams.
         for _ in 0..10_000 {
             let answer = tunnel.probe("http://probe.culvert.invalid/nonce");

@@ -1,0 +1,206 @@
+//! `-D` and `-t`: what goes past the tunnel is dialled by the cloud, and only if it is on the internet. The cloud is in
+//! one network namespace, `sc` and both sites are in another one; one site has an address of the internet there.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tests::both_drivers;
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, binary};
+use tests::http::{Answer, Client, connect};
+use tests::namespace::{INNER, Inner, WORLD, in_world, name_hosts};
+use tests::process::Process;
+use tests::tls;
+use tests::websocket::WebSocket;
+
+both_drivers![
+    what_is_direct_goes_past_the_tunnel,
+    what_is_not_for_the_tunnel_is_direct,
+    the_internet_and_nothing_else
+];
+
+/// Of the site that is on the internet; in no list of special addresses.
+const INTERNET: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 14);
+const HOSTS: [(&str, &str); 6] = [
+    ("127.0.0.1", "localhost"),
+    ("93.184.215.14", "cdn.test"),
+    ("93.184.215.14", "www.cdn.test"),
+    ("10.99.0.2", "intern.test"),
+    ("10.99.0.2", "rebound.cdn.test"),
+    ("169.254.169.254", "metadata.cdn.test"),
+];
+const PORT: u16 = 8_080;
+const TLS_PORT: u16 = 8_443;
+
+/// Both namespaces with all that runs in them.
+struct Stage {
+    inner: Inner,
+    cloud: Cloud,
+    folder: TempDir,
+    _sites: [Process; 2],
+}
+
+impl Stage {
+    /// None outside of the world: the test has run there.
+    fn set(driver: Driver, test: &str, arguments: &[&str]) -> Option<Self> {
+        let module = if driver == Driver::IoUring { "io_uring" } else { "epoll" };
+        if !in_world(&format!("{module}::{test}")) {
+            return None;
+        }
+        let inner = Inner::enclose();
+        inner.add_address(INTERNET);
+        let folder = tempfile::tempdir().unwrap();
+        name_hosts(folder.path(), &HOSTS);
+        let sites = [
+            site(&inner, INTERNET, &folder.path().join("outside.pem")),
+            site(&inner, INNER, &folder.path().join("inside.pem")),
+        ];
+        let cloud = Cloud::with(CloudOptions {
+            public: WORLD,
+            arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
+            ..CloudOptions::new(driver)
+        });
+        Some(Self {
+            inner,
+            cloud,
+            folder,
+            _sites: sites,
+        })
+    }
+
+    fn tunnel(&self, arguments: &[&str]) -> Tunnel {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sc = self.cloud.sc(&folder.path().join("sc.log"));
+        sc.arg("--pidfile").arg(folder.path().join("sc.pid"));
+        sc.args(["--shards", "1"]).args(arguments);
+        self.cloud.adopt(Process::start(&mut self.inner.enter(&sc)), folder)
+    }
+
+    /// Requests for `path` that a site has seen: asked of it directly, from the other namespace.
+    fn seen(&self, site: Ipv4Addr, path: &str) -> u64 {
+        let mut client = Client::dial(SocketAddr::from((site, PORT))).unwrap();
+        let counters: Value = client.get("/counters").unwrap().json();
+        counters["paths"][path].as_u64().unwrap_or(0)
+    }
+}
+
+fn site(inner: &Inner, address: Ipv4Addr, ca: &Path) -> Process {
+    let mut command = Command::new(binary("demo-site"));
+    command.args(["--http", &SocketAddrV4::new(address, PORT).to_string()]);
+    command.args(["--https", &SocketAddrV4::new(address, TLS_PORT).to_string()]);
+    command.arg("--ca").arg(ca).args(["www.cdn.test", "intern.test"]);
+    let site = Process::start(&mut inner.enter(&command));
+    site.line("its address", |line| line.starts_with("HTTPS: ").then_some(()));
+    site
+}
+
+fn refused(answer: &Answer, status: u16, name: &str, words: &str) {
+    let shown = (answer.status(), answer.head.field("Culvert-Error"));
+    assert_eq!(shown, (status, Some(name)), "{}", answer.text());
+    assert!(answer.text().contains(words), "{words:?} is not in {}", answer.text());
+}
+
+/// `-D`: bodies both ways, kept connections, WebSocket and HTTPS; the tunnel carries none of it, and works beside it.
+fn what_is_direct_goes_past_the_tunnel(driver: Driver) {
+    let Some(stage) = Stage::set(driver, "what_is_direct_goes_past_the_tunnel", &[]) else {
+        return;
+    };
+    let tunnel = stage.tunnel(&["-D", "cdn.test", "-F", "/unwanted"]);
+    let counted = || stage.cloud.tunnel(&tunnel.id)["culvert"]["requests"].as_u64();
+    let (direct, inside) = (
+        format!("http://www.cdn.test:{PORT}"),
+        format!("http://intern.test:{PORT}"),
+    );
+    let before = counted();
+    let mut client = tunnel.client();
+    client.download(&direct, 1, 5_000_000, "").unwrap();
+    client.upload(&direct, 2, 3_000_000, false).unwrap();
+    client.upload(&direct, 3, 300_000, true).unwrap();
+    assert_eq!(
+        client
+            .request("HEAD", &format!("{direct}/bytes?seed=1&length=9"), &[], b"")
+            .unwrap()
+            .status(),
+        200
+    );
+    refused(
+        &client.get(&format!("{direct}/unwanted")).unwrap(),
+        403,
+        "blocked",
+        "/unwanted",
+    );
+    let mut socket = WebSocket::open(tunnel.client(), &format!("{direct}/ws")).unwrap();
+    socket.send(1, b"past the tunnel").unwrap();
+    assert_eq!(socket.receive().unwrap(), (1, b"past the tunnel".to_vec()));
+    let trust = tls::trust_file(&stage.folder.path().join("outside.pem")).unwrap();
+    let mut secure = tls::client_through(tunnel.proxy, &trust, "www.cdn.test", TLS_PORT)
+        .unwrap()
+        .unwrap();
+    secure.download("", 4, 1_000_000, "").unwrap();
+    assert_eq!(counted(), before, "the tunnel carried some of it");
+    // Between the others on one connection.
+    client.download(&inside, 5, 100_000, "").unwrap();
+    client.download(&direct, 6, 100_000, "").unwrap();
+    assert_eq!(counted(), before.map(|n| n + 1));
+    assert_eq!((stage.seen(INTERNET, "/bytes"), stage.seen(INNER, "/bytes")), (4, 1));
+    assert_eq!(stage.seen(INTERNET, "/upload"), 2);
+    tunnel.process.signal(rustix::process::Signal::KILL);
+    // Past the tunnel there is no need of it.
+    client.download(&direct, 7, 100_000, "").unwrap();
+}
+
+/// `-t` overrides `-D`: what it does not name goes past the tunnel, but for `localhost`.
+fn what_is_not_for_the_tunnel_is_direct(driver: Driver) {
+    let Some(stage) = Stage::set(driver, "what_is_not_for_the_tunnel_is_direct", &[]) else {
+        return;
+    };
+    let tunnel = stage.tunnel(&["-D", "intern.test", "-t", "*.elsewhere.test,intern.test"]);
+    let mut client = tunnel.client();
+    client
+        .download(&format!("http://intern.test:{PORT}"), 1, 10_000, "")
+        .unwrap();
+    client
+        .download(&format!("http://cdn.test:{PORT}"), 2, 10_000, "")
+        .unwrap();
+    assert_eq!((stage.seen(INTERNET, "/bytes"), stage.seen(INNER, "/bytes")), (1, 1));
+    // The tunnel host's, where nobody listens; the cloud's own would be denied.
+    let answer = client.get("http://localhost:9/").unwrap();
+    refused(&answer, 502, "refused", "localhost:9");
+}
+
+/// Addresses that are not on the internet are denied whatever names them; a network may be allowed.
+fn the_internet_and_nothing_else(driver: Driver) {
+    let allowed = ["--direct-networks", "10.99.0.0/30"];
+    let Some(mut stage) = Stage::set(driver, "the_internet_and_nothing_else", &allowed) else {
+        return;
+    };
+    let tunnel = stage.tunnel(&["-D", "cdn.test,93.184.215.14,10.0.0.0,::ffff:169.254.169.254"]);
+    let mut client = tunnel.client();
+    for host in ["metadata.cdn.test", "10.0.0.0", "[::ffff:169.254.169.254]"] {
+        let answer = client.get(&format!("http://{host}/")).unwrap();
+        refused(&answer, 403, "denied", "only the internet");
+        let answer = connect(tunnel.proxy, &format!("{host}:443")).unwrap().unwrap_err();
+        refused(&answer, 403, "denied", "only the internet");
+    }
+    client
+        .download(&format!("http://rebound.cdn.test:{PORT}"), 1, 10_000, "")
+        .unwrap();
+    assert_eq!(stage.seen(INNER, "/bytes"), 1);
+    refused(&client.get("http://cdn.test:9/").unwrap(), 502, "refused", "cdn.test:9");
+    let answer = client.get("http://nowhere.cdn.test/").unwrap();
+    refused(&answer, 502, "dns", "nowhere.cdn.test");
+    // Without a broker nobody dials, and kept connections serve on.
+    let direct = format!("http://{INTERNET}:{PORT}");
+    client.download(&direct, 2, 10_000, "").unwrap();
+    stage.cloud.kill();
+    client.download(&direct, 3, 10_000, "").unwrap();
+    let other = format!("http://cdn.test:{PORT}");
+    refused(&client.get(&other).unwrap(), 503, "limit", "starts anew");
+    stage.cloud.restart();
+    stage.cloud.tunnel(&tunnel.id);
+    client
+        .download(&format!("http://cdn.test:{PORT}"), 4, 10_000, "")
+        .unwrap();
+}
