@@ -41,6 +41,7 @@ pub struct Counters {
     pub connections: Counter,
     pub streams_opened: Counter,
     pub streams_open: Counter,
+    pub streams_withdrawn: Counter,
     pub streams_moved: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
@@ -113,7 +114,9 @@ pub struct Report {
     pub streams_opened: u64,
     /// Streams that are open.
     pub streams_open: u64,
-    /// Streams that were placed anew, because the link they were first given to never carried them.
+    /// Streams taken back from a link, which was gone before it carried them.
+    pub streams_withdrawn: u64,
+    /// Of these, streams that were placed anew.
     pub streams_moved: u64,
     /// Payload bytes that came through the tunnel.
     pub bytes_in: u64,
@@ -146,6 +149,7 @@ impl Report {
             connections: sum(|c| &c.connections),
             streams_opened: sum(|c| &c.streams_opened),
             streams_open: sum(|c| &c.streams_open),
+            streams_withdrawn: sum(|c| &c.streams_withdrawn),
             streams_moved: sum(|c| &c.streams_moved),
             bytes_in: sum(|c| &c.bytes_in),
             bytes_out: sum(|c| &c.bytes_out),

@@ -160,6 +160,7 @@ impl Link {
                 finished,
             } => {
                 if let Some(cell) = self.forget_cell(stream) {
+                    shard.0.counters.streams_withdrawn.add(1);
                     cell.withdraw(frames, finished);
                 }
             }

@@ -15,7 +15,7 @@ use super::runtime::{self, Driver, Socket};
 use super::{Services, Shard, Stream};
 use crate::client::{self, Client, ClientConfig};
 use crate::endpoint::{self, Endpoint, EndpointConfig, Event, Member};
-use crate::limits::{BASE_CREDIT_PEER_BYTES, FRAME_HEADER_BYTES, LINK_DOWN_GRACE};
+use crate::limits::{BASE_CREDIT_PEER_BYTES, FRAME_HEADER_BYTES};
 use crate::mux::{Code, Kind, Open, Opened, Recv};
 use crate::settings::Settings;
 use crate::tls::{Fingerprint, Identity};
@@ -557,17 +557,17 @@ fn opens_that_never_left_are_placed_anew() {
     open(LATE);
     path.cut();
     let client = pair.client.as_ref().unwrap();
-    let (mut lost, mut failures) = (None, 0);
-    // Twice, because the endpoint may see the loss later, and its timer may be late.
-    while failures < 3 || lost.is_none_or(|t: Instant| t.elapsed() < 2 * LINK_DOWN_GRACE) {
-        match client.events().recv_timeout(PATIENCE).expect("dials fail") {
-            Event::LinkDown { .. } => lost = Some(Instant::now()),
-            Event::DialFailed { wrong_key, .. } => {
-                assert!(!wrong_key);
-                failures += 1;
-            }
-            _ => {}
+    let mut failures = 0;
+    while failures < 3 {
+        if let Event::DialFailed { wrong_key, .. } = client.events().recv_timeout(PATIENCE).expect("dials fail") {
+            assert!(!wrong_key);
+            failures += 1;
         }
+    }
+    let since = Instant::now();
+    while pair.endpoint.report().streams_withdrawn < LATE as u64 {
+        assert!(since.elapsed() < PATIENCE, "{:?}", pair.endpoint.report());
+        std::thread::yield_now();
     }
     path.stop(false);
     for mut browser in browsers {
