@@ -169,10 +169,8 @@ fn f1_f2_f6_every_byte_of_the_handshake(driver: Driver) {
         for round in strikes.chunks(LINKS) {
             let struck = relay.stats().struck + round.len() as u64;
             for (link, strike) in round.iter().enumerate() {
-                relay.strike(Which::Link(link as u16), [*strike]);
-            }
-            for link in 0..round.len() {
-                relay.cut(Which::Link(link as u16), Cut::Reset);
+                // A flipped bit may end its connection only now, and the next one be on its way.
+                relay.cut_and_strike(Which::Link(link as u16), Cut::Reset, *strike);
             }
             relay.wait("all strikes", |s| s.struck == struck);
             relay.wait("all links", |s| s.links_open == LINKS);

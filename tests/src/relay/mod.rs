@@ -302,8 +302,19 @@ impl Relay {
 
     /// Ends the connections that exist; their number is returned.
     pub fn cut(&self, which: Which, how: Cut) -> usize {
+        self.cut_after(which, how, |_| {})
+    }
+
+    /// Ends the connections that exist, and strikes the next one. In one step: one that came between both would take the
+    /// strike and be ended before it is struck.
+    pub fn cut_and_strike(&self, which: Which, how: Cut, strike: Strike) {
+        self.cut_after(which, how, |state| state.strikes.push_back((which, strike)));
+    }
+
+    fn cut_after(&self, which: Which, how: Cut, change: impl FnOnce(&mut State)) -> usize {
         let mut ids = Vec::new();
         self.settle(|state| {
+            change(state);
             for (id, entry) in &mut state.connections {
                 if entry.kind.map_or(which == Which::All, |kind| which.covers(kind)) {
                     entry.cut = Some(how);
