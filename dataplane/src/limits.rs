@@ -88,6 +88,8 @@ pub const ACK_BYTES: u64 = 64 * KIB as u64;
 pub const ACK_DELAY: Duration = Duration::from_millis(25);
 /// A slice of a link's read buffer that waits longer moves into a buffer of its own size.
 pub const SLICE_AGE_MAX: Duration = Duration::from_millis(10);
+/// … or behind which so many bytes have come: after a pause a link may bring ten times as much in that time as on average.
+pub const SLICES_IN_READ_BUFFERS_MAX: u64 = 4 * MIB as u64;
 /// Slices that are moved together, so that many small frames do not cost a buffer each.
 pub const SLICE_MERGE_BYTES: usize = 16 * KIB;
 /// PONGs that may wait for a write; a peer has one PING out.

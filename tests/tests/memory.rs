@@ -26,7 +26,7 @@ const MIB: usize = 1 << 20;
 /// Of `sc` …
 const CLIENT_MIB: usize = 140;
 /// … and of an endpoint: a fifth of the pools that both have by default, or less.
-const ENDPOINT_MIB: usize = 250;
+const ENDPOINT_MIB: usize = 298;
 const STREAMS: usize = 1_024;
 /// Stalled streams of each kind.
 const EACH: usize = 60;

@@ -320,7 +320,7 @@ impl Session {
         let dial = self.dial_at.filter(|_| self.conn == Conn::Down && !self.finished);
         let expiry = self.expires_at();
         let grace = self.withdraw_at();
-        let young = self.young.front().map(|(t, _)| *t + crate::limits::SLICE_AGE_MAX);
+        let young = self.young.front().map(|(t, ..)| *t + crate::limits::SLICE_AGE_MAX);
         let all = [up, greeting, dial, expiry, grace, young, self.ack_due, self.recall_at];
         // Asked for several times a request: without iterators over iterators.
         all.into_iter().fold(None, |first, next| match (first, next) {

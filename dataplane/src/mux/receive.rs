@@ -10,7 +10,7 @@ use super::stream::{Rx, Slice, Stream, StreamRef, Tx};
 use crate::limits::{
     ACK_BYTES, ACK_DELAY, BASE_CREDIT_PEER_BYTES, EARLY_RESET_BYTES, EARLY_RESET_GRACE, FIRST_GRANT_BYTES,
     FRAME_HEADER_BYTES, PONGS_PENDING_MAX, RECALL_IDLE, RECALL_INTERVAL, REFUSALS_PENDING_MAX, SETTINGS_BYTES_MAX,
-    SETTINGS_UNANSWERED_BYTES_MAX, SLICE_AGE_MAX, SLICE_MERGE_BYTES, WINDOW_BYTES_MAX,
+    SETTINGS_UNANSWERED_BYTES_MAX, SLICE_AGE_MAX, SLICE_MERGE_BYTES, SLICES_IN_READ_BUFFERS_MAX, WINDOW_BYTES_MAX,
 };
 use crate::time::Time;
 
@@ -78,6 +78,9 @@ impl Session {
             }
         }
         self.blocks.release(budget, block);
+        if self.young.front().is_some_and(|(_, at, _)| self.has_passed(*at)) {
+            self.settle_young(now, budget);
+        }
         if !input.is_empty() && !self.failed && !planted("partial-frame-dropped") {
             self.partial = BytesMut::from(input);
         }
@@ -368,7 +371,7 @@ impl Session {
         });
         if !s.young {
             s.young = true;
-            self.young.push_back((now, r));
+            self.young.push_back((now, self.received, r));
         }
         self.tell_readable(r);
         Ok(())
@@ -494,11 +497,20 @@ impl Session {
         Ok(())
     }
 
-    /// Slices that have waited long move into buffers of their own size, so that a stalled stream does not keep a
-    /// whole read buffer alive.
+    /// As many bytes have come since as slices in read buffers may keep alive.
+    fn has_passed(&self, at: u64) -> bool {
+        self.received - at > SLICES_IN_READ_BUFFERS_MAX
+    }
+
+    /// Slices that have waited long, or behind which much has come, move into buffers of their own size, so that a
+    /// stalled stream does not keep a whole read buffer alive.
     pub(super) fn settle_young(&mut self, now: Time, budget: &mut Budget) {
-        while let Some((since, r)) = self.young.front().copied() {
-            if now.since(since) < SLICE_AGE_MAX {
+        // Those that are handed out are asked once.
+        for _ in 0..self.young.len() {
+            let Some((since, at, r)) = self.young.front().copied() else {
+                return;
+            };
+            if now.since(since) < SLICE_AGE_MAX && !self.has_passed(at) {
                 return;
             }
             self.young.pop_front();
@@ -508,7 +520,7 @@ impl Session {
             s.young = false;
             if s.handed > 0 {
                 s.young = true;
-                self.young.push_back((now, r));
+                self.young.push_back((now, self.received, r));
                 continue;
             }
             let first = s.inbox.iter().position(|x| !x.moved);

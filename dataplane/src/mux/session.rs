@@ -215,7 +215,8 @@ pub struct Session {
     pub(super) liveness: Liveness,
     pub(super) rate: RateMeter,
     pub(super) blocks: Blocks,
-    pub(super) young: VecDeque<(Time, StreamRef)>,
+    /// Streams with slices of read buffers: since when, and behind how many received bytes.
+    pub(super) young: VecDeque<(Time, u64, StreamRef)>,
     pub(super) recall_at: Option<Time>,
     pub(super) buckets: Buckets,
     pub(super) partial: BytesMut,

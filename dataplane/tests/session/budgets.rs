@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use dataplane::limits::{BASE_CREDIT_OWN_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX};
+use dataplane::limits::{
+    BASE_CREDIT_OWN_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX, SLICES_IN_READ_BUFFERS_MAX,
+};
 use dataplane::mux::frame::Frame;
 use dataplane::mux::{Budget, BudgetConfig, Code, Event, Kind, StreamRef};
 use dataplane::time::Time;
@@ -244,6 +246,34 @@ fn a_first_grant_is_what_the_link_brings_a_stream_in_one_round_trip() {
             assert_eq!(credit, Some(wanted), "{received:?}, {asked}, {rtt:?}");
         }
     }
+}
+
+/// After a pause a link brings megabytes at once: a slice must not keep what came with it for as long as that takes.
+#[test]
+fn a_slice_leaves_its_read_buffer_once_much_has_come_behind_it() {
+    let mut p = pair(8 * MIB, 8 * MIB);
+    // Timers never ring here.
+    let ((_, quiet), (busy_here, busy)) = (p.open(), p.open());
+    p.sc.write(p.now, quiet, &[1; 16]);
+    let mut passed = 0;
+    let mut pass_on = |p: &mut Pair| {
+        let mut read = Vec::new();
+        while read.is_empty() {
+            p.sc.write(p.now, busy, &[2; FRAME_PAYLOAD_BYTES_MAX]);
+            p.exchange();
+            p.endpoint.read(p.now, busy_here, &mut read);
+        }
+        passed += read.len() as u64;
+        passed
+    };
+    while pass_on(&mut p) < SLICES_IN_READ_BUFFERS_MAX / 4 * 3 {
+        assert!(
+            p.endpoint.budget.rx_charged() > FRAME_PAYLOAD_BYTES_MAX,
+            "with what came beside it"
+        );
+    }
+    while pass_on(&mut p) < SLICES_IN_READ_BUFFERS_MAX + RECORD_BYTES_MAX as u64 {}
+    assert_eq!(p.endpoint.budget.rx_charged(), 16, "by itself");
 }
 
 // ── Sending ───────────────────────────────────────────────────────────────────────────────────────────────────
