@@ -28,6 +28,8 @@ pub const FAST_FAIL_CACHE_BYTES_MAX: usize = MIB;
 /// Groups in groups: compiling recurses.
 pub const FAST_FAIL_NESTING_MAX: u32 = 100;
 
+/// The first bytes inside a CONNECT are held so long where they may yet become a request.
+pub const SNIFF_MAX: Duration = Duration::from_millis(200);
 /// Streams of one shard of an endpoint that go past the tunnel (`-D`, `-t`).
 pub const DIRECT_STREAMS_MAX: usize = 1_024;
 /// What each holds in one direction: the sockets at both of its ends hold far more.

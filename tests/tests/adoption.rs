@@ -58,8 +58,9 @@ fn lasting(object: &Value) -> Value {
     lasting
 }
 
+/// A method in small letters is none to the endpoint: the connection stays opaque.
 fn echo_head(socket: &mut TcpStream) -> io::Result<()> {
-    socket.write_all(b"GET /echo-head HTTP/1.1\r\nHost: site\r\n\r\n")?;
+    socket.write_all(b"get /echo-head HTTP/1.1\r\nHost: site\r\n\r\n")?;
     let mut first = [0; 15];
     socket.read_exact(&mut first)?;
     assert_eq!(&first, b"HTTP/1.1 200 OK");

@@ -85,7 +85,11 @@ fn https_and_websockets(driver: Driver) {
     let plain = || Client::over(connect(tunnel.proxy, &origin.http.to_string()).unwrap().unwrap());
     let target = format!("{}/ws", origin.base());
     // wss as CONNECT with TLS, ws as CONNECT with a plain Upgrade inside, ws as an absolute-form request.
-    for (client, target) in [(https(), "/ws"), (plain(), "/ws"), (tunnel.client(), target.as_str())] {
+    for (client, target) in [
+        (https(), "/ws"),
+        (plain(), target.as_str()),
+        (tunnel.client(), target.as_str()),
+    ] {
         let mut socket = WebSocket::open(client, target).unwrap();
         for length in [0, 1, 126, 70_000, 1_000_000] {
             socket.echo(&body::bytes(23, length)).unwrap();

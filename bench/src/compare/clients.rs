@@ -30,8 +30,18 @@ pub enum Form {
     Origin,
     /// The target is an HTTP proxy, `GET http://SITE/…`.
     Absolute,
-    /// The target is an HTTP proxy: CONNECT first, requests inside.
+    /// The target is an HTTP proxy: CONNECT first, requests inside that nobody on the way takes for such.
     Connect,
+}
+
+impl Form {
+    /// Of a GET. Culvert relays what does not begin with a method as they are written, and only that, as it is.
+    pub fn method(self) -> &'static str {
+        match self {
+            Self::Origin | Self::Absolute => "GET",
+            Self::Connect => "get",
+        }
+    }
 }
 
 pub struct Load {
@@ -153,8 +163,9 @@ fn request(load: &Load) -> Vec<u8> {
         Form::Origin | Form::Connect => format!("/{path}"),
     };
     let close = if load.fresh { "Connection: close\r\n" } else { "" };
+    let method = load.form.method();
     format!(
-        "GET {target} HTTP/1.1\r\nHost: {site}\r\n{close}User-Agent: {USER_AGENT}\r\nAccept: */*\r\n\
+        "{method} {target} HTTP/1.1\r\nHost: {site}\r\n{close}User-Agent: {USER_AGENT}\r\nAccept: */*\r\n\
          Accept-Encoding: gzip, deflate, br\r\nAccept-Language: en-US,en;q=0.9\r\n\r\n"
     )
     .into_bytes()

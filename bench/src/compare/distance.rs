@@ -183,7 +183,8 @@ impl Client {
             Form::Origin | Form::Connect => String::new(),
         };
         let text = format!(
-            "GET {site}/{bytes} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+            "{} {site}/{bytes} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+            form.method(),
             self.origin
         );
         socket.write_all(text.as_bytes())

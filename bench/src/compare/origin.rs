@@ -189,9 +189,9 @@ impl Site {
     }
 }
 
-/// Length asked for, and whether the connection closes after it; none for anything but `GET /N`.
+/// Length asked for, and whether the connection closes after it; none for anything but `GET /N`, in either case.
 fn wanted(head: &[u8]) -> Option<(u64, bool)> {
-    let path = head.strip_prefix(b"GET /")?;
+    let path = head.strip_prefix(b"GET /").or_else(|| head.strip_prefix(b"get /"))?;
     let path = &path[..memchr::memchr(b' ', path)?];
     let length = std::str::from_utf8(path).ok()?.parse().ok()?;
     let close = memmem::find(head, b"onnection: close").is_some();

@@ -183,6 +183,18 @@ impl Session {
         end
     }
 
+    /// Whether `recv` would give something; if not, `Readable` follows.
+    pub fn has_input(&mut self, r: StreamRef) -> bool {
+        let Some(s) = self.streams.get_mut(r) else {
+            return true;
+        };
+        let has = s.inbox.len() > s.handed || !matches!(s.rx, Rx::Open);
+        if !has {
+            s.readable_told = false;
+        }
+        has
+    }
+
     /// What `recv` gave and `consumed` did not take is given again: the local socket took no more for now.
     pub fn rewind(&mut self, r: StreamRef) {
         if let Some(s) = self.streams.get_mut(r) {

@@ -8,7 +8,7 @@ use super::flow::{Activity, Inlet, cut_at_end, linger};
 use super::relay::{DISMISSED, dismissed, relay};
 use super::{connect, fetch};
 use crate::http::page::Page;
-use crate::http::{Bad, CONTINUE, Finder, Form, Framing, Request, Scheme, Version};
+use crate::http::{Authority, Bad, CONTINUE, Finder, Form, Framing, Request, Scheme, Version};
 use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, WAITING_EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open};
 use crate::rules::{self, Route};
@@ -44,6 +44,8 @@ pub(super) struct Browser {
     /// The browser sends no more.
     pub eof: bool,
     pub is_probe: bool,
+    /// The CONNECT in which it speaks HTTP, if it does.
+    pub inside: Option<Inside>,
     /// For the wait between two requests.
     alarm: Alarm,
     /// Its place among those that a drain closes while they ask for nothing; a browser that comes later has none.
@@ -59,6 +61,7 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, _counted: Count
         inbox: BytesMut::new(),
         eof: false,
         is_probe,
+        inside: None,
         alarm: Alarm::default(),
     };
     let next = if browser.shard.over_fd_mark() && !is_probe {
@@ -79,6 +82,44 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, _counted: Count
                 stream.reset(Code::Shutdown, DISMISSED);
             }
         }
+    }
+}
+
+/// A site to which a browser speaks HTTP through a CONNECT.
+pub(super) struct Inside {
+    pub scheme: Scheme,
+    /// As the CONNECT named it.
+    pub host: Box<str>,
+    pub port: u16,
+    /// Host and port, as a Host field has them.
+    pub raw: Box<str>,
+}
+
+impl Inside {
+    /// The request as one for a whole URL, if it is for this site.
+    fn place<'a>(&'a self, request: &mut Request<'a>) -> Result<(), Bad> {
+        let own = Authority {
+            raw: &self.raw,
+            host: &self.host,
+            port: Some(self.port),
+        };
+        let named = *request.authority.get_or_insert(own);
+        let default = self.scheme.default_port();
+        let other_scheme = request.scheme.is_some_and(|scheme| scheme != self.scheme);
+        if request.form == Form::Authority {
+            return Err(Bad {
+                status: 400,
+                reason: "a CONNECT inside another one",
+            });
+        }
+        if other_scheme || !named.matches(&self.host, self.port, default) {
+            return Err(Bad {
+                status: 421,
+                reason: "the request names another site than the CONNECT around it",
+            });
+        }
+        request.scheme = Some(self.scheme);
+        Ok(())
     }
 }
 
@@ -106,10 +147,22 @@ impl Browser {
             Err(NoHead::Late) => return self.refuse("request-timeout", "the head took too long").await,
             Err(NoHead::Bad(bad)) => return self.refuse_head(bad).await,
         };
-        let request = match Request::parse(&head) {
+        let inside = self.inside.take();
+        let next = self.serve(&head, inside.as_ref()).await;
+        // A CONNECT may just have turned out to be one.
+        self.inside = inside.or(self.inside.take());
+        next
+    }
+
+    /// Serves one request, up to the end of its answer.
+    async fn serve(&mut self, head: &Bytes, inside: Option<&Inside>) -> Next {
+        let mut request = match Request::parse(head) {
             Ok(request) => request,
             Err(bad) => return self.refuse_head(bad).await,
         };
+        if let Some(Err(bad)) = inside.map(|inside| inside.place(&mut request)) {
+            return self.refuse_head(bad).await;
+        }
         if let Some(rule) = self.blocked_by(&request) {
             let detail = format!("the rule is {rule}");
             // What follows a CONNECT is the site's, and no request.
@@ -119,6 +172,7 @@ impl Browser {
         match request.form {
             Form::Authority => connect::serve(self, &request).await,
             Form::Absolute => fetch::serve(self, &request).await,
+            Form::Origin | Form::Asterisk if inside.is_some() => fetch::serve(self, &request).await,
             Form::Origin | Form::Asterisk => {
                 self.refuse_head(Bad {
                     status: 400,

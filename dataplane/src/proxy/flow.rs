@@ -271,23 +271,35 @@ impl Outlet {
     }
 }
 
-/// When something moved last.
-pub struct Activity(Cell<Time>);
+/// When something moved last, if anything has.
+pub struct Activity {
+    last: Cell<Time>,
+    any: Cell<bool>,
+}
 
 impl Activity {
     pub fn new() -> Self {
-        Self(Cell::new(runtime::now()))
+        Self {
+            last: Cell::new(runtime::now()),
+            any: Cell::new(false),
+        }
     }
 
     pub fn touch(&self) {
-        self.0.set(runtime::now());
+        self.last.set(runtime::now());
+        self.any.set(true);
+    }
+
+    /// Whether there has been any.
+    pub fn any(&self) -> bool {
+        self.any.get()
     }
 
     /// Waits until nothing has moved for as long as `limit` says each time that it is asked: never less than
     /// `shortest`, and another answer only after a [`Activity::touch`].
     pub async fn silence(&self, alarm: &Alarm, shortest: Duration, limit: impl Fn() -> Duration) {
         loop {
-            let (now, due) = (runtime::now(), self.0.get() + limit());
+            let (now, due) = (runtime::now(), self.last.get() + limit());
             if now >= due {
                 return;
             }

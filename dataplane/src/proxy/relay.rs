@@ -95,11 +95,15 @@ async fn download(socket: &Socket, inlet: &mut Inlet<'_>, activity: &Activity) -
     let mut outlet = Outlet::new();
     loop {
         inlet.fill().await;
+        let mut moves = false;
         while !outlet.is_full() && inlet.fill_now() {
             outlet.push(inlet.take(inlet.slice().len()));
+            moves = true;
         }
         outlet.flush(socket, inlet).await.map_err(|_| Cut::Local)?;
-        activity.touch();
+        if moves {
+            activity.touch();
+        }
         match inlet.end() {
             Some(End::Fin) => {
                 socket.shutdown(Shutdown::Write);

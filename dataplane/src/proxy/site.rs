@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::answer::Answer;
 use super::dial::{Dialled, Site, Sites, Unreached, micros};
 use super::exchange::{self, Fault, Progress};
-use super::flow::{Activity, Inlet, NoHead, cut_at_end};
+use super::flow::{Activity, End, Inlet, NoHead, cut_at_end};
 use super::origin::{Attempt, Key};
 use super::relay::{DISMISSED, dismissed, relay};
 use crate::http::{Finder, Form, Framing, Request, Scheme};
@@ -61,7 +61,22 @@ impl Call<'_> {
         let mut inlet = Inlet::new(self.stream);
         let Some(dialled) = self.dial().await else { return };
         self.stream.opened(dialled.opened());
-        self.relay(&dialled.site, &mut inlet).await;
+        let site = dialled.site;
+        let moved = self.relay(&site, &mut inlet).await;
+        if !moved && matches!(inlet.end(), Some(End::Cut(Code::Cancelled, _))) {
+            // The endpoint has found HTTP in it: what was dialled serves the first request.
+            let _ = socket2::SockRef::from(&site.socket).set_linger(None);
+            self.keep(Key::new(self.host.as_bytes(), self.port), site);
+        }
+    }
+
+    /// Keeps a connection that owes nothing for the next request.
+    fn keep(&self, key: Key, site: Site) {
+        // Asked now, so that the pool knows when it gives the connection out.
+        if is_quiet(&site) {
+            self.sites.pool.borrow_mut().put(runtime::now(), key, site);
+            self.sites.filled.raise();
+        }
     }
 
     /// Whether `-F` drops it: the endpoint has asked under its rules, which may be older, or not its own any more.
@@ -139,10 +154,18 @@ impl Call<'_> {
         let begun = runtime::now();
         let key = Key::new(self.host.as_bytes(), self.port);
         let repeatable = request.is_idempotent() && matches!(request.framing, Framing::None | Framing::Length(0));
-        let mut kept = self.sites.pool.borrow_mut().take(begun, &key, repeatable, |site| {
-            // The ring tells nothing of what came since it was last entered, and a POST has one try.
-            is_quiet(site) && (repeatable || has_nothing_new(site))
-        });
+        let take = || {
+            self.sites.pool.borrow_mut().take(begun, &key, repeatable, |site| {
+                // The ring tells nothing of what came since it was last entered, and a POST has one try.
+                is_quiet(site) && (repeatable || has_nothing_new(site))
+            })
+        };
+        let mut kept = take();
+        if kept.is_none() {
+            // The stream before it may be about to give its connection back: a CONNECT in which the endpoint found HTTP.
+            runtime::yield_now().await;
+            kept = take();
+        }
         loop {
             let pooled = kept.is_some();
             let (site, timings) = match kept.take() {
@@ -192,17 +215,16 @@ impl Call<'_> {
             let text = "answered before the request was complete";
             return self.stream.reset(Code::Cancelled, text);
         }
-        // Asked now, so that the pool knows when it gives the connection out.
-        if reusable && is_quiet(&site) {
-            self.sites.pool.borrow_mut().put(runtime::now(), key, site);
-            self.sites.filled.raise();
+        if reusable {
+            self.keep(key, site);
         }
         if inlet.end().is_none() {
             inlet.settle().await;
         }
     }
 
-    async fn relay(&self, site: &Site, inlet: &mut Inlet<'_>) {
+    /// Relays to the end. Whether anything moved.
+    async fn relay(&self, site: &Site, inlet: &mut Inlet<'_>) -> bool {
         let activity = Activity::new();
         let relayed = relay(
             &site.socket,
@@ -222,6 +244,7 @@ impl Call<'_> {
             Either::Right(Either::Left(())) => self.reset(Code::IdleTimeout, "no byte in either direction"),
             Either::Right(Either::Right(())) => self.reset(Code::Shutdown, DISMISSED),
         }
+        activity.any()
     }
 }
 

@@ -181,6 +181,7 @@ impl Linked {
     /// Waits until its link drains, or is about to; once. May be dropped.
     pub async fn draining(&self) {
         self.cell.draining.wait().await;
+        self.cell.draining.raise();
     }
 
     /// It waits for a link: nothing of it has reached the other side.
@@ -197,6 +198,17 @@ impl Linked {
     /// Waits until something new has arrived, an end above all. May be dropped.
     pub async fn arrival(&self) {
         self.cell.readable.wait().await;
+    }
+
+    pub async fn input(&self) {
+        loop {
+            self.settle().await;
+            let is_placed = !self.cell.withdrawn.get();
+            if self.lost.borrow().is_some() || (is_placed && self.ask(|s, _, _, stream| s.has_input(stream))) {
+                return;
+            }
+            self.cell.readable.wait().await;
+        }
     }
 
     /// As [`Stream::next`] without waiting: may be `Pending`.

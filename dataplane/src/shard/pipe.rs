@@ -92,6 +92,10 @@ impl Flow {
         }
     }
 
+    fn has_input(&self) -> bool {
+        !self.fresh.is_empty() || self.ending.is_some() || self.is_over
+    }
+
     fn consume(&mut self, mut bytes: usize) {
         while let Some(piece) = self.given.front_mut() {
             let part = bytes.min(piece.len());
@@ -178,6 +182,12 @@ impl End {
 
     pub async fn arrival(&self) {
         self.into().readable.wait().await;
+    }
+
+    pub async fn input(&self) {
+        while !self.into().flow.borrow().has_input() {
+            self.arrival().await;
+        }
     }
 
     pub fn consumed(&self, bytes: usize) {
@@ -278,6 +288,7 @@ impl End {
 
     pub async fn draining(&self) {
         self.pipe.draining[self.side].wait().await;
+        self.pipe.draining[self.side].raise();
     }
 
     pub fn open(&self) -> &Open {

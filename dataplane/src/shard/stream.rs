@@ -75,7 +75,7 @@ impl Stream {
         }
     }
 
-    /// Waits until what carries it drains, or is about to; once. May be dropped.
+    /// Waits until what carries it drains, or is about to. May be dropped.
     pub async fn draining(&self) {
         match &self.0 {
             Carrier::Link(stream) => stream.draining().await,
@@ -104,6 +104,14 @@ impl Stream {
         match &self.0 {
             Carrier::Link(stream) => stream.arrival().await,
             Carrier::Pipe(end) => end.arrival().await,
+        }
+    }
+
+    /// Waits until [`Stream::recv`] has something to give, and takes none of it. May be dropped.
+    pub async fn input(&self) {
+        match &self.0 {
+            Carrier::Link(stream) => stream.input().await,
+            Carrier::Pipe(end) => end.input().await,
         }
     }
 

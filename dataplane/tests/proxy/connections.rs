@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use dataplane::client::Driver;
 
-use crate::tunnel::{Browser, PATIENCE, Tunnel, on_both_drivers, pattern, site};
+use crate::tunnel::{Browser, PATIENCE, Tunnel, field, on_both_drivers, pattern, read_head, site};
 
 fn echo(mut connection: BufReader<TcpStream>) {
     let mut writer = connection.get_ref().try_clone().unwrap();
@@ -94,6 +94,100 @@ fn a_browser_that_resets_is_seen_as_cut_by_the_site() {
         socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(browser);
         assert!(told.recv_timeout(PATIENCE).unwrap(), "a cut looks like an end");
+    });
+}
+
+/// Plain HTTP in a CONNECT, which is how browsers send `ws://`: each request by itself, and none for another site.
+#[test]
+fn plain_http_in_a_connect_is_served_as_requests() {
+    on_both_drivers(|tunnel| {
+        let (tell, told) = mpsc::channel();
+        let site = site(move |mut connection| {
+            tell.send(String::from("connection")).unwrap();
+            loop {
+                let head = read_head(&mut connection);
+                if head.is_empty() {
+                    return;
+                }
+                let upgrade = field(&head, "Upgrade").is_some();
+                tell.send(head).unwrap();
+                let answer: &[u8] = match upgrade {
+                    true => b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+                    false => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+                };
+                connection.get_mut().write_all(answer).unwrap();
+                if upgrade {
+                    return echo(connection);
+                }
+            }
+        });
+        let told = || told.recv_timeout(PATIENCE).unwrap();
+        let connect = |early: &str| {
+            let mut browser = tunnel.browser();
+            browser.send(format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\n\r\n{early}").as_bytes());
+            assert_eq!(browser.answer("CONNECT").status, 200);
+            browser
+        };
+        let mut browser = connect("GE");
+        browser.send(format!("T /one HTTP/1.1\r\nHost: {site}\r\nProxy-Connection: keep-alive\r\n\r\n").as_bytes());
+        assert_eq!(browser.answer("GET").body, b"ok");
+        // The connection that the CONNECT was answered with serves the request.
+        assert_eq!(told(), "connection");
+        let head = told();
+        assert!(
+            head.starts_with("GET /one HTTP/1.1\r\n") && !head.contains("Proxy"),
+            "{head}"
+        );
+        browser.send(format!("GET http://{site}/two HTTP/1.1\r\nHost: other\r\n\r\n").as_bytes());
+        assert_eq!(browser.answer("GET").body, b"ok");
+        assert!(told().starts_with(&format!("GET /two HTTP/1.1\r\nHost: {site}\r\n")));
+        browser.send(b"OPTIONS * HTTP/1.0\r\n\r\n");
+        assert_eq!(browser.answer("OPTIONS").body, b"ok");
+        assert_eq!(told(), format!("OPTIONS * HTTP/1.1\r\nHost: {site}\r\n\r\n"));
+
+        for (request, status) in [
+            ("GET /x HTTP/1.1\r\nHost: other.test\r\n\r\n".to_owned(), 421),
+            ("GET http://other.test/x HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 421),
+            (format!("GET https://{site}/x HTTP/1.1\r\nHost: x\r\n\r\n"), 421),
+            (format!("CONNECT {site} HTTP/1.1\r\nHost: x\r\n\r\n"), 400),
+            ("GET /x HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n".to_owned(), 400),
+        ] {
+            let mut browser = connect("");
+            // Something else is no CONNECT inside, as far as its first bytes tell.
+            browser.send(format!("GET /first HTTP/1.1\r\nHost: {site}\r\n\r\n{request}").as_bytes());
+            assert_eq!(browser.answer("GET").body, b"ok");
+            assert_eq!(browser.answer("GET").status, status, "{request}");
+            assert_eq!(browser.rest(), (Vec::new(), true), "{request}");
+            while !told().starts_with("GET /first") {}
+        }
+
+        let mut browser = connect("");
+        let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+        browser.send(format!("GET /ws HTTP/1.1\r\nHost: {site}\r\n{upgrade}\r\n").as_bytes());
+        assert_eq!(browser.answer("GET").status, 101);
+        browser.send(b"frames");
+        browser.0.get_ref().shutdown(Shutdown::Write).unwrap();
+        assert_eq!(browser.rest(), (b"framesbye".to_vec(), true));
+    });
+}
+
+/// A client may wait for an answer after bytes that could yet become a request.
+#[test]
+fn bytes_that_only_begin_like_a_request_are_not_held_for_ever() {
+    on_both_drivers(|tunnel| {
+        let site = site(|mut connection| {
+            let mut asked = [0; 4];
+            connection.read_exact(&mut asked).unwrap();
+            assert_eq!(&asked, b"PING");
+            connection.get_mut().write_all(b"PONG").unwrap();
+        });
+        let mut browser = tunnel.browser();
+        browser.send(format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\n\r\n").as_bytes());
+        assert_eq!(browser.answer("CONNECT").status, 200);
+        browser.send(b"PING");
+        let mut answer = [0; 4];
+        browser.0.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"PONG");
     });
 }
 
