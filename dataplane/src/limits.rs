@@ -227,8 +227,9 @@ pub const fn connections_max(files: u64, shards: usize) -> usize {
     } else {
         FDS_COUNTED_MAX
     };
-    // What the last message brings comes on top: it is counted once it is there.
-    let shard = FDS_SHARD + REFUSED_MAX + BROWSERS_PER_MESSAGE;
+    // What the last message brings comes on top: it is counted once it is there. And those that were refused end together:
+    // the ring closes them a turn after they have ceased to count, when others are there already.
+    let shard = FDS_SHARD + 2 * REFUSED_MAX + BROWSERS_PER_MESSAGE;
     let share = (files as usize).saturating_sub(FDS_PROCESS) / shards;
     let rest = share.saturating_sub(shard);
     if rest > 0 { rest } else { 1 }
