@@ -398,6 +398,46 @@ pub const OUTLET_OWN_BYTES: usize = 4 * KIB;
 pub const LINGER_BYTES_MAX: usize = 1024 * KIB;
 pub const LINGER_MAX: Duration = Duration::from_secs(2);
 
+// ── The endpoint's response cache ─────────────────────────────────────────────────────────────────────────────
+
+/// All that it holds, unless told otherwise: bodies, heads, keys, tables, and bodies that are still arriving.
+pub const CACHE_BYTES: usize = 64 * MIB;
+/// One object gets at most this part of it: a video does not displace all scripts.
+pub const CACHE_OBJECT_SHARE: usize = 8;
+/// A stored head, also after 304s have added to it: with what is written in front it stays a head that every
+/// browser reads.
+pub const CACHE_HEAD_BYTES_MAX: usize = 32 * KIB;
+/// An entity tag that a site may be asked with, and a date: both fit into what rewriting may add to a head.
+pub const CACHE_ETAG_BYTES_MAX: usize = 512;
+pub const CACHE_DATE_BYTES_MAX: usize = 64;
+/// Answers of one URL that differ by Vary. `Vary: Cookie` makes one a session; the oldest goes.
+pub const CACHE_VARIANTS_MAX: usize = 8;
+/// Names that Vary lists: each is looked for in each request. More count as `*`.
+pub const CACHE_VARY_NAMES_MAX: usize = 16;
+/// Lists of field names in `no-cache="…"` and `private="…"`. More count as the directive without names.
+pub const CACHE_NAME_LISTS_MAX: usize = 4;
+/// Buffers that a stored body is made of, at most; the first is smaller where no length was announced …
+pub const CACHE_CHUNK_BYTES_MAX: usize = 64 * KIB;
+/// … and this small.
+pub const CACHE_CHUNK_BYTES_MIN: usize = 4 * KIB;
+/// Requests that wait for the answer to an equal one …
+pub const CACHE_FOLLOWERS_MAX: usize = 256;
+/// … and how long: the browser that it goes to may be slow, and then it paces all.
+pub const CACHE_FOLLOW_MAX: Duration = Duration::from_secs(5);
+/// After an answer that nobody else may have, requests for the URL do not wait for each other.
+pub const CACHE_PASS_TIME: Duration = Duration::from_secs(120);
+/// Parts of the cache with a lock each …
+pub const CACHE_PARTS: usize = 16;
+/// … the URLs that each remembers for [`CACHE_PASS_TIME`] …
+pub const CACHE_PASSES: usize = 256;
+/// … and its counts of invalidations: what arrives is dropped if its count has changed since it was asked for.
+pub const CACHE_STAMPS: usize = 64;
+/// The longest freshness that is guessed from Last-Modified (RFC 9111 section 4.2.2).
+pub const CACHE_HEURISTIC_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// A site that cannot be reached is stood in for this long after an answer became stale (RFC 9111 section 4.2.4), unless
+/// the answer says `stale-if-error`: a tester is to see soon that the site is down.
+pub const CACHE_UNREACHABLE_MAX: Duration = Duration::from_secs(60);
+
 // ── Memory of a process ───────────────────────────────────────────────────────────────────────────────────────
 
 /// What `sc` promises to stay within at four shards and four links.
@@ -410,8 +450,6 @@ const SHARD_BYTES: usize = 8 * MIB;
 const LINK_BYTES: usize = CONTROL_RESERVE_BYTES + LINK_READ_BYTES + 2 * LINK_WRITE_BYTES_MAX;
 /// Heads that wait while no link is up, together, and what came behind them.
 const WAITING_HEADS_BYTES: usize = 16 * MIB + WAITING_HEADS_MAX * WAITING_EARLY_BYTES_MAX;
-/// The endpoint's response cache.
-const CACHE_BYTES: usize = 64 * MIB;
 /// Code, allocator, control thread.
 const BASE_BYTES: usize = 32 * MIB;
 
@@ -518,6 +556,9 @@ const _: () = assert!(FIRST_GRANT_BYTES <= WINDOW_BYTES_MAX);
 const _: () = assert!(CLIENT_TX_BYTES / LINK_SHARE.1 * LINK_SHARE.0 > WINDOW_BYTES_MAX);
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(HOST_BYTES_MAX + 16 <= HEAD_GROWTH_BYTES_MAX);
+const _: () = assert!(HOST_BYTES_MAX + 16 + CACHE_ETAG_BYTES_MAX + CACHE_DATE_BYTES_MAX + 64 <= HEAD_GROWTH_BYTES_MAX);
+const _: () = assert!(2 * CACHE_HEAD_BYTES_MAX <= HEAD_BYTES_MAX);
+const _: () = assert!(CACHE_BYTES / CACHE_OBJECT_SHARE > CACHE_HEAD_BYTES_MAX + TARGET_BYTES_MAX);
 
 #[cfg(test)]
 mod tests {

@@ -201,6 +201,11 @@ impl<'a> Response<'a> {
         })
     }
 
+    /// As it came.
+    pub fn head_bytes(&self) -> usize {
+        self.head.len()
+    }
+
     /// The field lines, in order.
     pub fn fields(&self) -> Fields<'a> {
         Fields::of_head(self.head)

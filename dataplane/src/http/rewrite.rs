@@ -25,6 +25,11 @@ const HOP_BY_HOP: [&str; 8] = [
 /// only to upgrade. The body follows as it came. An authority-form request is written as CONNECT again. `add` are
 /// further fields, names and values without line ends.
 pub fn request(request: &Request<'_>, add: &[(&str, &[u8])], out: &mut impl BufMut) {
+    request_without(request, &[], add, out);
+}
+
+/// As [`request`], without the fields that `leave` names.
+pub fn request_without(request: &Request<'_>, leave: &[&str], add: &[(&str, &[u8])], out: &mut impl BufMut) {
     out.put_slice(request.method.as_bytes());
     out.put_u8(b' ');
     target(request, out);
@@ -46,8 +51,9 @@ pub fn request(request: &Request<'_>, add: &[(&str, &[u8])], out: &mut impl BufM
             connection_to_upgrade(&mut upgrade)
         } else if field.is("Upgrade") {
             Fate::keep_if(request.upgrade)
-        } else if field.is("Expect") && request.version == Version::Http10 {
-            // RFC 9110 section 10.1.1: from HTTP/1.0 it means nothing, sent on as HTTP/1.1 it would.
+        } else if leave.iter().any(|name| field.is(name)) || (field.is("Expect") && request.version == Version::Http10)
+        {
+            // RFC 9110 section 10.1.1: Expect from HTTP/1.0 means nothing, sent on as HTTP/1.1 it would.
             Fate::Drop
         } else {
             end_to_end(field, listed.as_ref())
@@ -81,11 +87,7 @@ pub fn response(
     add: &[(&str, &[u8])],
     out: &mut impl BufMut,
 ) -> Delivery {
-    out.put_slice(b"HTTP/1.1 ");
-    out.put_slice(&status_digits(response.status));
-    out.put_u8(b' ');
-    out.put_slice(response.reason);
-    out.put_slice(b"\r\n");
+    status_line(response, out);
     let chunks = to == Version::Http11;
     let listed = response.lists_fields.then(|| Listed::read(response.fields()));
     let mut upgrade = response.is_upgrade();
@@ -110,6 +112,21 @@ pub fn response(
         keep_alive: keep_alive && !response.is_upgrade(),
         dechunk: response.framing == Framing::Chunked && !chunks,
     }
+}
+
+/// Appends the response as a cache keeps it (RFC 9111 section 3.1), without the empty line: the end-to-end fields that
+/// `keep` wants. Not the framing of a body in chunks: it is kept without them.
+pub fn stored(response: &Response<'_>, keep: impl Fn(&Field<'_>) -> bool, out: &mut impl BufMut) {
+    status_line(response, out);
+    let listed = response.lists_fields.then(|| Listed::read(response.fields()));
+    fields(response.fields(), out, |field| {
+        let of_connection = ["Connection", "Upgrade", "Transfer-Encoding"];
+        if of_connection.iter().any(|name| field.is(name)) || !keep(field) {
+            Fate::Drop
+        } else {
+            end_to_end(field, listed.as_ref())
+        }
+    });
 }
 
 /// RFC 9112 section 3.2.4: OPTIONS for the whole server arrives in absolute-form without a path.
@@ -179,6 +196,14 @@ fn end(add: &[(&str, &[u8])], out: &mut impl BufMut) {
     for (name, value) in add {
         line(name.as_bytes(), value, out);
     }
+    out.put_slice(b"\r\n");
+}
+
+fn status_line(response: &Response<'_>, out: &mut impl BufMut) {
+    out.put_slice(b"HTTP/1.1 ");
+    out.put_slice(&status_digits(response.status));
+    out.put_u8(b' ');
+    out.put_slice(response.reason);
     out.put_slice(b"\r\n");
 }
 
