@@ -103,26 +103,25 @@ impl Body {
     }
 }
 
-/// The head as it is stored: what concerns one connection, one session or one moment is left out (RFC 9111 section 3.1),
-/// a Date that is missing is added (RFC 9110 section 6.6.1). `None` if it is too large.
+/// The head as it is stored: what concerns one connection, one session or one moment is left out (RFC 9111 section 3.1).
+/// `None` if it is too large.
 pub(super) fn stored_head(response: &Response<'_>, facts: &Facts<'_>, now: Now) -> Option<Vec<u8>> {
     let mut head = Vec::with_capacity(response.head_bytes());
     rewrite::stored(response, |field| is_stored(field, facts), &mut head);
-    if !facts.has_date {
-        head.extend_from_slice(format!("Date: {}\r\n", date::format(now.wall)).as_bytes());
-    }
+    add_date(facts, now, &mut head);
     (head.len() <= CACHE_HEAD_BYTES_MAX).then_some(head)
 }
 
 /// The stored head with the fields of a 304 or of an answer to HEAD in place of its own (RFC 9111 section 3.2), each where
 /// the first of its name stood; new ones at the end. `None` if it has become too large.
-pub(super) fn updated_head(entry: &Entry, response: &Response<'_>, facts: &Facts<'_>) -> Option<Vec<u8>> {
+pub(super) fn updated_head(entry: &Entry, response: &Response<'_>, facts: &Facts<'_>, now: Now) -> Option<Vec<u8>> {
     let mut update = Vec::with_capacity(response.head_bytes());
     rewrite::stored(
         response,
         |field| is_stored(field, facts) && is_updated(field),
         &mut update,
     );
+    add_date(facts, now, &mut update);
     let update: Vec<_> = Fields::of_head(&update).collect();
     let same = |a: &Field<'_>, b: &Field<'_>| a.name.eq_ignore_ascii_case(b.name);
     let line_end = memchr::memchr(b'\n', &entry.head).map_or(0, |at| at + 1);
@@ -149,6 +148,13 @@ pub(super) fn updated_head(entry: &Entry, response: &Response<'_>, facts: &Facts
         }
     }
     (fields <= HEAD_FIELDS_MAX && head.len() <= CACHE_HEAD_BYTES_MAX).then_some(head)
+}
+
+/// RFC 9110 section 6.6.1: what came without a Date is as old as its receipt.
+fn add_date(facts: &Facts<'_>, now: Now, head: &mut Vec<u8>) {
+    if !facts.has_date {
+        head.extend_from_slice(format!("Date: {}\r\n", date::format(now.wall)).as_bytes());
+    }
 }
 
 fn is_stored(field: &Field<'_>, facts: &Facts<'_>) -> bool {

@@ -181,7 +181,7 @@ impl Fetch {
         told: &Facts<'_>,
         now: Now,
     ) -> Option<Arc<Entry>> {
-        let head = updated_head(entry, response, told)?;
+        let head = updated_head(entry, response, told, now)?;
         let mut facts = Facts::read(Fields::of_head(&head), now.wall);
         // It is not kept in heads.
         facts.age = told.age;

@@ -201,7 +201,8 @@ impl Cache {
 
     /// Gives up one URL; says how many bytes that were.
     fn evict(&self) -> Option<usize> {
-        (0..CACHE_PARTS).find_map(|_| {
+        // Once around, all marks are gone.
+        (0..2 * CACHE_PARTS).find_map(|_| {
             let at = self.hand.fetch_add(1, Relaxed) % CACHE_PARTS;
             let slot = self.parts[at].lock().evict();
             slot.map(|slot| slot.bytes())
@@ -358,9 +359,9 @@ impl Stored {
         slot.entries.iter_mut().find(|e| Arc::ptr_eq(e, entry))
     }
 
+    /// Gives up the first that was not used, and takes the marks of those before it.
     fn evict(&mut self) -> Option<Slot> {
-        // Once around, all marks are gone.
-        for _ in 0..2 * self.queue.len() {
+        for _ in 0..self.queue.len() {
             let (hash, turn) = self.queue.pop_front()?;
             let Place::Occupied(mut place) = self.slots.entry(hash) else {
                 continue;
