@@ -430,8 +430,9 @@ pub const CACHE_PASS_TIME: Duration = Duration::from_secs(120);
 pub const CACHE_PARTS: usize = 16;
 /// … the URLs that each remembers for [`CACHE_PASS_TIME`] …
 pub const CACHE_PASSES: usize = 256;
-/// … and its counts of invalidations: what arrives is dropped if its count has changed since it was asked for.
-pub const CACHE_STAMPS: usize = 64;
+/// … and the last invalidations: what was asked for before all of these is dropped when it arrives, as is what one of them
+/// is about.
+pub const CACHE_INVALIDATIONS: usize = 256;
 /// The longest freshness that is guessed from Last-Modified (RFC 9111 section 4.2.2).
 pub const CACHE_HEURISTIC_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// A site that cannot be reached is stood in for this long after an answer became stale (RFC 9111 section 4.2.4), unless

@@ -33,7 +33,7 @@ impl Cache {
         let mut fetch = Fetch {
             cache: Arc::clone(self),
             hash,
-            stamp: stored.stamp(hash),
+            stamp: stored.stamp(),
             sent: now.time,
             forward: Forward::Bypass,
             entry: None,

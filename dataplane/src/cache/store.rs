@@ -14,7 +14,9 @@ use super::budget::{Budget, Charge};
 use super::entry::Entry;
 use super::flight::Flight;
 use super::key::{Key, OwnedKey};
-use crate::limits::{CACHE_OBJECT_SHARE, CACHE_PARTS, CACHE_PASS_TIME, CACHE_PASSES, CACHE_STAMPS, CACHE_VARIANTS_MAX};
+use crate::limits::{
+    CACHE_INVALIDATIONS, CACHE_OBJECT_SHARE, CACHE_PARTS, CACHE_PASS_TIME, CACHE_PASSES, CACHE_VARIANTS_MAX,
+};
 use crate::time::Time;
 
 /// A response cache (RFC 9111), shared by the shards of a process.
@@ -60,7 +62,9 @@ pub(super) struct Stored {
     pub flights: ByHash<Arc<Flight>>,
     /// URLs whose answers nobody else may have, each until when: a table, so that no flood of them displaces anything.
     passes: Box<[(u64, Time)]>,
-    stamps: [u64; CACHE_STAMPS],
+    /// What was invalidated last, and how much ever was.
+    invalidated: VecDeque<u64>,
+    stamp: u64,
     pub counts: Counts,
 }
 
@@ -72,7 +76,8 @@ impl Default for Stored {
             turns: 0,
             flights: ByHash::default(),
             passes: vec![(0, Time::default()); CACHE_PASSES].into(),
-            stamps: [0; CACHE_STAMPS],
+            invalidated: VecDeque::with_capacity(CACHE_INVALIDATIONS),
+            stamp: 0,
             counts: Counts::default(),
         }
     }
@@ -132,7 +137,8 @@ impl Cache {
     /// An empty cache that holds at most `limit` bytes. `state`: so that nobody can choose URLs that collide.
     pub fn new(limit: usize, state: RandomState) -> Arc<Self> {
         let parts: Box<[Part]> = (0..CACHE_PARTS).map(|_| Part::default()).collect();
-        let tables = CACHE_PARTS * (size_of::<Part>() + CACHE_PASSES * size_of::<(u64, Time)>());
+        let tables = CACHE_PASSES * size_of::<(u64, Time)>() + CACHE_INVALIDATIONS * size_of::<u64>();
+        let tables = CACHE_PARTS * (size_of::<Part>() + tables);
         Arc::new(Self {
             state,
             parts,
@@ -216,7 +222,7 @@ impl Cache {
             return false;
         };
         let mut stored = self.stored(hash);
-        if stored.stamp(hash) != stamp {
+        if stored.is_outdated(hash, stamp) {
             return false;
         }
         let displaced = stored.insert(hash, key, charge, Arc::clone(entry));
@@ -249,8 +255,7 @@ impl Cache {
     pub(super) fn invalidate(&self, key: &Key<'_>) {
         let hash = key.hash(&self.state);
         let mut stored = self.stored(hash);
-        let stamp = stamp_of(hash);
-        stored.stamps[stamp] += 1;
+        stored.note_invalidation(hash);
         let slot = stored.slots.get(&hash).is_some_and(|slot| slot.key.is(key));
         let slot = slot.then(|| stored.slots.remove(&hash)).flatten();
         stored.counts.invalidated += u64::from(slot.is_some());
@@ -295,9 +300,24 @@ impl Stored {
         }
     }
 
-    /// Changes with each invalidation of this key, and of few others.
-    pub fn stamp(&self, hash: u64) -> u64 {
-        self.stamps[stamp_of(hash)]
+    /// The moment, in invalidations.
+    pub fn stamp(&self) -> u64 {
+        self.stamp
+    }
+
+    /// Whether this key was invalidated after that moment, or may have been.
+    fn is_outdated(&self, hash: u64, stamp: u64) -> bool {
+        let since = (self.stamp - stamp) as usize;
+        let mut last = self.invalidated.iter().rev().take(since);
+        since > self.invalidated.len() || last.any(|invalidated| *invalidated == hash)
+    }
+
+    fn note_invalidation(&mut self, hash: u64) {
+        self.stamp += 1;
+        if self.invalidated.len() == CACHE_INVALIDATIONS {
+            self.invalidated.pop_front();
+        }
+        self.invalidated.push_back(hash);
     }
 
     /// Whether requests for this key do not wait for each other.
@@ -381,10 +401,6 @@ impl Stored {
 }
 
 /// The low bits choose the part.
-fn stamp_of(hash: u64) -> usize {
-    (hash >> 8) as usize % CACHE_STAMPS
-}
-
 fn pass_of(hash: u64) -> usize {
     (hash >> 16) as usize % CACHE_PASSES
 }

@@ -108,6 +108,32 @@ fn what_was_asked_for_before_is_not_stored_after() {
 }
 
 #[test]
+fn what_is_asked_for_outlives_the_invalidation_of_others() {
+    let mut trial = Trial::new();
+    let told = response(200, LONG, "");
+    let told = Response::parse(&told, "GET", false).unwrap();
+    for (others, kept) in [(1_000, true), (8_000, false)] {
+        let bytes = request("/x", &["Cache-Control: no-cache"]);
+        let parsed = Request::parse(&bytes).unwrap();
+        let asked = Asked::read(&parsed, SITE).unwrap();
+        let Look::Ask(fetch) = trial.cache.look_up(&asked, None, trial.now) else {
+            panic!();
+        };
+        for n in 0..others {
+            trial.get(&format!("POST /{n}"), &[], (200, &[], ""));
+        }
+        let Answer::Keep(_, fill) = fetch.answer(&asked, &told, trial.now) else {
+            panic!();
+        };
+        assert_eq!(
+            fill.commit(trial.now),
+            kept,
+            "more than are remembered may have been about it"
+        );
+    }
+}
+
+#[test]
 fn a_304_on_its_way_does_not_bring_back_what_ended() {
     let mut trial = Trial::new();
     trial.get("/x", &[], (200, &["Cache-Control: max-age=5", "ETag: \"a\""], "old"));
