@@ -25,10 +25,17 @@ impl Budget {
         let grown = |held: usize| held.checked_add(bytes).filter(|held| *held <= self.limit);
         // No other memory is ordered by this count.
         self.held.fetch_update(Relaxed, Relaxed, grown).ok()?;
-        Some(Charge {
-            bytes,
+        let mut charge = self.nothing();
+        charge.bytes = bytes;
+        Some(charge)
+    }
+
+    /// A charge of no bytes.
+    pub fn nothing(self: &Arc<Self>) -> Charge {
+        Charge {
+            bytes: 0,
             budget: Arc::clone(self),
-        })
+        }
     }
 
     pub fn held(&self) -> usize {

@@ -15,7 +15,7 @@ use super::policy::{Policy, is_failure};
 use super::status::{Forward, How, Status};
 use super::store::Cache;
 use super::vary::Variant;
-use crate::http::{Fields, Response, rewrite};
+use crate::http::{Field, Fields, Response, rewrite};
 use crate::time::Time;
 
 /// A request on its way to the site. Dropped, it lets those go who wait for it.
@@ -78,7 +78,7 @@ impl Fetch {
     /// Nothing of an answer came. What may stand in for it, if anything may.
     pub fn failed(mut self, asked: &Asked<'_>, now: Now) -> Option<Hit> {
         let entry = self.entry.take()?;
-        let covers = asked.plan != Plan::Pass && entry.policy.covers_failure(asked, true, now.time);
+        let covers = entry.policy.covers_failure(asked, true, now.time);
         covers.then(|| self.hit(entry, How::Unreachable(self.forward)))
     }
 
@@ -88,7 +88,7 @@ impl Fetch {
             return;
         }
         self.cache.invalidate(&asked.key);
-        let named = |field: &crate::http::Field<'_>| field.is("Location") || field.is("Content-Location");
+        let named = |field: &Field<'_>| field.is("Location") || field.is("Content-Location");
         for field in response.fields().filter(named) {
             if let Some(path) = asked.key.resolve(field.value) {
                 self.cache.invalidate(&asked.key.with_path(&path));
@@ -157,10 +157,14 @@ impl Fetch {
             self.validates = false;
             return Answer::Again(self);
         };
-        self.cache.stored(self.hash).counts.confirmed += 1;
-        if entry.policy.is_shared(now.time)
-            && let Some(lead) = self.lead.take()
-        {
+        let is_shared = entry.policy.is_shared(now.time);
+        let mut stored = self.cache.stored(self.hash);
+        stored.counts.confirmed += 1;
+        if !is_shared && asked.is_common() {
+            stored.pass(self.hash, now.time);
+        }
+        drop(stored);
+        if let Some(lead) = self.lead.take().filter(|_| is_shared) {
             lead.land(Outcome::Shared);
         }
         let mut hit = self.hit(entry, How::Confirmed(self.forward));
@@ -197,7 +201,7 @@ impl Fetch {
             variant,
             head: head.into(),
             body: Arc::clone(&entry.body),
-            charge: charge.unwrap_or_else(|| self.cache.no_charge()),
+            charge: charge.unwrap_or_else(|| self.cache.nothing()),
         });
         if stored {
             self.cache.replace(self.hash, entry, &new);

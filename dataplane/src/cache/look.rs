@@ -27,13 +27,10 @@ pub enum Look {
 impl Cache {
     /// Looks up a request. `waited`: how the request ended that it was told to wait for; then it is not told so again.
     pub fn look_up(self: &Arc<Self>, asked: &Asked<'_>, waited: Option<Outcome>, now: Now) -> Look {
-        let hash = asked.key.hash(&self.state);
-        let mut stored = self.stored(hash);
-        let stored = &mut *stored;
         let mut fetch = Fetch {
             cache: Arc::clone(self),
-            hash,
-            stamp: stored.stamp(),
+            hash: 0,
+            stamp: 0,
             sent: now.time,
             forward: Forward::Bypass,
             entry: None,
@@ -41,17 +38,42 @@ impl Cache {
             is_refresh: false,
             lead: None,
         };
-        if !matches!(asked.plan, Plan::Get | Plan::Head) {
-            if asked.plan == Plan::Unsafe {
+        match asked.plan {
+            Plan::Get | Plan::Head => {}
+            Plan::Pass => return Look::Ask(fetch),
+            Plan::Unsafe => {
                 fetch.forward = Forward::Method;
+                return Look::Ask(fetch);
             }
-            return Look::Ask(fetch);
         }
+        let hash = asked.key.hash(&self.state);
+        let mut stored = self.stored(hash);
+        let stored = &mut *stored;
+        fetch.hash = hash;
+        fetch.stamp = stored.stamp();
         let found = stored.find(hash, asked);
         let name = hash ^ found.mark;
-        if let Some(usage) = fetch.consider(found, asked, now) {
+        if let Some((entry, usage)) = fetch.consider(found, asked, now) {
             let waited = waited == Some(Outcome::Shared);
-            return Look::Hit(fetch.into_hit(asked, stored, usage, waited, name));
+            stored.counts.hits += 1;
+            stored.counts.stale_hits += u64::from(usage != Use::Fresh);
+            stored.counts.collapsed += u64::from(waited);
+            let refreshes = usage == Use::WhileRevalidate && asked.plan == Plan::Get;
+            let refresh = if refreshes && !stored.flights.contains_key(&name) {
+                fetch.lead = Some(fetch.take_lead(stored, name));
+                fetch.is_refresh = true;
+                Some(fetch)
+            } else {
+                None
+            };
+            return Look::Hit(Hit {
+                cache: Arc::clone(self),
+                hash,
+                entry,
+                how: if waited { How::Collapsed } else { How::Stored },
+                cookies: Vec::new(),
+                refresh,
+            });
         }
         if asked.control.only_if_cached {
             return Look::Absent;
@@ -70,8 +92,8 @@ impl Cache {
 }
 
 impl Fetch {
-    /// What the stored answer may be used for; `None` if the site is to be asked, and then what for.
-    fn consider(&mut self, found: Found, asked: &Asked<'_>, now: Now) -> Option<Use> {
+    /// The stored answer, and how it may be used without the site; `None` if the site is to be asked. Notes what for.
+    fn consider(&mut self, found: Found, asked: &Asked<'_>, now: Now) -> Option<(Arc<Entry>, Use)> {
         let entry = match found.entry {
             None if found.known => {
                 self.forward = Forward::VaryMiss;
@@ -95,34 +117,8 @@ impl Fetch {
         let is_fresh = entry.policy.is_shared(now.time);
         self.forward = if is_fresh { Forward::Request } else { Forward::Stale };
         self.validates = asked.plan == Plan::Get && asked.has_room() && entry.condition().is_some();
-        self.entry = Some(entry);
-        (usage != Use::Validate).then_some(usage)
-    }
-
-    fn into_hit(mut self, asked: &Asked<'_>, stored: &mut Stored, usage: Use, waited: bool, name: u64) -> Hit {
-        let entry: Arc<Entry> = match &self.entry {
-            Some(entry) => Arc::clone(entry),
-            None => unreachable!("something was found"),
-        };
-        stored.counts.hits += 1;
-        stored.counts.stale_hits += u64::from(usage != Use::Fresh);
-        stored.counts.collapsed += u64::from(waited);
-        let (cache, hash) = (Arc::clone(&self.cache), self.hash);
-        let may_refresh = usage == Use::WhileRevalidate && asked.plan == Plan::Get;
-        let refresh = may_refresh && !stored.flights.contains_key(&name);
-        if refresh {
-            self.lead = Some(self.take_lead(stored, name));
-            self.is_refresh = true;
-            self.forward = Forward::Stale;
-        }
-        Hit {
-            cache,
-            hash,
-            entry,
-            how: if waited { How::Collapsed } else { How::Stored },
-            cookies: Vec::new(),
-            refresh: refresh.then_some(self),
-        }
+        self.entry = Some(Arc::clone(&entry));
+        (usage != Use::Validate).then_some((entry, usage))
     }
 
     fn take_lead(&self, stored: &mut Stored, name: u64) -> Lead {

@@ -80,10 +80,8 @@ impl Policy {
     pub fn terms(status: u16, facts: &Facts<'_>, cookie: bool, sent: Time, now: Now) -> Option<Self> {
         let control = &facts.control;
         let understood = control.must_understand && is_understood(status);
-        let forbidden = (control.no_store && !understood)
-            || (control.must_understand && !understood)
-            || control.private
-            || facts.vary.star;
+        let forbidden =
+            ((control.no_store || control.must_understand) && !understood) || control.private || facts.vary.star;
         let lifetime = facts.lifetime(is_heuristic(status), now.wall);
         let allowed = lifetime.explicit || is_heuristic(status) || control.public;
         if forbidden || !allowed {

@@ -199,10 +199,8 @@ impl Cache {
     }
 
     /// A charge of nothing: for what is not stored, or not any more.
-    pub(super) fn no_charge(&self) -> Charge {
-        self.budget
-            .charge(0)
-            .unwrap_or_else(|| unreachable!("nothing always fits"))
+    pub(super) fn nothing(&self) -> Charge {
+        self.budget.nothing()
     }
 
     /// Gives up one URL; says how many bytes that were.

@@ -218,6 +218,20 @@ fn a_validation_is_waited_for_too() {
 }
 
 #[test]
+fn where_each_has_to_ask_nobody_waits_for_long() {
+    let mut trial = Trial::new();
+    let told: &[&str] = &["Cache-Control: no-cache", "ETag: \"a\""];
+    trial.get("/", &["Cache-Control: no-cache"], (200, told, "page"));
+    let fetch = lead(&trial);
+    let waiting = follow(&trial);
+    let answered = answer(&trial, fetch, 304, &[], "");
+    assert!(matches!(answered, Answer::Stored(_)));
+    assert_eq!(waiting.poll(Waker::noop()), Some(Outcome::Alone));
+    let (one, other) = (second(&trial, &[]), second(&trial, &[]));
+    assert!(matches!((one, other), (Look::Ask(_), Look::Ask(_))));
+}
+
+#[test]
 fn those_who_find_no_place_go_themselves() {
     let trial = Trial::new();
     let first = lead(&trial);

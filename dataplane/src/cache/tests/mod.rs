@@ -9,6 +9,7 @@ mod invalidation;
 mod oracle;
 mod ranges;
 mod storing;
+mod threads;
 mod validation;
 mod variants;
 
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::http::{Body, Framing, Request, Response, Scheme};
+use crate::http::{Body, Framing, Request, Response, Scheme, rewrite};
 
 /// 2026-09-16.
 const WALL: u64 = 1_789_516_800;
@@ -128,16 +129,26 @@ impl Trial {
         self.exchange(&request(path, asked), &response(told.0, told.1, told.2), told.2)
     }
 
+    /// As `get`, waiting for no other request.
+    fn get_alone(&mut self, path: &str, told: (u16, &[&str], &str)) -> Got {
+        let (asked, answer) = (request(path, &[]), response(told.0, told.1, told.2));
+        self.exchange_after(Some(Outcome::Alone), &asked, &answer, told.2)
+    }
+
     /// A request that the site, asked anything, answers in a way that nothing else is mistaken for.
     fn probe(&mut self, path: &str, asked: &[&str]) -> Got {
         self.get(path, asked, (299, &["Cache-Control: no-store"], "the site was asked"))
     }
 
     fn exchange(&mut self, asked: &[u8], told: &[u8], body: &str) -> Got {
+        self.exchange_after(None, asked, told, body)
+    }
+
+    fn exchange_after(&mut self, waited: Option<Outcome>, asked: &[u8], told: &[u8], body: &str) -> Got {
         let request = Request::parse(asked).unwrap();
         let asked = Asked::read(&request, self.site).unwrap();
         let mut got = Got::default();
-        let fetch = match self.cache.look_up(&asked, None, self.now) {
+        let fetch = match self.cache.look_up(&asked, waited, self.now) {
             Look::Hit(hit) => {
                 self.deliver(&hit, &asked, &mut got);
                 if let Some(refresh) = hit.refresh {
@@ -216,8 +227,6 @@ impl Trial {
         Some(got)
     }
 }
-
-use crate::http::rewrite;
 
 /// Whether an answer with these lines is given again, `later` seconds after, to a request with these.
 #[track_caller]
