@@ -135,7 +135,10 @@ impl Link {
             }
             mux::Event::Close { abort } => self.close(abort),
             mux::Event::Up { resumed } => self.is_up(shard, resumed),
-            mux::Event::Live => shard.link_is_live(),
+            mux::Event::Live => {
+                shard.log(Level::Debug, format!("{self} carries streams"));
+                shard.link_is_live();
+            }
             mux::Event::Opened(stream, open) => self.opened(shard, stream, open),
             mux::Event::Readable(stream) => self.cell(stream, |c| c.readable.raise()),
             mux::Event::Writable(stream) => self.cell(stream, StreamCell::is_writable),
