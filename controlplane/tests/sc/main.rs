@@ -371,8 +371,12 @@ fn wrong_use_is_2_in_one_line() {
         (&["-u", "U", KEY], "Error: a word that belongs to no option"),
         (&["--colour"], "Error: --colour is no option"),
         (
-            &["-u", "U", "-k", KEY, "-D", "a.example"],
-            "Error: --direct-domains is not built yet",
+            &["-u", "U", "-k", KEY, "--pac", "a.example"],
+            "Error: --pac is not built yet",
+        ),
+        (
+            &["-u", "U", "-k", KEY, "-D", "http://a.example"],
+            "Error: --direct-domains: \"http://a.example\" is no domain",
         ),
         (
             &["-u", "U", "-k", KEY, "-x", "http://cloud.example/"],

@@ -497,9 +497,10 @@ impl Session {
         Ok(())
     }
 
-    /// As many bytes have come since as slices in read buffers may keep alive.
+    /// As many bytes have come since as slices in read buffers may keep alive. What outlives its session waits for its time:
+    /// the count has begun anew.
     fn has_passed(&self, at: u64) -> bool {
-        self.received - at > SLICES_IN_READ_BUFFERS_MAX
+        self.received.saturating_sub(at) > SLICES_IN_READ_BUFFERS_MAX
     }
 
     /// Slices that have waited long, or behind which much has come, move into buffers of their own size, so that a
