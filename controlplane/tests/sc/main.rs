@@ -375,7 +375,16 @@ fn wrong_use_is_2_in_one_line() {
             "Error: --pac is not built yet",
         ),
         (
-            &["-u", "U", "-k", KEY, "-D", "http://a.example"],
+            &[
+                "-u",
+                "U",
+                "-k",
+                KEY,
+                "-x",
+                "https://cloud.example/",
+                "-D",
+                "http://a.example",
+            ],
             "Error: --direct-domains: \"http://a.example\" is no domain",
         ),
         (

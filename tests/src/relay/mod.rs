@@ -22,6 +22,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::http::PATIENCE;
+use crate::process::raise_own_limit;
 use hello::classify;
 use way::{Way, non_blocking};
 
@@ -209,6 +210,8 @@ impl Relay {
     }
 
     pub fn start_at(address: Ipv4Addr) -> Self {
+        // Tests of one program run side by side, each with hundreds of connections.
+        raise_own_limit();
         let reserve = bound(SocketAddr::from((address, 0))).expect("a free port");
         let address = reserve.local_addr().expect("bound").as_socket().expect("an IP socket");
         let relay = Self {
