@@ -53,7 +53,7 @@ pub(super) struct Browser {
 }
 
 /// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
-pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, _counted: Counted) {
+pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, counted: Counted) {
     let mut browser = Browser {
         seat: shard.take_seat().await,
         shard,
@@ -74,14 +74,20 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, _counted: Count
         Next::Done => {}
         Next::Abort => cut_at_end(&browser.socket),
         Next::Relay(stream) => {
-            let early = browser.inbox.split().freeze();
-            let mut inlet = Inlet::new(&stream);
-            let activity = Activity::new();
-            let relayed = relay(&browser.socket, &stream, early, &mut inlet, Code::Cancelled, &activity);
-            if let Either::Right(()) = select(relayed, dismissed(&stream, &activity)).await {
-                stream.reset(Code::Shutdown, DISMISSED);
-            }
+            let Browser { socket, inbox, .. } = browser;
+            // In a task of its own: this one has room for a whole exchange, and a relay may live for days.
+            runtime::spawn(carry(socket, stream, inbox.freeze(), counted));
         }
+    }
+}
+
+/// Carries what is opaque to its end.
+async fn carry(socket: Socket, stream: Stream, early: Bytes, _counted: Counted) {
+    let mut inlet = Inlet::new(&stream);
+    let activity = Activity::new();
+    let relayed = relay(&socket, &stream, early, &mut inlet, Code::Cancelled, &activity);
+    if let Either::Right(()) = select(relayed, dismissed(&stream, &activity)).await {
+        stream.reset(Code::Shutdown, DISMISSED);
     }
 }
 
