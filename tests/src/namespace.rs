@@ -75,6 +75,8 @@ impl Inner {
                 "link", "add", "world", "type", "veth", "peer", "name", "inner", "netns", &id,
             ],
         );
+        // An IPv6 address of its own would become valid a second or two later, and Chromium ends what it is loading then.
+        run("ip", &["link", "set", "world", "addrgenmode", "none"]);
         run("ip", &["address", "add", &format!("{WORLD}/24"), "dev", "world"]);
         run("ip", &["link", "set", "world", "up"]);
         for arguments in [
