@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use dataplane::limits;
-use dataplane::rules::{Domains, FastFail, Routes};
+use dataplane::rules::{Domains, FastFail, Routes, Sites};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -36,6 +36,7 @@ pub struct TunnelRequest {
     /// Equal identifiers live side by side.
     pub tunnel_pool: Option<bool>,
     pub no_proxy_caching: Option<bool>,
+    /// False says what true says in `no_proxy_caching`.
     pub use_caching_proxy: Option<bool>,
     pub use_kgp: Option<bool>,
     pub protocol: Option<String>,
@@ -65,6 +66,11 @@ impl TunnelRequest {
         self.tunnel_identifier.as_deref().filter(|s| !s.is_empty())
     }
 
+    /// Neither of its two fields forbids the endpoint's cache.
+    pub fn allows_caching(&self) -> bool {
+        self.no_proxy_caching != Some(true) && self.use_caching_proxy != Some(false)
+    }
+
     /// The rules as SETTINGS carries them: canonical JSON, keys sorted, no white space.
     pub fn settings_json(&self) -> Vec<u8> {
         let rules = Rules {
@@ -76,7 +82,7 @@ impl TunnelRequest {
             direct_domains: self.direct_domains.clone().unwrap_or_default(),
             domain_names: self.domain_names.clone().unwrap_or_default(),
             fast_fail_regexps: self.fast_fail_regexps.clone().unwrap_or_default(),
-            no_proxy_caching: self.no_proxy_caching.unwrap_or(false),
+            no_proxy_caching: !self.allows_caching(),
             no_ssl_bump_domains: self.no_ssl_bump_domains.clone().unwrap_or_default(),
         };
         serde_json::to_vec(&rules).unwrap_or_default()
@@ -91,6 +97,7 @@ impl TunnelRequest {
             fast_fail_regexps: None,
             no_ssl_bump_domains: None,
             no_proxy_caching: None,
+            use_caching_proxy: None,
             culvert,
             ..self.clone()
         }
@@ -108,6 +115,7 @@ impl TunnelRequest {
         taken.domain_names = Some(rules.domain_names);
         taken.fast_fail_regexps = Some(rules.fast_fail_regexps);
         taken.no_proxy_caching = Some(rules.no_proxy_caching);
+        taken.use_caching_proxy = Some(!rules.no_proxy_caching);
         taken.no_ssl_bump_domains = Some(rules.no_ssl_bump_domains);
         taken.check()?;
         *self = taken;
@@ -161,10 +169,14 @@ impl TunnelRequest {
     /// A sentence that names what is wrong in them.
     pub fn rules(&self) -> Result<dataplane::rules::Rules, String> {
         let fast_fail = self.fast_fail_regexps.as_deref().unwrap_or_default();
+        let auth_hosts = self.culvert.as_ref().and_then(|c| c.auth_hosts.as_deref());
+        let auth_hosts = auth_hosts.unwrap_or_default();
         Ok(dataplane::rules::Rules {
             fast_fail: FastFail::compile(fast_fail).map_err(|e| format!("fast_fail_regexps: {e}"))?,
             routes: self.routes()?,
             no_bump: domains("no_ssl_bump_domains", &self.no_ssl_bump_domains, true)?,
+            no_cache: !self.allows_caching(),
+            auth: Sites::parse(auth_hosts).map_err(|e| format!("auth_hosts: {e}"))?,
         })
     }
 
@@ -327,6 +339,23 @@ pub struct Counts {
     pub resumes: u64,
     /// Frames that the endpoint wrote again after a cut.
     pub frames_replayed: u64,
+    /// Of the endpoint, which a pool has in common.
+    pub cache: CacheCounts,
+}
+
+/// What an endpoint's response cache has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheCounts {
+    /// Requests that were answered without asking the site.
+    pub hits: u64,
+    /// Requests that the site was asked, although something might have been stored.
+    pub misses: u64,
+    /// Bytes of contents that were sent from the cache.
+    pub bytes_saved: u64,
+    /// Answers that are stored now …
+    pub entries: u64,
+    /// … and what the cache holds, its tables included.
+    pub bytes: u64,
 }
 
 /// Texts for the user of a client.
@@ -468,6 +497,29 @@ mod tests {
             assert!(other.take_rules(bad.as_bytes()).is_err(), "{bad}");
             assert_eq!(other.settings_json(), request.settings_json());
         }
+    }
+
+    #[test]
+    fn caching_is_forbidden_by_either_field() {
+        for (json, allowed) in [
+            ("{}", true),
+            (r#"{"no_proxy_caching":false,"use_caching_proxy":true}"#, true),
+            (r#"{"no_proxy_caching":true,"use_caching_proxy":true}"#, false),
+            (r#"{"use_caching_proxy":false}"#, false),
+        ] {
+            let request: TunnelRequest = serde_json::from_str(json).unwrap();
+            assert_eq!(rules(&request.settings_json()).unwrap().no_cache, !allowed, "{json}");
+        }
+        let mut request: TunnelRequest = serde_json::from_str(r#"{"use_caching_proxy":false}"#).unwrap();
+        request.take_rules(&TunnelRequest::default().settings_json()).unwrap();
+        assert!(request.allows_caching(), "later rules count");
+    }
+
+    #[test]
+    fn hosts_with_credentials_are_compiled_by_name() {
+        let of = |host: &str| rules(format!(r#"{{"auth_hosts":["{host}"]}}"#).as_bytes());
+        assert!(of("A.test:80").unwrap().auth.contains("a.test", 80));
+        assert!(of("a.test").unwrap_err().starts_with("auth_hosts: \"a.test\""));
     }
 
     #[test]

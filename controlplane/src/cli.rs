@@ -114,6 +114,9 @@ pub struct Args {
     /// Hosts whose HTTPS is left as it is, in the same form, or `all`; this version leaves all of it
     #[arg(short = 'B', long, value_name = "domains")]
     pub no_ssl_bump_domains: Option<String>,
+    /// Leave the cloud's response cache out: each request for a page goes to its site
+    #[arg(short = 'N', long, action = ArgAction::SetTrue)]
+    pub no_proxy_caching: bool,
     /// Kernel interface for traffic: auto, io_uring or epoll [default: auto]
     #[arg(long, value_name = "driver")]
     pub driver: Option<String>,

@@ -67,6 +67,8 @@ pub struct Config {
     pub tunnel_domains: Vec<String>,
     /// Hosts whose TLS stays opaque.
     pub no_ssl_bump_domains: Vec<String>,
+    /// No cache answers for sites.
+    pub no_proxy_caching: bool,
     /// Kernel interface of the shards.
     pub driver: Driver,
     /// Passed on to REST.
@@ -118,6 +120,7 @@ const OPTIONS: &[&[&str]] = &[
     &["direct-domains"],
     &["tunnel-domains"],
     &["no-ssl-bump-domains"],
+    &["no-proxy-caching"],
     &["driver"],
     &["se-port"],
     &["scproxy-port"],
@@ -176,6 +179,7 @@ pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
         direct_domains: sources.domains("direct-domains", false)?,
         tunnel_domains: sources.domains("tunnel-domains", false)?,
         no_ssl_bump_domains: sources.domains("no-ssl-bump-domains", true)?,
+        no_proxy_caching: sources.args.no_proxy_caching || sources.flag("no-proxy-caching")?,
         driver: sources.driver()?,
         vm_version: sources.text("vm-version"),
         user,

@@ -88,6 +88,7 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
             streams_own_max: share(CLIENT_STREAMS_MAX),
         },
         dark_since: None,
+        cache: None,
     };
     let tls = client_config(&config.identity, config.fingerprint)?;
     let member = config.identity.member();

@@ -1,6 +1,7 @@
 //! The role of an endpoint: carries browsers' connections into the multiplex. It never makes, accepts or dials a socket.
 
 use std::cell::RefCell;
+use std::hash::RandomState;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,8 +9,9 @@ use std::time::Duration;
 
 use crossbeam::channel::Receiver;
 
+use crate::cache::{Cache, Counts};
 use crate::error::Error;
-use crate::limits::{CLIENT_STREAMS_MAX, LINKS_MAX, MEMBERS_MAX, connections_max, endpoint_pools};
+use crate::limits::{CACHE_BYTES, CLIENT_STREAMS_MAX, LINKS_MAX, MEMBERS_MAX, connections_max, endpoint_pools};
 use crate::mux::BudgetConfig;
 use crate::settings::Settings;
 use crate::shard::mailbox::{Attached, Command};
@@ -56,6 +58,7 @@ pub struct Endpoint {
     identity: Arc<Identity>,
     /// The first rules' version.
     version: u32,
+    cache: Arc<Cache>,
     members: Mutex<Vec<Attendee>>,
 }
 
@@ -98,6 +101,7 @@ pub(crate) fn prepare_with(config: EndpointConfig, services: Services) -> Result
     let version = config.settings.version;
     let pools = endpoint_pools(config.memory_bytes, config.max_streams, config.shards, LINKS_MAX.into())
         .map_err(Error::memory)?;
+    let cache = Cache::new(CACHE_BYTES, RandomState::new());
     let start = Start {
         shards: config.shards,
         driver: config.driver,
@@ -113,6 +117,7 @@ pub(crate) fn prepare_with(config: EndpointConfig, services: Services) -> Result
             streams_own_max: share(config.max_streams),
         },
         dark_since: config.dark.map(|dark| Time::now() - dark),
+        cache: Some(cache.clone()),
     };
     let role = || Role::Endpoint(RefCell::default());
     let shards = Shards::start(&start, config.browsers, role, |_| {})?;
@@ -120,6 +125,7 @@ pub(crate) fn prepare_with(config: EndpointConfig, services: Services) -> Result
         shards,
         identity: config.identity,
         version,
+        cache,
         members: Mutex::default(),
     }))
 }
@@ -260,6 +266,11 @@ impl Endpoint {
             .iter()
             .map(|m| MemberReport::of(m.member.id, &m.counters))
             .collect()
+    }
+
+    /// What the cache has counted so far.
+    pub fn cache_counts(&self) -> Counts {
+        self.cache.counts()
     }
 
     /// Takes no new requests and serves those that are open; [`Event::Drained`] follows.

@@ -424,6 +424,11 @@ pub const CACHE_CHUNK_BYTES_MIN: usize = 4 * KIB;
 pub const CACHE_FOLLOWERS_MAX: usize = 256;
 /// … and how long: the browser that it goes to may be slow, and then it paces all.
 pub const CACHE_FOLLOW_MAX: Duration = Duration::from_secs(5);
+/// Stale answers that a shard asks for anew in the background, at a time: further ones are asked for when they are
+/// wanted next …
+pub const CACHE_REFRESHES_MAX: usize = 32;
+/// … and for how long one is waited for.
+pub const CACHE_REFRESH_TIME_MAX: Duration = Duration::from_secs(60);
 /// After an answer that nobody else may have, requests for the URL do not wait for each other.
 pub const CACHE_PASS_TIME: Duration = Duration::from_secs(120);
 /// Parts of the cache with a lock each …

@@ -1,12 +1,14 @@
 //! The operator's rules, compiled once and asked for each request. Sans-IO.
 
 mod domains;
+mod sites;
 
 use std::net::IpAddr;
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
 
 pub use domains::Domains;
+pub use sites::Sites;
 
 use crate::http::{Form, Request, Scheme};
 
@@ -23,6 +25,10 @@ pub struct Rules {
     pub routes: Routes,
     /// `-B`: hosts whose TLS is left alone.
     pub no_bump: Domains,
+    /// `-N`: the endpoint's cache has no part in anything.
+    pub no_cache: bool,
+    /// `-a`: sites that `sc` shows credentials to.
+    pub auth: Sites,
 }
 
 /// Where a request goes.

@@ -6,6 +6,7 @@
 //! | `GET /` and `/page?resources=N` | a page that loads N resources and one WebSocket echo, then sets its title and gets `/result/N/TEXT` |
 //! | `GET /resource/I` | one of them |
 //! | `GET /bytes?seed=S&length=N` | body S; `&chunked`, `&close` choose its framing, `&held` stops half way until the gate opens, `&silent` before its head, `&cut` ends there without the rest |
+//! | `/bytes/NAME?…` | the same, counted apart, to any method; each `&field=NAME:VALUE` (`+` for a space) adds a field, and a request whose If-None-Match is the ETag among them gets 304 |
 //! | `POST /upload` | length and SHA-256 of what came |
 //! | `POST /once?key=K` | how often K was posted |
 //! | `GET /echo-head` | the request's head as it arrived |
@@ -242,7 +243,7 @@ fn answer(connection: &mut Connection, head: &Head, path: &str, shared: &Shared)
             });
             whole(connection, head, "200 OK", "text/plain", times.to_string().as_bytes())?;
         }
-        (_, "/bytes") => return keyed(connection, target, shared),
+        (_, path) if path == "/bytes" || path.starts_with("/bytes/") => return keyed(connection, head, shared),
         (_, "/" | "/page") => {
             let text = page(number("resources").unwrap_or(50));
             whole(connection, head, "200 OK", "text/html; charset=utf-8", text.as_bytes())?;
@@ -287,7 +288,16 @@ fn whole(connection: &mut Connection, request: &Head, status: &str, kind: &str, 
 }
 
 /// A keyed body, in constant memory.
-fn keyed(connection: &mut Connection, target: &str, shared: &Shared) -> io::Result<bool> {
+fn keyed(connection: &mut Connection, request: &Head, shared: &Shared) -> io::Result<bool> {
+    let target = &request.line[1];
+    let fields = added(target);
+    if request
+        .field("if-none-match")
+        .is_some_and(|tag| fields.contains(&format!("ETag: {tag}\r\n")))
+    {
+        connection.write(format!("HTTP/1.1 304 Not Modified\r\n{fields}\r\n").as_bytes())?;
+        return Ok(true);
+    }
     let number = |name: &str| query(target, name).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
     let flag = |name: &str| query(target, name).is_some();
     let (seed, length, chunked, close) = (number("seed"), number("length"), flag("chunked"), flag("close"));
@@ -301,8 +311,9 @@ fn keyed(connection: &mut Connection, target: &str, shared: &Shared) -> io::Resu
     if flag("silent") {
         hold(shared);
     }
-    connection
-        .write(format!("HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{framing}\r\n\r\n").as_bytes())?;
+    connection.write(
+        format!("HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{fields}{framing}\r\n\r\n").as_bytes(),
+    )?;
     let half = if flag("held") || flag("cut") {
         length / 2
     } else {
@@ -334,6 +345,15 @@ fn keyed(connection: &mut Connection, target: &str, shared: &Shared) -> io::Resu
         connection.write(b"0\r\n\r\n")?;
     }
     Ok(!close)
+}
+
+/// The lines of the fields that a target asks for.
+fn added(target: &str) -> String {
+    let pairs = target.split(['?', '&']).filter_map(|pair| pair.strip_prefix("field="));
+    let fields = pairs.filter_map(|field| field.split_once(':'));
+    fields
+        .map(|(name, value)| format!("{name}: {}\r\n", value.replace('+', " ")))
+        .collect()
 }
 
 /// Waits until the gate opens.

@@ -25,7 +25,7 @@ use super::limits::{EVENTS_PER_TURN, LEAVE_MAX, RULES_PART_BYTES_MAX};
 use super::messages::{self, FromEndpoint, MemberCounts, Present, ToEndpoint, Unreached};
 use super::sandbox;
 use super::seqpacket::Seqpacket;
-use crate::api::{self, Counts};
+use crate::api::{self, CacheCounts, Counts};
 use crate::runtime::{Runtime, watch};
 use crate::secret::{hex, unhex};
 
@@ -335,6 +335,14 @@ impl Guest {
             ToEndpoint::Dialled { shard, id, outcome } => self.dialled((shard, id), outcome, fds.pop()).await,
             ToEndpoint::Drain => self.endpoint.drain(),
             ToEndpoint::Report => {
+                let cache = self.endpoint.cache_counts();
+                let cache = CacheCounts {
+                    hits: cache.hits,
+                    misses: cache.misses,
+                    bytes_saved: cache.bytes_saved,
+                    entries: cache.entries,
+                    bytes: cache.bytes_held,
+                };
                 let members = self.endpoint.members_report().into_iter();
                 let members = members.map(|m| MemberCounts {
                     member: hex(&m.member),
@@ -343,6 +351,7 @@ impl Guest {
                         streams: m.streams,
                         resumes: m.resumes,
                         frames_replayed: m.frames_replayed,
+                        cache,
                     },
                 });
                 self.tell(FromEndpoint::Report {

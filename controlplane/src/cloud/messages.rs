@@ -231,6 +231,7 @@ pub fn clean(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::CacheCounts;
     use crate::cloud::limits::{LINKS_MAX, MESSAGE_BYTES_MAX, RULES_PART_BYTES_MAX};
 
     #[test]
@@ -253,6 +254,13 @@ mod tests {
                 streams: u64::MAX,
                 resumes: u64::MAX,
                 frames_replayed: u64::MAX,
+                cache: CacheCounts {
+                    hits: u64::MAX,
+                    misses: u64::MAX,
+                    bytes_saved: u64::MAX,
+                    entries: u64::MAX,
+                    bytes: u64::MAX,
+                },
             },
         };
         let report = FromEndpoint::Report {

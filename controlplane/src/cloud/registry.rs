@@ -477,6 +477,7 @@ fn show(e: &Entry) -> Tunnel {
     let list = |list: Option<Vec<String>>| Some(list.unwrap_or_default());
     let running = matches!(e.state, State::Running | State::Halting);
     let host = e.order.address.rsplit_once(':').map(|(host, _)| host.to_owned());
+    let caches = request.allows_caching();
     Tunnel {
         id: Some(e.order.id.clone()),
         owner: Some(e.order.owner.clone()),
@@ -498,8 +499,8 @@ fn show(e: &Entry) -> Tunnel {
         direct_domains: list(request.direct_domains),
         fast_fail_regexps: list(request.fast_fail_regexps),
         no_ssl_bump_domains: list(request.no_ssl_bump_domains),
-        no_proxy_caching: Some(request.no_proxy_caching.unwrap_or(false)),
-        use_caching_proxy: Some(request.use_caching_proxy.unwrap_or(true)),
+        no_proxy_caching: Some(!caches),
+        use_caching_proxy: Some(caches),
         use_kgp: Some(request.use_kgp.unwrap_or(true)),
         ssh_port: Some(request.ssh_port.unwrap_or(443)),
         vm_version: request.vm_version,

@@ -96,6 +96,18 @@ fn a_pool_is_asked_for_by_flag_variable_or_file() {
 }
 
 #[test]
+fn the_cache_is_left_out_by_flag_variable_or_file() {
+    let full = || Case::new().var("HOME", "/nonexistent");
+    assert!(!full().good(BASE).no_proxy_caching);
+    for flag in ["-N", "--no-proxy-caching"] {
+        assert!(full().good(&format!("{BASE} {flag}")).no_proxy_caching, "{flag}");
+    }
+    assert!(full().var("SAUCE_NO_PROXY_CACHING", "true").good(BASE).no_proxy_caching);
+    let file = full().own_file("no-proxy-caching: true\n");
+    assert!(file.good(BASE).no_proxy_caching);
+}
+
+#[test]
 fn the_command_line_goes_before_the_environment_and_that_before_files() {
     type Reads = fn(&Config) -> String;
     let rows: &[(&str, &[&str], [&str; 4], Reads)] = &[

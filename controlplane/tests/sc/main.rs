@@ -199,6 +199,7 @@ fn check_calls(stub: &Stub) {
     assert_eq!(create.body["protocol"], "kgp");
     assert_eq!(create.body["ssh_port"], 443);
     assert_eq!(create.body["tunnel_pool"], false);
+    assert_eq!(create.body["no_proxy_caching"], false);
     assert_eq!(create.body["metadata"]["command"], "sc");
     let fingerprint = create.body["culvert"]["fingerprint"].as_str();
     assert_eq!(fingerprint.map(str::len), Some(64));

@@ -103,6 +103,11 @@ impl<'a> Asked<'a> {
         odd
     }
 
+    /// The request itself.
+    pub fn request(&self) -> &Request<'a> {
+        &self.request
+    }
+
     pub(super) fn headers(&self) -> Fields<'a> {
         self.request.fields()
     }

@@ -116,6 +116,11 @@ impl Fill {
         }
     }
 
+    /// Whether it has become too large: nothing will be stored.
+    pub fn is_given_up(&self) -> bool {
+        self.charge.is_none()
+    }
+
     /// The content is whole. Says whether it was stored: not if it was given up, is shorter than announced, or was
     /// invalidated since it was asked for.
     pub fn commit(mut self, now: Now) -> bool {

@@ -261,6 +261,20 @@ impl Cache {
         drop(slot);
     }
 
+    /// Drops everything, and the answers that are on their way: under other rules they may come from elsewhere, and while
+    /// nobody asks the cache nothing is invalidated.
+    pub fn clear(&self) {
+        for part in &self.parts {
+            let mut stored = part.lock();
+            stored.stamp += 1;
+            stored.invalidated.clear();
+            stored.queue.clear();
+            let slots = std::mem::take(&mut stored.slots);
+            drop(stored);
+            drop(slots);
+        }
+    }
+
     fn part(&self, hash: u64) -> &Part {
         &self.parts[hash as usize % CACHE_PARTS]
     }

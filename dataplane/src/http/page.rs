@@ -96,6 +96,12 @@ pub const CAUSES: &[Cause] = &[
         "Look for what keeps the site busy, or allow it more time.",
     ),
     (
+        "only-if-cached",
+        504,
+        "The answer is not in the cache",
+        "The request forbids to ask the site: Cache-Control: only-if-cached.",
+    ),
+    (
         "denied",
         403,
         "This address is not reachable through the tunnel",

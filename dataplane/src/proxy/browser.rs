@@ -260,14 +260,7 @@ impl Browser {
 
     /// OPEN's fields for a site; the shard sets the credit.
     pub fn open(&self, kind: Kind, host: &str, port: u16) -> Open {
-        Open {
-            kind,
-            settings: self.version(),
-            credit: 0,
-            port,
-            host: Bytes::copy_from_slice(host.as_bytes()),
-            shown: None,
-        }
+        open_of(&self.shard, kind, host, port)
     }
 
     /// Of the rules in force.
@@ -315,6 +308,18 @@ impl Browser {
             Next::Close if !close => Next::Again,
             next => next,
         }
+    }
+}
+
+/// As [`Browser::open`].
+pub(super) fn open_of(shard: &Shard, kind: Kind, host: &str, port: u16) -> Open {
+    Open {
+        kind,
+        settings: shard.rules_version(),
+        credit: 0,
+        port,
+        host: Bytes::copy_from_slice(host.as_bytes()),
+        shown: None,
     }
 }
 

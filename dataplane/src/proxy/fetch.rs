@@ -7,10 +7,13 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 
 use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
+use super::cached::{self, Caching, now};
 use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES, cut_at_end};
+use super::probe;
 use super::relay::full_read;
+use crate::cache::{Answer, Fill, Hit};
 use crate::copies;
-use crate::http::{Bad, BadBody, Body, Finder, Framing, Request, Response, Scheme, Version, page, rewrite};
+use crate::http::{Bad, BadBody, Body, Finder, Framing, Request, Response, Scheme, Version, rewrite};
 use crate::limits::{EARLY_BYTES_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX, OUTLET_OWN_BYTES};
 use crate::mux::{Code, Kind};
 use crate::shard::runtime::{self, Either, Socket, select};
@@ -75,6 +78,10 @@ enum Answered {
     Whole { keep_alive: bool },
     /// 101 was delivered; what the stream brought beyond it will come again.
     Upgraded,
+    /// The site's answer is dropped: the browser gets this.
+    Stored(Box<Hit>),
+    /// The site's answer is dropped: it is asked once more, otherwise.
+    Again,
 }
 
 /// Carries one exchange.
@@ -84,12 +91,17 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
         return browser.refuse("bad-request", "the request names no site").await;
     };
     if browser.is_probe || authority.host.eq_ignore_ascii_case(PROBE_HOST) {
-        return probe(browser, request).await;
+        return probe::serve(browser, request).await;
     }
     if request.scheme == Some(Scheme::Https) {
         let detail = "https through this proxy goes by CONNECT";
         return browser.answer(request, "denied", detail, whole).await;
     }
+    let caching = match cached::look_up(browser, request).await {
+        Ok(caching) => caching,
+        Err(next) => return next,
+    };
+    let caching = caching.as_deref();
     let port = authority.port_or(Scheme::Http.default_port());
     let mut moves = if whole && request.is_idempotent() && !request.upgrade {
         0
@@ -101,7 +113,9 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
         let open = browser.open(Kind::Http, authority.host, port);
         let stream = match browser.open_stream(request, open).await {
             Some(Ok(stream)) => stream,
-            Some(Err((code, text))) => return browser.answer(request, code.name(), &text, whole).await,
+            Some(Err((code, text))) => {
+                return failed(browser, request, caching, Fault::Stream(code, text), whole).await;
+            }
             None => return Next::Abort,
         };
         if !std::mem::replace(&mut counted, true) {
@@ -112,11 +126,12 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
             &browser.socket,
             &stream,
             request,
+            caching,
             &mut browser.inbox,
             &mut browser.eof,
             &progress,
         );
-        let down = deliver(&browser.socket, &stream, request, &progress);
+        let down = deliver(&browser.socket, &stream, request, caching, &progress);
         let exchange = select(down, up);
         let answered = match select(exchange, forsaken(&stream, &progress, moves < MOVES_MAX)).await {
             Either::Left(Either::Left(answered)) => answered,
@@ -127,6 +142,15 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
             Ok(Answered::Whole { keep_alive }) if keep_alive && progress.sent.get() => return Next::Again,
             Ok(Answered::Whole { .. }) => return progress.last(request),
             Ok(Answered::Upgraded) => return Next::Relay(stream),
+            Ok(Answered::Stored(hit)) => {
+                cached::leave(&stream).await;
+                drop(stream);
+                return answer_with(browser, caching, *hit, progress.sent.get()).await;
+            }
+            Ok(Answered::Again) => {
+                cached::leave(&stream).await;
+                continue;
+            }
             Err(_) if progress.begun.get() => return Next::Abort,
             Err(fault) => fault,
         };
@@ -137,7 +161,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
         };
         drop(stream);
         if !orphaned || moves >= MOVES_MAX {
-            return failed(browser, request, fault, progress.sent.get()).await;
+            return failed(browser, request, caching, fault, progress.sent.get()).await;
         }
         moves += 1;
     }
@@ -153,8 +177,30 @@ async fn forsaken(stream: &Stream, progress: &Progress, may_move: bool) {
     }
 }
 
-/// The page for an exchange that failed before the browser saw anything.
-async fn failed(browser: &mut Browser, request: &Request<'_>, fault: Fault, sent: bool) -> Next {
+/// What is stored instead of the site's answer.
+async fn answer_with(browser: &mut Browser, caching: Option<&Caching<'_>>, hit: Hit, sent: bool) -> Next {
+    match caching {
+        Some(caching) => caching.send(browser, hit, sent).await,
+        None => Next::Abort,
+    }
+}
+
+/// The page for an exchange that failed before the browser saw anything, or what is stored and may stand in.
+async fn failed(
+    browser: &mut Browser,
+    request: &Request<'_>,
+    caching: Option<&Caching<'_>>,
+    fault: Fault,
+    sent: bool,
+) -> Next {
+    let unreachable = match &fault {
+        Fault::MemberLost => true,
+        Fault::Stream(code, _) => *code != Code::Denied,
+        _ => false,
+    };
+    if let Some(hit) = caching.filter(|_| unreachable).and_then(Caching::stand_in) {
+        return answer_with(browser, caching, hit, sent).await;
+    }
     match fault {
         Fault::BrowserGone => Next::Abort,
         Fault::MemberLost => {
@@ -168,46 +214,21 @@ async fn failed(browser: &mut Browser, request: &Request<'_>, fault: Fault, sent
     }
 }
 
-/// The broker's self-test, and nobody else's: `/NONCE` for all links, `/MEMBER/NONCE` for those of one member, which is
-/// named by 32 hex digits.
-async fn probe(browser: &mut Browser, request: &Request<'_>) -> Next {
-    let whole = is_bodyless(request);
-    let nonce = std::str::from_utf8(request.path).ok().and_then(|p| p.strip_prefix('/'));
-    let named = request
-        .authority
-        .is_some_and(|a| a.host.eq_ignore_ascii_case(PROBE_HOST));
-    let (true, true, Some(nonce)) = (browser.is_probe, named, nonce) else {
-        let detail = "the self-test is the cloud's own";
-        return browser.answer(request, "denied", detail, whole).await;
-    };
-    let (member, nonce) = match nonce.split_once('/') {
-        Some((member, nonce)) => (u128::from_str_radix(member, 16).ok(), nonce),
-        None => (None, nonce),
-    };
-    match browser
-        .shard
-        .probe(member.map(u128::to_be_bytes), nonce.as_bytes())
-        .await
-    {
-        Err((code, text)) => browser.answer(request, code.name(), &text, whole).await,
-        Ok(()) => {
-            let _ = browser.socket.write_all(&page::plain(200, nonce, true)).await;
-            Next::Close
-        }
-    }
-}
-
 /// Browser to stream. Returns only what ends the exchange; once all is sent it watches the browser.
 async fn send_request(
     socket: &Socket,
     stream: &Stream,
     request: &Request<'_>,
+    caching: Option<&Caching<'_>>,
     inbox: &mut BytesMut,
     eof: &mut bool,
     progress: &Progress,
 ) -> Fault {
     let mut head = buffers::head_room(request.head_bytes() + HEAD_GROWTH_BYTES_USUAL);
-    rewrite::request(request, &[], &mut head);
+    match caching {
+        Some(caching) => caching.write_request(&mut head),
+        None => rewrite::request(request, &[], &mut head),
+    }
     let sent = match stream.send_frame(head).await {
         Ok(()) => send_body(socket, stream, request, inbox).await,
         Err(_) => Err(None),
@@ -299,6 +320,7 @@ async fn deliver(
     socket: &Socket,
     stream: &Stream,
     request: &Request<'_>,
+    caching: Option<&Caching<'_>>,
     progress: &Progress,
 ) -> Result<Answered, Fault> {
     let mut inlet = Inlet::new(stream);
@@ -314,9 +336,23 @@ async fn deliver(
         if response.is_upgrade() && !progress.sent.get() {
             return Err(Fault::BadAnswer("101 before the request was complete"));
         }
+        let is_final = !response.is_interim() && !response.is_upgrade();
+        let (status, mut fill) = match caching.filter(|_| is_final).and_then(|c| c.answer(&response)) {
+            None => (None, None),
+            Some(Answer::Relay(status)) => (Some(status), None),
+            Some(Answer::Keep(status, fill)) => (Some(status), Some(fill)),
+            Some(Answer::Stored(hit)) => return Ok(Answered::Stored(Box::new(hit))),
+            Some(Answer::Again(fetch)) => {
+                if let Some(caching) = caching {
+                    caching.again(fetch);
+                }
+                return Ok(Answered::Again);
+            }
+        };
+        let added = status.map(|status| ("Cache-Status", status.value()));
         let keep_alive = request.keep_alive && progress.sent.get() && !stream.shard().dismisses();
         let mut out = Vec::with_capacity(head.len() + HEAD_GROWTH_BYTES_USUAL);
-        let delivery = rewrite::response(&response, request.version, keep_alive, &[], &mut out);
+        let delivery = rewrite::response(&response, request.version, keep_alive, added.as_slice(), &mut out);
         outlet.push_own(Bytes::from(out));
         progress.begun.set(true);
         if response.is_interim() || response.is_upgrade() {
@@ -341,7 +377,7 @@ async fn deliver(
         let body = Body::new(response.framing);
         // It may be a slice of a link's buffer, and the body may take hours.
         drop(head);
-        deliver_body(socket, &mut inlet, &mut outlet, body, delivery.dechunk).await?;
+        deliver_body(socket, &mut inlet, &mut outlet, body, delivery.dechunk, &mut fill).await?;
         inlet.settle().await;
         // Bytes after the end: the other side cannot be trusted with this browser's next answer.
         let keep_alive = delivery.keep_alive && inlet.slice().is_empty();
@@ -356,12 +392,16 @@ async fn deliver_body(
     outlet: &mut Outlet,
     mut body: Body,
     dechunk: bool,
+    fill: &mut Option<Box<Fill>>,
 ) -> Result<(), Fault> {
     loop {
         while !body.is_done() && !outlet.is_full() && inlet.fill_now() {
             let broken = |BadBody(reason)| Fault::BadAnswer(reason);
             if !dechunk {
-                let bytes = body.advance(inlet.slice()).map_err(broken)?.bytes;
+                let bytes = match fill {
+                    None => body.advance(inlet.slice()).map_err(broken)?.bytes,
+                    Some(fill) => kept(&mut body, inlet.slice(), fill).map_err(broken)?,
+                };
                 outlet.push(inlet.take(bytes));
                 continue;
             }
@@ -370,19 +410,46 @@ async fn deliver_body(
                 .run(&inlet.slice()[..inlet.slice().len().min(OUTLET_OWN_BYTES)])
                 .map_err(broken)?;
             if run.data {
+                if let Some(fill) = fill {
+                    fill.append(&inlet.slice()[..run.bytes]);
+                }
                 copies::moved(run.bytes);
                 outlet.push_own(Bytes::copy_from_slice(&inlet.slice()[..run.bytes]));
             }
             inlet.skip(run.bytes);
+        }
+        if body.is_done()
+            && let Some(fill) = fill.take()
+        {
+            // Before a slow browser has it: others may wait for it.
+            fill.commit(now());
         }
         outlet.flush(socket, inlet).await.map_err(|_| Fault::BrowserGone)?;
         if body.is_done() && !inlet.has_lost() {
             return Ok(());
         }
         match inlet.end() {
-            Some(End::Fin) if body.clean_end() => return Ok(()),
+            Some(End::Fin) if body.clean_end() => {
+                fill.take().map(|fill| fill.commit(now()));
+                return Ok(());
+            }
             Some(end) => return Err(Fault::ended(end)),
             None => inlet.fill().await,
+        }
+    }
+}
+
+/// As [`Body::advance`], and gives the content to the cache.
+fn kept(body: &mut Body, slice: &[u8], fill: &mut Fill) -> Result<usize, BadBody> {
+    let mut taken = 0;
+    loop {
+        let run = body.run(&slice[taken..])?;
+        if run.data {
+            fill.append(&slice[taken..taken + run.bytes]);
+        }
+        taken += run.bytes;
+        if run.done || run.bytes == 0 {
+            return Ok(taken);
         }
     }
 }

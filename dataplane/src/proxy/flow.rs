@@ -16,7 +16,7 @@ use crate::shard::runtime::{self, Alarm, Either, Socket, select};
 use crate::time::Time;
 
 /// Slices handed to one `writev`.
-const SLICES_MAX: usize = 16;
+pub const SLICES_MAX: usize = 16;
 /// A direction that never has to wait lets the others run after so many bytes.
 pub const TURN_BYTES: usize = 128 * 1024;
 

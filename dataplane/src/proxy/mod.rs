@@ -11,12 +11,15 @@
 
 mod answer;
 pub mod browser;
+mod cached;
 mod connect;
 mod dial;
 mod exchange;
 mod fetch;
 mod flow;
 pub mod origin;
+mod probe;
+mod refresh;
 mod relay;
 pub mod resolve;
 pub mod site;

@@ -177,12 +177,17 @@ impl<T> Outbox<T> {
     pub fn send(&self, message: T) -> Result<(), T> {
         match self.queue.try_send(message) {
             Ok(()) => {
-                // Fails only when the counter is about to overflow: then the bell rings already.
-                let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
+                self.ring();
                 Ok(())
             }
             Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) => Err(message),
         }
+    }
+
+    /// Rings without a message.
+    pub fn ring(&self) {
+        // Fails only when the counter is about to overflow: then the bell rings already.
+        let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
     }
 
     /// Messages that wait.

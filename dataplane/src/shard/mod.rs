@@ -1,5 +1,5 @@
 //! A shard: one thread, one runtime, its own links, connections, buffers and counters. On the path of a request nothing
-//! is shared, locked or atomic between shards; counters have one writer each ([`crate::stats`]).
+//! is shared, locked or atomic between shards but the response cache; counters have one writer each ([`crate::stats`]).
 //!
 //! ```text
 //!  control thread ── Command ─► mailbox ─┐                        ┌─► browser / site tasks (proxy)
@@ -14,6 +14,7 @@ mod accept;
 pub mod buffers;
 mod connection;
 mod dial;
+mod landings;
 mod link;
 mod linked;
 pub mod mailbox;
@@ -37,7 +38,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::limits::{COMMANDS_MAX, EVENTS_MAX, FDS_LINK, LINKS_MAX, MEMBERS_MAX, REFUSED_MAX};
+use crate::cache::{Cache, Follow, Outcome as Flown};
+use crate::limits::{CACHE_REFRESHES_MAX, COMMANDS_MAX, EVENTS_MAX, FDS_LINK, LINKS_MAX, MEMBERS_MAX, REFUSED_MAX};
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
 use crate::proxy::resolve::is_own;
 use crate::proxy::{browser, site};
@@ -46,6 +48,7 @@ use crate::settings::{Settings, Times};
 use crate::stats::Counters;
 use crate::time::Time;
 use buffers::Buffers;
+use landings::Landings;
 use link::Link;
 use mailbox::{Attached, Command, Event, Inbox, Outbox};
 use runtime::{Signal, Socket};
@@ -101,6 +104,9 @@ struct Inner {
     next_probe: Cell<u64>,
     /// Endpoint: where browsers come from.
     browsers: RefCell<Option<Rc<Socket>>>,
+    cache: Option<Arc<Cache>>,
+    landings: Landings,
+    refreshes: Rc<Cell<usize>>,
 }
 
 /// What is particular to one of the two programs.
@@ -140,6 +146,15 @@ impl Drop for Counted {
     }
 }
 
+/// A request that fills the cache, counted for as long as it lives.
+pub struct Refresh(Rc<Cell<usize>>);
+
+impl Drop for Refresh {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 impl Shard {
     /// Which role this process has.
     pub fn side(&self) -> Side {
@@ -162,6 +177,25 @@ impl Shard {
     /// The rules in force.
     pub fn rules(&self) -> Ref<'_, Rules> {
         Ref::map(self.0.settings.borrow(), |settings| &*settings.rules)
+    }
+
+    /// The cache of this endpoint, if the rules allow one.
+    pub fn cache(&self) -> Option<&Arc<Cache>> {
+        self.0.cache.as_ref().filter(|_| !self.rules().no_cache)
+    }
+
+    /// Waits for what another request brings, on whatever shard that is. May be dropped.
+    pub async fn landed(&self, follow: &Follow) -> Flown {
+        self.0.landings.landed(follow).await
+    }
+
+    /// A place among the requests that fill the cache for nobody in particular; none if they are too many.
+    pub fn take_refresh(&self) -> Option<Refresh> {
+        let refreshes = &self.0.refreshes;
+        (refreshes.get() < CACHE_REFRESHES_MAX).then(|| {
+            refreshes.set(refreshes.get() + 1);
+            Refresh(refreshes.clone())
+        })
     }
 
     /// The time limits in force.
@@ -508,7 +542,11 @@ impl Shard {
     /// rules.
     fn rule(&self, settings: Arc<Settings>, versions: &[([u8; 16], u32)]) {
         let Role::Endpoint(members) = &self.0.role else { return };
-        self.0.settings.replace(settings);
+        let last = self.0.settings.replace(settings);
+        if let Some(cache) = self.0.cache.as_ref().filter(|_| *last.rules != *self.rules()) {
+            // Each shard does: what others stored under the rules before goes with the last one's.
+            cache.clear();
+        }
         for (id, version) in versions {
             if let Some(member) = members.borrow_mut().iter_mut().find(|m| m.id == *id) {
                 member.version = *version;
@@ -552,6 +590,7 @@ async fn run(shard: Shard, inbox: Inbox<Command>, browsers: Option<OwnedFd>) -> 
     loop {
         bell.readable().await?;
         inbox.silence();
+        shard.0.landings.call();
         for _ in 0..COMMANDS_MAX {
             let Some(command) = inbox.take() else { break };
             if shard.obey(command) {

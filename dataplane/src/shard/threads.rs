@@ -12,10 +12,12 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::landings::Landings;
 use super::mailbox::{Command, Event, Inbox, Outbox, mailbox};
 use super::runtime::{self, Driver, Runtime, Signal};
 use super::waiting::Waiting;
 use super::{Inner, Role, Services, Shard, run};
+use crate::cache::Cache;
 use crate::error::Error;
 use crate::limits::{COMMANDS_MAX, EVENTS_MAX, STOP_MAX, WAITING_HEADS_MAX};
 use crate::mux::{Budget, BudgetConfig};
@@ -51,6 +53,8 @@ pub(crate) struct Start {
     pub budget: BudgetConfig,
     /// Since when an earlier process of this tunnel had lost its last link.
     pub dark_since: Option<Time>,
+    /// Endpoint: shared by all shards.
+    pub cache: Option<Arc<Cache>>,
 }
 
 impl Shards {
@@ -95,6 +99,7 @@ impl Shards {
                 services: start.services,
                 budget: start.budget,
                 dark_since: start.dark_since,
+                cache: start.cache.clone(),
                 counters: shards.counters.clone(),
                 events: outbox.clone(),
                 shards: shards.outboxes.clone(),
@@ -195,6 +200,7 @@ struct Seed {
     services: Services,
     budget: BudgetConfig,
     dark_since: Option<Time>,
+    cache: Option<Arc<Cache>>,
     counters: Vec<Arc<Counters>>,
     events: Outbox<Event>,
     shards: Vec<Outbox<Command>>,
@@ -244,6 +250,7 @@ fn live(
 impl Seed {
     fn grow(self, role: Role) -> (Shard, Option<OwnedFd>) {
         let waiting = Waiting::new(WAITING_HEADS_MAX / self.shards.len());
+        let landings = Landings::new(self.shards[self.index].clone());
         let shard = Shard(Rc::new(Inner {
             index: self.index,
             role,
@@ -274,6 +281,9 @@ impl Seed {
             probes: RefCell::new(HashMap::new()),
             next_probe: Cell::new(0),
             browsers: RefCell::default(),
+            cache: self.cache,
+            landings,
+            refreshes: Rc::default(),
         }));
         (shard, self.browsers)
     }

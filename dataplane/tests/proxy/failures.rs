@@ -164,7 +164,7 @@ fn the_client_refuses_by_its_own_rules_what_the_endpoint_lets_through() {
             direct: Domains::parse(&list("direct.test"), false).unwrap(),
             tunnel: Domains::default(),
         },
-        no_bump: Domains::default(),
+        ..Rules::default()
     };
     let settings = Arc::new(Settings {
         rules: Arc::new(rules),

@@ -3,4 +3,5 @@
 mod connections;
 mod exchanges;
 mod failures;
+mod reload;
 mod tunnel;

@@ -1,0 +1,192 @@
+//! The cache's part in a request: it answers, has it wait for an equal one, or takes what the site says.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::time::SystemTime;
+
+use bytes::{Buf, BufMut, Bytes};
+
+use super::browser::{Browser, Next, is_bodyless, watch};
+use super::flow::{Inlet, SLICES_MAX, TURN_BYTES};
+use super::refresh;
+use crate::cache::{Answer, Asked, Fetch, Follow, Hit, Look, Now, Outcome, Site};
+use crate::http::{Request, Response, Scheme, Version, rewrite};
+use crate::limits::{CACHE_FOLLOW_MAX, WAITING_EARLY_BYTES_MAX};
+use crate::shard::runtime::{self, Either, Socket, select};
+use crate::shard::{Shard, Stream};
+
+/// What a head from the cache has usually.
+const HEAD_BYTES_USUAL: usize = 512;
+
+/// A request that the site is asked, with what the cache wants to know of it.
+pub(super) struct Caching<'a> {
+    asked: Asked<'a>,
+    /// None once the site has answered.
+    fetch: RefCell<Option<Fetch>>,
+}
+
+/// Now, on both clocks.
+pub(super) fn now() -> Now {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    Now {
+        time: runtime::now(),
+        wall: since.map_or(0, |since| since.as_secs()),
+    }
+}
+
+/// A request as the cache sees it; none where it has no part in it.
+pub(super) fn ask<'a>(shard: &Shard, request: &Request<'a>) -> Option<Asked<'a>> {
+    shard.cache()?;
+    let authority = request.authority?;
+    let port = authority.port_or(Scheme::Http.default_port());
+    let site = Site {
+        scheme: Scheme::Http,
+        trusted: true,
+        authorized: shard.rules().auth.contains(authority.host, port),
+    };
+    Asked::read(request, site)
+}
+
+/// Answers a request if the cache can, and says then how it goes on; else what is to be done with the site's answer, if
+/// the cache has a part in it.
+pub(super) async fn look_up<'a>(
+    browser: &mut Browser,
+    request: &Request<'a>,
+) -> Result<Option<Box<Caching<'a>>>, Next> {
+    let Some(asked) = ask(&browser.shard, request) else {
+        return Ok(None);
+    };
+    let mut waited = None;
+    loop {
+        let Some(cache) = browser.shard.cache() else {
+            return Ok(None);
+        };
+        match cache.look_up(&asked, waited, now()) {
+            Look::Ask(fetch) => {
+                let fetch = RefCell::new(Some(fetch));
+                return Ok(Some(Box::new(Caching { asked, fetch })));
+            }
+            Look::Hit(hit) => return Err(send(browser, request, &asked, hit, true).await),
+            Look::Absent => {
+                let detail = "neither this answer nor one like it is stored";
+                let whole = is_bodyless(request);
+                return Err(browser.answer(request, "only-if-cached", detail, whole).await);
+            }
+            Look::Follow(follow) => match landed(browser, request, &follow).await {
+                Some(outcome) => waited = Some(outcome),
+                None => return Err(Next::Abort),
+            },
+        }
+    }
+}
+
+/// Waits for an equal request, as long as the browser does: none if it has left.
+async fn landed(browser: &mut Browser, request: &Request<'_>, follow: &Follow) -> Option<Outcome> {
+    let may_ask = || request.version == Version::Http11;
+    let landed = runtime::timeout(CACHE_FOLLOW_MAX, browser.shard.landed(follow));
+    let (inbox, eof) = (&mut browser.inbox, &mut browser.eof);
+    let watched = watch(&browser.socket, inbox, eof, WAITING_EARLY_BYTES_MAX, may_ask);
+    match select(landed, watched).await {
+        Either::Left(outcome) => Some(outcome.unwrap_or(Outcome::Alone)),
+        Either::Right(()) => None,
+    }
+}
+
+impl Caching<'_> {
+    /// Appends the request as the site is to get it.
+    pub fn write_request(&self, out: &mut impl BufMut) {
+        match &*self.fetch.borrow() {
+            Some(fetch) => fetch.write_request(&self.asked, &[], out),
+            None => rewrite::request(self.asked.request(), &[], out),
+        }
+    }
+
+    /// Takes the head of the final answer; none if there was one before.
+    pub fn answer(&self, response: &Response<'_>) -> Option<Answer> {
+        let fetch = self.fetch.take()?;
+        Some(fetch.answer(&self.asked, response, now()))
+    }
+
+    /// The request is to be sent once more.
+    pub fn again(&self, fetch: Fetch) {
+        self.fetch.replace(Some(fetch));
+    }
+
+    /// The site cannot be reached: what may stand in for its answer.
+    pub fn stand_in(&self) -> Option<Hit> {
+        self.fetch.take()?.failed(&self.asked, now())
+    }
+
+    /// Answers the browser. `whole`: all of its request was read.
+    pub async fn send(&self, browser: &mut Browser, hit: Hit, whole: bool) -> Next {
+        send(browser, self.asked.request(), &self.asked, hit, whole).await
+    }
+}
+
+/// Takes the end of an answer that nobody gets, so that the site's connection can be used again.
+pub(super) async fn leave(stream: &Stream) {
+    Inlet::new(stream).settle().await;
+}
+
+async fn send(browser: &mut Browser, request: &Request<'_>, asked: &Asked<'_>, mut hit: Hit, whole: bool) -> Next {
+    if let Some(fetch) = hit.refresh.take() {
+        refresh::start(&browser.shard, request, fetch);
+    }
+    let keep_alive = whole && request.keep_alive && !browser.shard.dismisses();
+    let mut head = Vec::with_capacity(HEAD_BYTES_USUAL);
+    let reply = hit.write_head(asked, keep_alive, now(), &mut head);
+    let pieces = std::iter::once(Bytes::from(head)).chain(hit.content(reply.content));
+    if write(&browser.shard, &browser.socket, pieces).await.is_err() {
+        return Next::Abort;
+    }
+    match reply.keep_alive {
+        true => Next::Again,
+        false if whole && !request.keep_alive => Next::Done,
+        false => Next::Close,
+    }
+}
+
+/// Writes all pieces. What is stored is counted as held until then, whether the cache still has it or not.
+async fn write(shard: &Shard, socket: &Socket, mut pieces: impl Iterator<Item = Bytes>) -> io::Result<()> {
+    let mut queue = VecDeque::with_capacity(SLICES_MAX);
+    let mut turn = 0;
+    loop {
+        queue.extend(pieces.by_ref().take(SLICES_MAX - queue.len()));
+        if queue.is_empty() {
+            return Ok(());
+        }
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        for (slice, piece) in slices.iter_mut().zip(&queue) {
+            *slice = IoSlice::new(piece);
+        }
+        match socket.try_write(&slices[..queue.len()]) {
+            Ok(written) => {
+                advance(&mut queue, written);
+                turn += written;
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                turn = 0;
+                let writable = runtime::timeout(shard.times().idle, socket.writable());
+                writable.await.ok_or(io::ErrorKind::TimedOut)??;
+            }
+            Err(e) => return Err(e),
+        }
+        if turn >= TURN_BYTES {
+            turn = 0;
+            runtime::yield_now().await;
+        }
+    }
+}
+
+fn advance(queue: &mut VecDeque<Bytes>, mut written: usize) {
+    while let Some(piece) = queue.front_mut() {
+        let part = written.min(piece.len());
+        piece.advance(part);
+        written -= part;
+        if !piece.is_empty() {
+            return;
+        }
+        queue.pop_front();
+    }
+}

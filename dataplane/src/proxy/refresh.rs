@@ -1,0 +1,144 @@
+//! Requests that no browser waits for: an answer that was given stale is asked for anew (RFC 5861 section 3).
+
+use super::browser::open_of;
+use super::cached::{ask, now};
+use super::flow::{End, Inlet};
+use crate::cache::{Answer, Fetch, Fill};
+use crate::http::{Body, Finder, Framing, Request, Response, Scheme, Version};
+use crate::limits::{CACHE_REFRESH_TIME_MAX, INTERIM_ANSWERS_MAX};
+use crate::mux::Kind;
+use crate::rules::Route;
+use crate::shard::runtime;
+use crate::shard::{Shard, Stream, buffers};
+
+/// What the target and a condition add to a head.
+const HEAD_GROWTH_BYTES: usize = 128;
+
+/// Sends the request again, if there is room for one more.
+pub(super) fn start(shard: &Shard, request: &Request<'_>, fetch: Fetch) {
+    if shard.dismisses() {
+        return;
+    }
+    let Some(place) = shard.take_refresh() else { return };
+    let head = owned(request);
+    let own = shard.clone();
+    shard.spawn(async move {
+        let _place = place;
+        runtime::timeout(CACHE_REFRESH_TIME_MAX, refresh(&own, &head, fetch)).await;
+    });
+}
+
+/// The head as one for a whole URL, which needs no connection around it.
+fn owned(request: &Request<'_>) -> Vec<u8> {
+    let version = match request.version {
+        Version::Http10 => "HTTP/1.0",
+        Version::Http11 => "HTTP/1.1",
+    };
+    let authority = request.authority.map_or("", |a| a.raw);
+    let scheme = request.scheme.unwrap_or(Scheme::Http).as_str();
+    [
+        format!("{} {scheme}://{authority}", request.method).as_bytes(),
+        request.path,
+        format!(" {version}\r\n").as_bytes(),
+        request.fields().rest(),
+    ]
+    .concat()
+}
+
+/// None if it came to nothing: then the answer is as stale as it was.
+async fn refresh(shard: &Shard, head: &[u8], mut fetch: Fetch) -> Option<()> {
+    let request = Request::parse(head).ok()?;
+    let asked = ask(shard, &request)?;
+    // The second time without a condition: what the site confirmed was not what is stored.
+    for _ in 0..2 {
+        let stream = open(shard, &request).await?;
+        stream.count_request();
+        let mut out = buffers::head_room(head.len() + HEAD_GROWTH_BYTES);
+        fetch.write_request(&asked, &[], &mut out);
+        stream.send_frame(out).await.ok()?;
+        stream.finish(None);
+        let mut inlet = Inlet::new(&stream);
+        let answer = final_head(&mut inlet).await?;
+        let response = Response::parse(&answer, request.method, false).ok()?;
+        match fetch.answer(&asked, &response, now()) {
+            Answer::Keep(_, fill) => {
+                keep(&mut inlet, response.framing, *fill).await?;
+                inlet.settle().await;
+                return Some(());
+            }
+            Answer::Relay(_) | Answer::Stored(_) => {
+                inlet.settle().await;
+                return Some(());
+            }
+            Answer::Again(again) => {
+                inlet.settle().await;
+                fetch = again;
+            }
+        }
+    }
+    None
+}
+
+async fn open(shard: &Shard, request: &Request<'_>) -> Option<Stream> {
+    let authority = request.authority?;
+    let port = authority.port_or(Scheme::Http.default_port());
+    let open = open_of(shard, Kind::Http, authority.host, port);
+    let route = shard.rules().routes.of(authority.host);
+    match route {
+        Route::Direct => shard.open_direct(open).ok(),
+        Route::Tunnel => shard.open(open).await.ok(),
+    }
+}
+
+async fn final_head(inlet: &mut Inlet<'_>) -> Option<bytes::Bytes> {
+    let mut finder = Finder::response();
+    for _ in 0..INTERIM_ANSWERS_MAX {
+        let head = inlet.head(&mut finder).await.ok()?;
+        if !Response::parse(&head, "GET", false).ok()?.is_interim() {
+            return Some(head);
+        }
+    }
+    None
+}
+
+/// Stores a body.
+async fn keep(inlet: &mut Inlet<'_>, framing: Framing, mut fill: Fill) -> Option<()> {
+    let mut body = Body::new(framing);
+    while !body.is_done() {
+        inlet.fill().await;
+        match inlet.end() {
+            Some(End::Fin) if body.clean_end() => break,
+            Some(_) => return None,
+            None => {}
+        }
+        let run = body.run(inlet.slice()).ok()?;
+        if run.data {
+            fill.append(&inlet.slice()[..run.bytes]);
+            if fill.is_given_up() {
+                return None;
+            }
+        }
+        inlet.skip(run.bytes);
+    }
+    fill.commit(now());
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_of_its_own_means_the_same() {
+        for head in [
+            "GET http://a.test:81?x HTTP/1.1\r\nHost: a.test:81\r\nX-Lang: a\r\n\r\n",
+            "GET http://a.test/x HTTP/1.0\r\n\r\n",
+        ] {
+            let request = Request::parse(head.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8(owned(&request)).unwrap(), head);
+        }
+        let mut inside = Request::parse(b"GET /x HTTP/1.1\r\nHost: a.test\r\n\r\n").unwrap();
+        inside.scheme = Some(Scheme::Http);
+        assert_eq!(owned(&inside), b"GET http://a.test/x HTTP/1.1\r\nHost: a.test\r\n\r\n");
+    }
+}

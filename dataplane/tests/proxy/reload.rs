@@ -1,0 +1,83 @@
+//! The cache under other rules than before.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dataplane::client::Driver;
+use dataplane::rules::{Rules, Sites};
+use dataplane::settings::Settings;
+
+use crate::tunnel::{Answer, SETTINGS, Tunnel, on_both_drivers, read_head, site};
+
+/// A site that counts what it is asked; each answer may be kept.
+fn counting() -> (SocketAddr, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let site = site(move |mut connection| {
+        read_head(&mut connection);
+        count.fetch_add(1, Ordering::SeqCst);
+        let answer =
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nCache-Control: max-age=600\r\nConnection: close\r\n\r\nx";
+        connection.get_mut().write_all(answer).unwrap();
+    });
+    (site, asked)
+}
+
+fn switch(tunnel: &Tunnel, version: u32, rules: Rules) {
+    let settings = Arc::new(Settings {
+        version,
+        rules: Arc::new(rules),
+        ..Settings::default()
+    });
+    tunnel.endpoint.switch(&settings, &Vec::new().into());
+    // Error pages name the version.
+    let is_in_force = |answer: Answer| answer.field("Culvert-Settings") == Some(&version.to_string());
+    let polled = (0..100_000).any(|_| is_in_force(tunnel.get("https://a.test/")));
+    assert!(polled, "the rules are not in force");
+}
+
+#[test]
+fn caching_is_switched_off_and_on_and_nothing_stored_survives_it() {
+    on_both_drivers(|tunnel| {
+        let (site, asked) = counting();
+        let url = format!("http://{site}/");
+        let get = |wanted: usize| {
+            let answer = tunnel.get(&url);
+            assert_eq!((answer.status, asked.load(Ordering::SeqCst)), (200, wanted));
+            answer.field("Cache-Status").map(str::to_owned)
+        };
+        assert!(get(1).is_some());
+        assert!(get(1).is_some());
+        let off = Rules {
+            no_cache: true,
+            ..Rules::default()
+        };
+        switch(tunnel, SETTINGS + 1, off);
+        assert_eq!((get(2), get(3)), (None, None));
+        switch(tunnel, SETTINGS + 2, Rules::default());
+        assert!(get(4).is_some(), "what was stored before may have changed since");
+        assert!(get(4).is_some());
+    });
+}
+
+#[test]
+fn what_a_site_shows_to_credentials_of_the_tunnel_is_not_shared() {
+    let tunnel = Tunnel::start(Driver::Auto, Vec::new());
+    let (site, asked) = counting();
+    let auth = Sites::parse(&[site.to_string()]).unwrap();
+    switch(
+        &tunnel,
+        SETTINGS + 1,
+        Rules {
+            auth,
+            ..Rules::default()
+        },
+    );
+    for wanted in 1..=2 {
+        assert_eq!(tunnel.get(&format!("http://{site}/")).status, 200);
+        assert_eq!(asked.load(Ordering::SeqCst), wanted);
+    }
+    tunnel.stop();
+}
