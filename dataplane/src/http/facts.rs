@@ -26,6 +26,8 @@ pub(crate) struct Facts<'a> {
     pub host: Option<&'a [u8]>,
     pub length: Option<u64>,
     pub chunked: bool,
+    /// One transfer coding that is not known here.
+    pub foreign: bool,
     pub close: bool,
     pub keep_alive: bool,
     pub upgrade_option: bool,
@@ -74,7 +76,10 @@ impl<'a> Facts<'a> {
         for field in fields.iter() {
             facts.add(field.name, field.value, side)?;
         }
-        if facts.chunked && facts.length.is_some() {
+        if facts.chunked && facts.foreign {
+            return Err(Bad::request("Transfer-Encoding is there twice"));
+        }
+        if facts.is_encoded() && facts.length.is_some() {
             return Err(Bad::request("Content-Length beside Transfer-Encoding"));
         }
         Ok(facts)
@@ -96,7 +101,14 @@ impl<'a> Facts<'a> {
                 if self.chunked {
                     return Err(Bad::request("Transfer-Encoding is there twice"));
                 }
-                self.chunked = transfer_encoding(value)?;
+                match transfer_encoding(value) {
+                    Ok(chunked) => self.chunked = chunked,
+                    // RFC 9112 section 6.3: the body of an answer ends with its connection then.
+                    Err(_) if side == Side::Response && is_foreign_coding(value) && !self.foreign => {
+                        self.foreign = true
+                    }
+                    Err(bad) => return Err(bad),
+                }
             }
             10 if is("connection") => self.connection(value, side)?,
             16 if is("proxy-connection") && side == Side::Request => self.connection(value, side)?,
@@ -163,7 +175,7 @@ impl<'a> Facts<'a> {
             return Ok(Framing::None);
         }
         if status < 200 || status == 204 {
-            if self.chunked || self.length.is_some_and(|n| n > 0) {
+            if self.is_encoded() || self.length.is_some_and(|n| n > 0) {
                 return Err(Bad::request("a status without a body announces one"));
             }
             return Ok(Framing::None);
@@ -175,8 +187,12 @@ impl<'a> Facts<'a> {
         })
     }
 
+    fn is_encoded(&self) -> bool {
+        self.chunked || self.foreign
+    }
+
     fn check_version(&self, version: Version) -> Result<(), Bad> {
-        if self.chunked && version == Version::Http10 {
+        if self.is_encoded() && version == Version::Http10 {
             return Err(Bad::request("Transfer-Encoding in HTTP/1.0"));
         }
         Ok(())
@@ -209,6 +225,20 @@ fn content_length(value: &[u8]) -> Result<u64, Bad> {
     number
         .filter(|n| *n <= i64::MAX as u64)
         .ok_or(Bad::request("Content-Length is not one number"))
+}
+
+/// A token, and no coding that would have to be undone.
+fn is_foreign_coding(value: &[u8]) -> bool {
+    let known = [
+        &b"gzip"[..],
+        b"x-gzip",
+        b"deflate",
+        b"compress",
+        b"x-compress",
+        b"identity",
+    ];
+    let is_known = known.iter().any(|k| value.eq_ignore_ascii_case(k));
+    !value.is_empty() && value.iter().copied().all(super::is_token_byte) && !is_known
 }
 
 /// True, or refused: 501 where the value is valid but names a coding that is not spoken (RFC 9112 section 6.1).

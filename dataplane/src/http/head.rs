@@ -3,6 +3,9 @@
 //! Refused although a lenient peer would take it: bare LF or CR, anything before the start line, obs-fold, white space
 //! before a colon, control characters, a Content-Length that is doubled, listed, signed or empty, Content-Length beside
 //! Transfer-Encoding, Transfer-Encoding other than `chunked` or in HTTP/1.0, Host missing or doubled, user information.
+//!
+//! Of answers one thing more is taken: a single transfer coding that is not known ends with its connection (RFC 9112
+//! section 6.3), and the field is not passed on.
 
 use std::fmt;
 

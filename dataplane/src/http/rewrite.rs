@@ -96,8 +96,8 @@ pub fn response(
             connection_to_upgrade(&mut upgrade)
         } else if field.is("Upgrade") {
             Fate::keep_if(response.is_upgrade())
-        } else if field.is("Transfer-Encoding") && !chunks {
-            // The body arrives without its chunks.
+        } else if field.is("Transfer-Encoding") && !(chunks && field.value.eq_ignore_ascii_case(b"chunked")) {
+            // The body arrives without its chunks, or ends with the connection.
             Fate::Drop
         } else {
             end_to_end(field, listed.as_ref())

@@ -227,6 +227,7 @@ fn framing_has_one_reading() {
         (&["Transfer-Encoding: identity"], 400),
         (&["Transfer-Encoding: identity, chunked"], 400),
         (&["Transfer-Encoding: gzip"], 400),
+        (&["Transfer-Encoding: x-own"], 400),
         (&["Transfer-Encoding:"], 400),
         (&["Transfer-Encoding: xchunked"], 400),
         (&["Transfer-Encoding: \"chunked\""], 400),

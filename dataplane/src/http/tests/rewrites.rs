@@ -184,6 +184,8 @@ fn responses_keep_their_framing() {
     response(&[ok], Http11, true, (false, false), &[ok, close]);
     response(&[ok, cl], Http10, true, (false, false), &[ok, cl, close]);
     response(&[ok, te, "A: b"], Http10, true, (false, true), &[ok, "A: b", close]);
+    let own = "Transfer-Encoding: x-own";
+    response(&[ok, own, "A: b"], Http11, true, (false, false), &[ok, "A: b", close]);
     response(
         &["HTTP/1.0 404 No", cl],
         Http11,
