@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::Receiver;
 
+use crate::bump::Trust;
 use crate::error::Error;
 use crate::limits::{CLIENT_STREAMS_MAX, LINKS_MAX, client_pools, connections_max};
 use crate::mux::BudgetConfig;
@@ -39,6 +40,8 @@ pub struct ClientConfig {
     pub max_streams: usize,
     /// What the process stays within: its buffers shrink to fit.
     pub memory_bytes: usize,
+    /// What sites are judged by.
+    pub trust: Trust,
 }
 
 /// The running data plane of `sc`.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crossbeam::channel::Receiver;
 
+use crate::bump::TunnelCa;
 use crate::cache::{Cache, Counts};
 use crate::error::Error;
 use crate::limits::{CACHE_BYTES, CLIENT_STREAMS_MAX, LINKS_MAX, MEMBERS_MAX, connections_max, endpoint_pools};
@@ -37,6 +38,8 @@ pub struct EndpointConfig {
     /// The receiving end of one SOCK_SEQPACKET pair for each shard. A message is one byte (0 browser, 1 self-test of
     /// the broker) with SCM_RIGHTS of 1 … 16 connected sockets.
     pub browsers: Vec<OwnedFd>,
+    /// Signs what browsers are shown; without one all TLS stays opaque.
+    pub ca: Option<TunnelCa>,
     /// How long ago the last link was lost, if an earlier process served this tunnel and had links: requests then wait
     /// for one as in any outage.
     pub dark: Option<Duration>,

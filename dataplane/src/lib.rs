@@ -8,6 +8,7 @@
 //! `mux`, `http`, `cache` and `rules` are sans-IO: bytes and `now` go in, bytes, events and deadlines come out. `shard` is the
 //! io_uring shell around them; `client` and `endpoint` are the two roles that the control plane starts.
 
+pub mod bump;
 pub mod cache;
 pub mod client;
 pub mod copies;
