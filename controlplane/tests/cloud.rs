@@ -607,6 +607,10 @@ fn client(cloud: &Cloud, tunnel: &Value, identity: &Arc<Identity>) -> Client {
         denied: Vec::new(),
         max_streams: 64,
         memory_bytes: dataplane::limits::CLIENT_MEMORY_BYTES,
+        trust: dataplane::bump::Trust {
+            roots: Arc::new(rustls::RootCertStore::empty()),
+            insecure: Default::default(),
+        },
     };
     client::start(config).unwrap()
 }

@@ -48,6 +48,7 @@ impl Tunnel {
                 max_streams: ENDPOINT_STREAMS_MAX,
                 memory_bytes: dataplane::limits::ENDPOINT_MEMORY_BYTES,
                 browsers: vec![browsers],
+                ca: None,
                 dark: None,
             })
             .unwrap()
@@ -81,6 +82,10 @@ impl Tunnel {
             denied: vec![cloud],
             max_streams: ENDPOINT_STREAMS_MAX,
             memory_bytes: dataplane::limits::CLIENT_MEMORY_BYTES,
+            trust: dataplane::bump::Trust {
+                roots: Arc::new(rustls::RootCertStore::empty()),
+                insecure: Default::default(),
+            },
         })
         .unwrap();
         let tunnel = Self {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::bump::Trust;
 use dataplane::client::{self, Client, ClientConfig, Driver, Event, Level};
 use dataplane::limits::LOOKUP_MAX;
 use dataplane::settings::Settings;
@@ -76,6 +77,10 @@ impl Links {
             denied: Vec::new(),
             max_streams: config.max_streams,
             memory_bytes: config.memory_bytes,
+            trust: Trust {
+                roots: Arc::new(rustls::RootCertStore::empty()),
+                insecure: Default::default(),
+            },
         })
         .map_err(|e| local(&e))?;
         match (config.driver, client.driver()) {

@@ -100,6 +100,7 @@ async fn start(control: Seqpacket, mut refused: Vec<String>) -> Result<Guest, St
                     max_streams,
                     memory_bytes,
                     browsers: sockets,
+                    ca: None,
                     dark: dark_ms.map(Duration::from_millis),
                 };
                 let prepared = endpoint::prepare(config).map_err(|e| e.to_string())?;

@@ -258,6 +258,7 @@ impl Pair {
             max_streams: 1_000,
             memory_bytes: crate::limits::ENDPOINT_MEMORY_BYTES,
             browsers,
+            ca: None,
             dark: None,
         };
         let endpoint = Arc::new(endpoint::prepare_with(config, services).unwrap().run());
@@ -307,6 +308,10 @@ impl Pair {
             denied: Vec::new(),
             max_streams: 1_000,
             memory_bytes: crate::limits::CLIENT_MEMORY_BYTES,
+            trust: crate::bump::Trust {
+                roots: Arc::new(rustls::RootCertStore::empty()),
+                insecure: Default::default(),
+            },
         };
         client::start_with(config, self.services).unwrap()
     }

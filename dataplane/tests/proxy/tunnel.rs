@@ -75,6 +75,7 @@ impl Tunnel {
             max_streams: 1_000,
             memory_bytes: dataplane::limits::ENDPOINT_MEMORY_BYTES,
             browsers: vec![browsers],
+            ca: None,
             dark: None,
         };
         let endpoint = Arc::new(endpoint::prepare(config).unwrap().run());
@@ -104,6 +105,10 @@ impl Tunnel {
             denied: Vec::new(),
             max_streams: 1_000,
             memory_bytes: dataplane::limits::CLIENT_MEMORY_BYTES,
+            trust: dataplane::bump::Trust {
+                roots: Arc::new(rustls::RootCertStore::empty()),
+                insecure: Default::default(),
+            },
         };
         let tunnel = Self {
             client: None,
