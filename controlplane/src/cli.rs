@@ -63,6 +63,13 @@ pub struct Args {
     /// Certificates (PEM) to trust for REST beside the system's
     #[arg(long, value_name = "file")]
     pub cainfo: Option<String>,
+    /// Certificates (PEM) to trust for sites beside the system's; several files by repeating it or with commas
+    #[arg(long, value_name = "file")]
+    pub cacert_file: Vec<String>,
+    /// Sites whose certificate is not checked, in the form of --direct-domains, or `all`: whoever stands between this
+    /// host and them can read and change what browsers send there
+    #[arg(long, value_name = "domains")]
+    pub insecure_domains: Option<String>,
     /// File with options, one `name: value` a line
     #[arg(short = 'c', long, value_name = "file")]
     pub config_file: Option<String>,

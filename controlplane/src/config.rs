@@ -45,6 +45,10 @@ pub struct Config {
     pub verbose: u8,
     /// Extra roots for REST, PEM.
     pub cainfo: Option<PathBuf>,
+    /// Extra roots for sites, PEM.
+    pub cacert_files: Vec<PathBuf>,
+    /// Sites whose certificate is not checked; all entries are sound.
+    pub insecure_domains: Vec<String>,
     /// Threads that carry traffic.
     pub shards: usize,
     /// Links to the endpoint; none lets the larger number of shards decide.
@@ -106,6 +110,8 @@ const OPTIONS: &[&[&str]] = &[
     &["readyfile"],
     &["pidfile"],
     &["cainfo"],
+    &["cacert-file"],
+    &["insecure-domains"],
     &["shards"],
     &["tunnel-connections"],
     &["max-streams"],
@@ -168,6 +174,8 @@ pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
         tunnel_pool: sources.args.tunnel_pool || sources.flag("tunnel-pool")?,
         verbose: sources.verbose()?,
         cainfo: sources.text("cainfo").map(PathBuf::from),
+        cacert_files: sources.list("cacert-file").into_iter().map(PathBuf::from).collect(),
+        insecure_domains: sources.domains("insecure-domains", true)?,
         shards,
         links,
         max_streams,
@@ -289,6 +297,7 @@ impl<'a> Sources<'a> {
 
     fn argument(&self, option: &str) -> Option<String> {
         let a = &self.args;
+        let files = (!a.cacert_file.is_empty()).then(|| a.cacert_file.join(","));
         match option {
             "user" => &a.user,
             "api-key" => &a.api_key,
@@ -298,6 +307,8 @@ impl<'a> Sources<'a> {
             "readyfile" => &a.readyfile,
             "pidfile" => &a.pidfile,
             "cainfo" => &a.cainfo,
+            "cacert-file" => &files,
+            "insecure-domains" => &a.insecure_domains,
             "shards" => &a.shards,
             "tunnel-connections" => &a.tunnel_connections,
             "max-streams" => &a.max_streams,

@@ -47,6 +47,7 @@ impl Links {
     /// shards cannot be had.
     pub async fn start(
         config: &Config,
+        trust: Trust,
         identity: Arc<Identity>,
         endpoint: Endpoint,
         rules: Vec<u8>,
@@ -77,10 +78,7 @@ impl Links {
             denied: Vec::new(),
             max_streams: config.max_streams,
             memory_bytes: config.memory_bytes,
-            trust: Trust {
-                roots: Arc::new(rustls::RootCertStore::empty()),
-                insecure: Default::default(),
-            },
+            trust,
         })
         .map_err(|e| local(&e))?;
         match (config.driver, client.driver()) {

@@ -7,6 +7,7 @@ mod link;
 mod provision;
 mod rest;
 mod run;
+mod trust;
 
 use std::any::Any;
 use std::fmt;

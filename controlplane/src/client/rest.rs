@@ -1,17 +1,14 @@
 //! The calls of the cloud's REST API that `sc` makes, each bounded in time and size.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use dataplane::limits::{REST_CALL_MAX, REST_CONNECT_MAX, REST_ERROR_CHARS_MAX};
 use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Failure;
+use super::{Failure, trust};
 use crate::api::{self, Heartbeat, Outcome, Tunnel, TunnelRequest};
 use crate::config::Config;
 use crate::secret::Secret;
@@ -50,12 +47,16 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// Reads the roots to trust.
+    /// Trusts the system's roots and those of `--cainfo`.
     ///
     /// # Errors
     /// [`Failure::Usage`] if `--cainfo` cannot be read or holds no certificate.
-    pub fn new(config: &Config) -> Result<Self, Failure> {
-        let tls = tls_config(config.cainfo.as_deref())?;
+    pub fn new(config: &Config, system: &RootCertStore) -> Result<Self, Failure> {
+        let mut roots = system.clone();
+        if let Some(path) = &config.cainfo {
+            trust::add_file(&mut roots, "cainfo", path)?;
+        }
+        let tls = tls_config(roots)?;
         let http = Client::builder()
             .tls_backend_preconfigured(tls)
             // Proxies from the environment are not taken unasked.
@@ -204,21 +205,8 @@ fn cause(e: &reqwest::Error) -> String {
     text
 }
 
-/// TLS for REST, by rustls with aws-lc-rs like the links. The roots are read by `rustls-native-certs`: the bundle
-/// file of the distribution, or what `SSL_CERT_FILE` and `SSL_CERT_DIR` name, so that a company's own roots count.
-/// A bundle compiled in would miss those and grow old; the platform verifier does the same on Linux, but cannot say
-/// which file was bad.
-fn tls_config(cainfo: Option<&Path>) -> Result<ClientConfig, Failure> {
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    for error in &found.errors {
-        tracing::warn!("system roots: {error}");
-    }
-    let (added, ignored) = roots.add_parsable_certificates(found.certs);
-    tracing::debug!("system roots: {added} trusted, {ignored} not understood");
-    if let Some(path) = cainfo {
-        add_file(&mut roots, path).map_err(|e| Failure::Usage(format!("--cainfo: {}: {e}", path.display())))?;
-    }
+/// TLS for REST, by rustls with aws-lc-rs like the links.
+fn tls_config(roots: RootCertStore) -> Result<ClientConfig, Failure> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -228,39 +216,9 @@ fn tls_config(cainfo: Option<&Path>) -> Result<ClientConfig, Failure> {
     Ok(config)
 }
 
-fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|e| match e {
-        rustls_pki_types::pem::Error::Io(e) => e.to_string(),
-        e => e.to_string(),
-    })?;
-    let mut count = 0;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|e| e.to_string())?;
-        roots.add(certificate).map_err(|e| e.to_string())?;
-        count += 1;
-    }
-    if count == 0 {
-        return Err("no certificate in it".into());
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cainfo_must_hold_certificates() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
-        let text = |path: &Path| tls_config(Some(path)).map(|_| ()).unwrap_err().to_string();
-        assert!(text(&path).contains("No such file"));
-        std::fs::write(&path, "nothing").unwrap();
-        assert!(text(&path).contains("no certificate in it"));
-        let key = rcgen::generate_simple_self_signed(["h".to_string()]).unwrap();
-        std::fs::write(&path, key.cert.pem()).unwrap();
-        tls_config(Some(&path)).unwrap();
-    }
 
     #[test]
     fn error_texts_are_bounded() {

@@ -10,6 +10,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::bump::Trust;
 use dataplane::limits::{
     CUT_AFTER, DELETE_NOW_MAX, FIRST_DIAL_MAX, READY_MAX, STATE_INTERVAL, STATE_INTERVAL_DOWN, WRONG_KEY_MAX,
 };
@@ -22,7 +23,7 @@ use super::held::{End, Held, delete, ticks};
 use super::link::Links;
 use super::provision;
 use super::rest::Rest;
-use super::{Failure, say};
+use super::{Failure, say, trust};
 use crate::api::Tunnel;
 use crate::config::Config;
 
@@ -38,10 +39,13 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let mut ready = ReadyFile::prepare(config.readyfile.clone())?;
     let mut signals = Signals::new()?;
     say(&format!("Starting up; pid {}", std::process::id()));
-    let rest = Rest::new(&config)?;
+    let system = trust::system();
+    let rest = Rest::new(&config, &system)?;
+    let trust = trust::of_sites(&config, system)?;
     let mut sc = Sc {
         config: &config,
         rest: &rest,
+        trust: &trust,
         signals: &mut signals,
         ready: &mut ready,
     };
@@ -94,6 +98,7 @@ impl Signals {
 struct Sc<'a> {
     config: &'a Config,
     rest: &'a Rest,
+    trust: &'a Trust,
     signals: &'a mut Signals,
     ready: &'a mut ReadyFile,
 }
@@ -157,7 +162,7 @@ impl Sc<'_> {
         };
         let endpoint = endpoint?;
         say(&format!("Tunnel ID: {}", held.id));
-        let starting = Links::start(self.config, identity, endpoint, rules);
+        let starting = Links::start(self.config, self.trust.clone(), identity, endpoint, rules);
         let Some(started) = self.unless_signal(starting).await else {
             return Ok(Some(End::Stopped));
         };

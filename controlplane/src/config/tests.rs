@@ -139,6 +139,16 @@ fn the_command_line_goes_before_the_environment_and_that_before_files() {
         ("cainfo", &["CAINFO"], ["a", "b", "c", "d"], |c| {
             c.cainfo.as_ref().map_or(String::new(), |p| p.display().to_string())
         }),
+        ("cacert-file", &["CACERT_FILE"], ["a", "b", "c", "d"], |c| {
+            let files = c.cacert_files.iter().map(|p| p.display().to_string());
+            files.collect::<Vec<_>>().join("+")
+        }),
+        (
+            "insecure-domains",
+            &["INSECURE_DOMAINS"],
+            ["a.test", "b.test", "c.test", "d.test"],
+            |c| c.insecure_domains.join("+"),
+        ),
         ("shards", &["SHARDS"], ["1", "2", "3", "5"], |c| c.shards.to_string()),
         (
             "tunnel-connections",
@@ -433,16 +443,32 @@ fn domains_come_from_everywhere_and_must_be_some() {
     let case = Case::new()
         .var("SAUCE_DIRECT_DOMAINS", "a.test, *.b.test,")
         .own_file("tunnel-domains: c.test\n");
-    let config = case.good(&format!("{BASE} -B all"));
+    let config = case.good(&format!("{BASE} -B all --insecure-domains old.test,ALL"));
     assert_eq!(config.direct_domains, ["a.test", "*.b.test"]);
     assert_eq!(config.tunnel_domains, ["c.test"]);
     assert_eq!(config.no_ssl_bump_domains, ["all"]);
+    assert_eq!(config.insecure_domains, ["old.test", "ALL"]);
     for (line, named) in [
         ("-D fine.test,http://a.test", "--direct-domains: \"http://a.test\""),
         ("-t a.test:80", "--tunnel-domains: \"a.test:80\""),
         ("-B *", "--no-ssl-bump-domains: \"*\""),
+        (
+            "--insecure-domains a.test,https://b.test",
+            "--insecure-domains: \"https://b.test\"",
+        ),
     ] {
         let error = Case::new().run(&format!("{BASE} {line}")).unwrap_err();
         assert!(error.starts_with(named), "{error}");
     }
+}
+
+#[test]
+fn several_files_of_roots_are_repeated_or_listed() {
+    let files = |config: Config| config.cacert_files;
+    let line = format!("{BASE} --cacert-file a.pem --cacert-file b/c.pem,d");
+    let wanted = ["a.pem", "b/c.pem", "d"].map(PathBuf::from);
+    assert_eq!(files(Case::new().good(&line)), wanted);
+    let case = Case::new().var("SAUCE_CACERT_FILE", "a.pem, b/c.pem,,d");
+    assert_eq!(files(case.good(BASE)), wanted);
+    assert!(files(Case::new().good(BASE)).is_empty());
 }

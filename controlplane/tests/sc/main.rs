@@ -1,6 +1,7 @@
 //! The program `sc` itself against a REST API of our own: what launchers see, that is stdout, stderr, files, signals
 //! and exit codes.
 
+mod roots;
 mod stub;
 
 use std::fs;
@@ -38,6 +39,10 @@ impl Sc {
     }
 
     fn start_in(folder: tempfile::TempDir, arguments: &[&str]) -> Self {
+        Self::start_with(folder, arguments, &[])
+    }
+
+    fn start_with(folder: tempfile::TempDir, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_sc"))
             .args(arguments)
             .env_clear()
@@ -46,6 +51,7 @@ impl Sc {
             // Not taken unasked.
             .env("http_proxy", "http://127.0.0.1:1")
             .env("ALL_PROXY", "http://127.0.0.1:1")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
