@@ -323,6 +323,8 @@ pub struct EndpointInfo {
     pub links_max: Option<u64>,
     /// `address:port` where browsers find this tunnel's HTTP proxy.
     pub proxy: Option<String>,
+    /// SHA-256 of the tunnel's CA certificate, 64 lower-case hex digits; of all tunnels of a pool the same.
+    pub ca_fingerprint: Option<String>,
     /// Only where one tunnel is asked for.
     #[serde(flatten)]
     pub counts: Option<Counts>,

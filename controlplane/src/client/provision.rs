@@ -297,6 +297,7 @@ mod tests {
             shards: Some(3),
             links_max: None,
             proxy: None,
+            ca_fingerprint: None,
             counts: None,
         };
         let endpoint = Endpoint::parse(&info).unwrap();

@@ -25,6 +25,7 @@ use super::limits::{EVENTS_PER_TURN, LEAVE_MAX, RULES_PART_BYTES_MAX};
 use super::messages::{self, FromEndpoint, MemberCounts, Present, ToEndpoint, Unreached};
 use super::sandbox;
 use super::seqpacket::Seqpacket;
+use super::tunnel_ca::TunnelCa;
 use crate::api::{self, CacheCounts, Counts};
 use crate::runtime::{Runtime, watch};
 use crate::secret::{hex, unhex};
@@ -78,6 +79,7 @@ async fn start(control: Seqpacket, mut refused: Vec<String>) -> Result<Guest, St
                 reload_ms,
                 adoption,
                 times,
+                ca,
                 ..
             } => {
                 if sockets.is_empty() {
@@ -92,6 +94,7 @@ async fn start(control: Seqpacket, mut refused: Vec<String>) -> Result<Guest, St
                     json: rules,
                     times: times.times(),
                 });
+                let parsed = |ca: TunnelCa| ca.parsed().ok_or("its CA is damaged");
                 let config = EndpointConfig {
                     shards,
                     identity,
@@ -100,7 +103,7 @@ async fn start(control: Seqpacket, mut refused: Vec<String>) -> Result<Guest, St
                     max_streams,
                     memory_bytes,
                     browsers: sockets,
-                    ca: None,
+                    ca: ca.map(parsed).transpose()?,
                     dark: dark_ms.map(Duration::from_millis),
                 };
                 let prepared = endpoint::prepare(config).map_err(|e| e.to_string())?;

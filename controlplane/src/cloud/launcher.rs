@@ -40,6 +40,7 @@ use super::pid::{Pid, Process};
 use super::process::{discard_if_empty, spawn, stderr_file};
 use super::registry::{Command, Member, State};
 use super::seqpacket::Seqpacket;
+use super::tunnel_ca::TunnelCa;
 use super::{Cloud, probe, unix_now};
 use crate::api::Counts;
 
@@ -54,6 +55,8 @@ pub struct Life {
     rules: Vec<u8>,
     /// What of them the broker holds an endpoint to.
     routes: Routes,
+    /// Each of its processes has it; none if it was made by a version without.
+    ca: Option<TunnelCa>,
     /// A process that an earlier `serve` has started.
     orphan: Option<(Process, Key)>,
     listener: Arc<Listener>,
@@ -144,6 +147,7 @@ impl Life {
         first: Member,
         shards: usize,
         rules: Vec<u8>,
+        ca: TunnelCa,
         listener: Arc<Listener>,
         commands: Receiver<Command>,
     ) -> Self {
@@ -154,6 +158,7 @@ impl Life {
             seats: vec![Seat::new(first)],
             routes: routes(&rules),
             rules,
+            ca: Some(ca),
             orphan: None,
             listener,
             commands,
@@ -178,6 +183,7 @@ impl Life {
             seats: tunnels.into_iter().map(Seat::restored).collect(),
             routes: routes(&endpoint.rules),
             rules: endpoint.rules,
+            ca: endpoint.ca,
             orphan,
             listener,
             commands,
@@ -379,6 +385,7 @@ impl Life {
             dark_ms: self.dark_since.map(|since| milliseconds(since.elapsed())),
             reload_ms: milliseconds(options.pool_reload_max),
             times: options.times,
+            ca: self.ca.clone(),
             adoption,
         };
         let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();

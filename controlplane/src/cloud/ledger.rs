@@ -13,7 +13,9 @@ use super::history;
 use super::pid::Pid;
 use super::registry::State;
 use super::store::Store;
+use super::tunnel_ca::{Certificate, TunnelCa};
 use crate::api::{Tunnel, TunnelRequest};
+use crate::secret::Secret;
 
 pub const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS endpoints (
@@ -22,6 +24,8 @@ pub const SCHEMA: &str = "
         linked INTEGER NOT NULL DEFAULT FALSE, dark_since INTEGER);
     CREATE TABLE IF NOT EXISTS members (
         tunnel TEXT PRIMARY KEY, endpoint TEXT NOT NULL, entry TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS tunnel_cas (
+        endpoint TEXT PRIMARY KEY, certificate TEXT NOT NULL, ca_key TEXT NOT NULL);
 ";
 
 /// An endpoint as it was last written.
@@ -31,6 +35,8 @@ pub struct KeptEndpoint {
     pub shards: usize,
     /// The rules in force, as JSON.
     pub rules: Vec<u8>,
+    /// None if it was made by a version without.
+    pub ca: Option<TunnelCa>,
     /// Its last process, which may still be there.
     pub process: Option<Launched>,
     pub fingerprint: Option<String>,
@@ -90,6 +96,7 @@ pub struct NewEndpoint {
     pub proxy: SocketAddr,
     pub shards: usize,
     pub rules: Vec<u8>,
+    pub ca: TunnelCa,
 }
 
 /// Writes a new tunnel, its endpoint if that is new too, and what became of those that make room for it; all or nothing.
@@ -113,6 +120,10 @@ pub async fn add(
                 c.execute(
                     "INSERT INTO endpoints (id, proxy, shards, rules) VALUES (?1, ?2, ?3, ?4)",
                     values,
+                )?;
+                c.execute(
+                    "INSERT INTO tunnel_cas (endpoint, certificate, ca_key) VALUES (?1, ?2, ?3)",
+                    params![e.id, e.ca.certificate.0, e.ca.key.expose()],
                 )?;
             }
             let values = params![tunnel.id, tunnel.endpoint, entry(&tunnel)];
@@ -225,10 +236,7 @@ pub async fn ended(store: &Store, object: Tunnel) -> rusqlite::Result<()> {
             let c = c.transaction()?;
             history::write(&c, &object)?;
             c.execute("DELETE FROM members WHERE tunnel = ?1", [&object.id])?;
-            c.execute(
-                "DELETE FROM endpoints WHERE id NOT IN (SELECT endpoint FROM members)",
-                [],
-            )?;
+            forget_empty(&c)?;
             c.commit()
         })
         .await
@@ -243,11 +251,15 @@ pub fn keep(c: &Connection, tunnels: &str) -> rusqlite::Result<()> {
         "DELETE FROM members WHERE tunnel NOT IN (SELECT value FROM json_each(?1))",
         [tunnels],
     )?;
-    c.execute(
-        "DELETE FROM endpoints WHERE id NOT IN (SELECT endpoint FROM members)",
-        [],
-    )?;
-    Ok(())
+    forget_empty(c)
+}
+
+/// Forgets endpoints without a tunnel.
+fn forget_empty(c: &Connection) -> rusqlite::Result<()> {
+    c.execute_batch(
+        "DELETE FROM endpoints WHERE id NOT IN (SELECT endpoint FROM members);
+         DELETE FROM tunnel_cas WHERE endpoint NOT IN (SELECT id FROM endpoints);",
+    )
 }
 
 /// All that the last `serve` left. What cannot be read is as good as ended, and forgotten.
@@ -258,7 +270,7 @@ pub async fn load(store: &Store) -> rusqlite::Result<Vec<(KeptEndpoint, Vec<Kept
     store
         .run(move |c| {
             let mut all = BTreeMap::new();
-            let mut rows = c.prepare("SELECT * FROM endpoints")?;
+            let mut rows = c.prepare("SELECT * FROM endpoints LEFT JOIN tunnel_cas ON endpoint = id")?;
             for kept in rows.query_map([], read)? {
                 if let Some(kept) = kept? {
                     all.insert(kept.id.clone(), (kept, Vec::new()));
@@ -289,12 +301,16 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Option<KeptEndpoint>> {
     let pid: Option<i32> = row.get("pid")?;
     let born: Option<String> = row.get("born")?;
     let key: Option<Vec<u8>> = row.get("adoption_key")?;
+    let certificate: Option<String> = row.get("certificate")?;
+    let ca_key = row.get::<_, Option<String>>("ca_key")?.map(Secret::new);
+    let ca = certificate.map(Certificate).zip(ca_key);
     let process = pid.zip(born).zip(key.and_then(|k| Key::of(&k)));
     Ok(Some(KeptEndpoint {
         id: row.get("id")?,
         proxy,
         shards: row.get::<_, u32>("shards")? as usize,
         rules: row.get("rules")?,
+        ca: ca.map(|(certificate, key)| TunnelCa { certificate, key }),
         process: process.map(|((id, born), key)| Launched {
             pid: Pid { id, born },
             key,
@@ -334,6 +350,13 @@ mod tests {
         }
     }
 
+    fn ca(id: &str) -> TunnelCa {
+        TunnelCa {
+            certificate: Certificate(format!("certificate of {id}")),
+            key: Secret::new(format!("key of {id}")),
+        }
+    }
+
     fn object(id: &str, status: &str) -> Tunnel {
         Tunnel {
             id: Some(id.into()),
@@ -353,6 +376,7 @@ mod tests {
                 proxy: "127.0.0.1:20000".parse().unwrap(),
                 shards: 3,
                 rules: rules.clone(),
+                ca: ca("a"),
             };
             let (a, b) = (tunnel("a", "a"), tunnel("b", "a"));
             add(&store, object("a", "new"), a.clone(), Some(new), Vec::new())
@@ -399,6 +423,7 @@ mod tests {
             assert_eq!(endpoint.fingerprint.as_deref(), Some("f"));
             assert!(endpoint.dark_since().unwrap().elapsed() >= Duration::from_secs(60));
             assert_eq!(tunnels[0].request.direct_domains.as_ref().unwrap(), &["e.test"]);
+            assert_eq!(endpoint.ca, Some(ca("a")));
 
             // What has ended is not written again, and its endpoint goes with the last one.
             ended(&store, object("b", "terminated")).await.unwrap();
@@ -406,6 +431,8 @@ mod tests {
             assert_eq!(load(&store).await.unwrap()[0].1.len(), 1);
             ended(&store, object("a", "terminated")).await.unwrap();
             assert!(load(&store).await.unwrap().is_empty());
+            let left = store.run(|c| c.query_row("SELECT count(*) FROM tunnel_cas", [], |row| row.get(0)));
+            assert_eq!(left.await, Ok(0));
         });
     }
 
@@ -419,6 +446,7 @@ mod tests {
                     proxy: "127.0.0.1:20000".parse().unwrap(),
                     shards: 1,
                     rules: b"{}".to_vec(),
+                    ca: ca(id),
                 };
                 let tunnel = tunnel(id, id);
                 add(&store, object(id, "running"), tunnel, Some(new), Vec::new())
@@ -426,8 +454,13 @@ mod tests {
                     .unwrap();
             }
             assert_eq!(history::close_unfinished(&store, &["b".into()], 7).await.unwrap(), 1);
-            let kept: Vec<_> = load(&store).await.unwrap().into_iter().map(|(e, _)| e.id).collect();
-            assert_eq!(kept, ["b"]);
+            let kept = load(&store).await.unwrap();
+            let kept: Vec<_> = kept.into_iter().map(|(e, _)| (e.id, e.ca)).collect();
+            assert_eq!(kept, [("b".to_owned(), Some(ca("b")))]);
+            // Of a version that had none.
+            let forgotten = store.run(|c| c.execute("DELETE FROM tunnel_cas", []));
+            assert_eq!(forgotten.await, Ok(1));
+            assert_eq!(load(&store).await.unwrap()[0].0.ca, None);
         });
     }
 }

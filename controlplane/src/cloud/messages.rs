@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::adoption::Key;
 use super::limits::ENDPOINT_TEXT_BYTES_MAX;
 use super::seqpacket::Seqpacket;
+use super::tunnel_ca::TunnelCa;
 use crate::api::Counts;
 
 /// Time limits of one endpoint.
@@ -62,6 +63,8 @@ pub enum ToEndpoint {
         /// How long new rules of one member wait for those of the others.
         reload_ms: u64,
         times: EndpointTimes,
+        /// None if the endpoint was made by a version without.
+        ca: Option<TunnelCa>,
         /// What offers of another broker have to show.
         adoption: Key,
     },

@@ -32,6 +32,7 @@ pub mod sandbox;
 pub mod seqpacket;
 pub mod store;
 pub mod succession;
+pub mod tunnel_ca;
 
 use std::fs::File;
 use std::io;
@@ -49,7 +50,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio_rustls::TlsAcceptor;
 
 use crate::runtime::Runtime;
-use authority::Authority;
+use authority::{Authority, Origin};
 use broker::Ports;
 use ledger::KeptTunnel;
 use limits::{DRAIN_MAX, LOST_CHECK, SHUTDOWN_MAX};
@@ -152,6 +153,8 @@ pub struct Cloud {
     pub options: Options,
     pub store: Store,
     pub tls: TlsAcceptor,
+    /// Signs the CA of each endpoint.
+    pub authority: Authority,
     /// Held, so that there is one `serve` for each state folder.
     lock: File,
     /// What is dialled for endpoints.
@@ -274,13 +277,14 @@ pub fn serve(options: Options) -> Result<(), Failure> {
             registry: Mutex::default(),
             ports: Mutex::new(Ports::new(options.proxy_address, options.proxy_ports.clone())),
             tls: TlsAcceptor::from(tls),
+            authority,
             store,
             options,
         });
         // Before the first request: what it asks for is there then.
         let taken_over = succession::take_over(&cloud, &served).await;
         taken_over.map_err(Failure::internal)?;
-        announce(&cloud.options, &authority, &listener).map_err(Failure::internal)?;
+        announce(&cloud.options, &cloud.authority, &listener).map_err(Failure::internal)?;
         run(cloud, listener).await
     })
 }
@@ -298,9 +302,14 @@ fn announce(options: &Options, authority: &Authority, listener: &TcpListener) ->
         .filter(|_| options.listen.is_none())
         .unwrap_or(&own);
     let mut out = io::stdout().lock();
-    if authority.fresh {
+    let what = match authority.origin {
+        Origin::Found => None,
+        Origin::Made => Some("New CA"),
+        Origin::Renewed => Some("Renewed CA, the old file is still good for --cainfo"),
+    };
+    if let Some(what) = what {
         let path = options.state.join("ca.pem");
-        writeln!(out, "New CA: {} (SHA-256 {})", path.display(), authority.fingerprint())?;
+        writeln!(out, "{what}: {} (SHA-256 {})", path.display(), authority.fingerprint())?;
     }
     writeln!(out, "REST: https://{address}/rest/v1")?;
     out.flush()

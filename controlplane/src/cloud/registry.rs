@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::ledger::{KeptEndpoint, KeptTunnel};
 use super::limits::{COMMANDS_WAITING_MAX, LINKS_MAX, TUNNELS_PER_ACCOUNT_MAX};
+use super::tunnel_ca::Certificate;
 use crate::api::{self, Counts, EndpointInfo, Tunnel, TunnelRequest, difference};
 
 /// Of a request that names none.
@@ -77,6 +78,7 @@ pub struct Pool {
     pub endpoint: String,
     pub proxy: SocketAddr,
     pub shards: usize,
+    pub ca: Option<Certificate>,
 }
 
 /// What is new about a tunnel that is to be made.
@@ -92,6 +94,8 @@ pub struct Order {
     pub proxy: SocketAddr,
     /// Shards of its endpoint.
     pub shards: usize,
+    /// The CA of its endpoint.
+    pub ca: Option<Certificate>,
     /// Unix seconds.
     pub created: u64,
 }
@@ -198,6 +202,7 @@ impl Registry {
                     endpoint: kept.endpoint,
                     proxy: endpoint.proxy,
                     shards: endpoint.shards,
+                    ca: endpoint.ca.as_ref().map(|ca| ca.certificate.clone()),
                     created: kept.created,
                 },
                 state: kept.state,
@@ -267,6 +272,7 @@ impl Registry {
             endpoint,
             proxy: first.order.proxy,
             shards: first.order.shards,
+            ca: first.order.ca.clone(),
         }))
     }
 
@@ -452,6 +458,11 @@ impl Registry {
         self.tunnels.get(id).is_some_and(|e| e.order.owner == owner)
     }
 
+    /// The CA of a tunnel.
+    pub fn ca(&self, id: &str) -> Option<Certificate> {
+        self.tunnels.get(id)?.order.ca.clone()
+    }
+
     /// The state of a tunnel.
     pub fn state(&self, id: &str) -> Option<State> {
         self.tunnels.get(id).map(|e| e.state)
@@ -519,6 +530,7 @@ fn endpoint(e: &Entry) -> Option<EndpointInfo> {
         shards: Some(e.order.shards as u64),
         links_max: Some(u64::from(LINKS_MAX)),
         proxy: Some(e.order.proxy.to_string()),
+        ca_fingerprint: e.order.ca.as_ref().and_then(Certificate::fingerprint),
         counts: None,
     })
 }
@@ -540,6 +552,7 @@ mod tests {
             endpoint: id.into(),
             proxy: "127.0.0.1:20000".parse().unwrap(),
             shards: 2,
+            ca: None,
             created: 1,
         }
     }
@@ -706,6 +719,7 @@ mod tests {
             proxy: "127.0.0.1:20000".parse().unwrap(),
             shards: 2,
             rules: Vec::new(),
+            ca: None,
             process: None,
             fingerprint: Some("f".into()),
             linked: true,

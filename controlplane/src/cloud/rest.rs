@@ -27,6 +27,7 @@ use super::limits::{
     REST_REQUEST_MAX, SMALL_BODY_BYTES_MAX, STREAMS_ANSWER_MAX,
 };
 use super::registry::{Command, Created, Member, Order};
+use super::tunnel_ca::TunnelCa;
 use super::{Cloud, accounts, history, messages, unix_now};
 use crate::api::{self, Counts, DeleteArguments, Messages, Outcome, Tunnel, TunnelRequest};
 use crate::secret::{self, Secret};
@@ -63,6 +64,7 @@ fn router(cloud: Arc<Cloud>) -> Router {
         .route("/all_tunnels", get(list_all))
         .route("/tunnels/info/updates", get(updates))
         .route("/tunnels/{id}", get(show).delete(delete))
+        .route("/tunnels/{id}/ca.pem", get(ca))
         .route("/tunnels/{id}/num_jobs", get(num_jobs))
         .route("/tunnels/{id}/connected", post(connected))
         .route("/errors", post(crashed));
@@ -226,16 +228,24 @@ async fn create(
     let pool = pool.map_err(|text| Failure::new(StatusCode::CONFLICT, text))?;
     let id = secret::random_hex().map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     let rules = request.settings_json();
-    let (endpoint, proxy, shards, listener) = match pool {
-        Some(pool) => (pool.endpoint, pool.proxy, pool.shards, None),
+    let (endpoint, proxy, shards, ca, new) = match pool {
+        Some(pool) => (pool.endpoint, pool.proxy, pool.shards, pool.ca, None),
         None => {
             let listener = cloud.ports().listen().map_err(|e| {
                 tracing::error!("proxy ports: {e}");
                 let text = format!("No proxy port for another tunnel: {e}");
                 Failure::new(StatusCode::SERVICE_UNAVAILABLE, text)
             })?;
-            let shards = cloud.options.endpoint_shards;
-            (id.clone(), listener.address, shards, Some(listener))
+            let ca = cloud.authority.tunnel_ca(&id);
+            let ca = ca.map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("No CA: {e}")))?;
+            let (shards, certificate) = (cloud.options.endpoint_shards, ca.certificate.clone());
+            (
+                id.clone(),
+                listener.address,
+                shards,
+                Some(certificate),
+                Some((listener, ca)),
+            )
         }
     };
     let order = Order {
@@ -246,6 +256,7 @@ async fn create(
         endpoint: endpoint.clone(),
         proxy,
         shards,
+        ca,
         created: unix_now(),
     };
     let created = cloud.registry().create(order, Instant::now()).map_err(Failure::bad)?;
@@ -256,7 +267,7 @@ async fn create(
         index: created.index,
     };
     // From here on it goes on without its client: the registry has the tunnel.
-    let begun = tokio::spawn(begin(cloud, member, created, rules, listener)).await;
+    let begun = tokio::spawn(begin(cloud, member, created, rules, new)).await;
     let begun = begun.map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     let mut said = Messages::none();
     if fingerprint.is_none() {
@@ -274,7 +285,7 @@ async fn begin(
     member: Member,
     created: Created,
     rules: Vec<u8>,
-    listener: Option<Listener>,
+    new: Option<(Listener, TunnelCa)>,
 ) -> Result<Tunnel, Failure> {
     let halt = |old: &String| cloud.halt_unwritten(old, "replaced", false, DRAIN_MAX);
     let replaced = created.collisions.iter().filter_map(halt).collect();
@@ -284,19 +295,28 @@ async fn begin(
         tunnel.ok_or_else(Failure::no_tunnel)?
     };
     let shards = cloud.options.endpoint_shards;
-    let new = listener.as_ref().map(|listener| NewEndpoint {
+    let endpoint = new.as_ref().map(|(listener, ca)| NewEndpoint {
         id: kept.endpoint.clone(),
         proxy: listener.address,
         shards,
         rules: rules.clone(),
+        ca: ca.clone(),
     });
-    if let Err(e) = ledger::add(&cloud.store, object.clone(), kept, new, replaced).await {
+    if let Err(e) = ledger::add(&cloud.store, object.clone(), kept, endpoint, replaced).await {
         cloud.registry().remove(&member.tunnel);
         return Err(e.into());
     }
-    match (created.commands, listener) {
-        (Some(commands), Some(listener)) => {
-            let life = Life::new(Arc::clone(&cloud), member, shards, rules, Arc::new(listener), commands);
+    match (created.commands, new) {
+        (Some(commands), Some((listener, ca))) => {
+            let life = Life::new(
+                Arc::clone(&cloud),
+                member,
+                shards,
+                rules,
+                ca,
+                Arc::new(listener),
+                commands,
+            );
             tokio::spawn(launcher::run(life));
         }
         _ => {
@@ -413,6 +433,16 @@ async fn find(cloud: &Cloud, user: &str, id: &str) -> Result<Tunnel, Failure> {
             .await?
             .ok_or_else(Failure::no_tunnel),
     }
+}
+
+/// The CA that browsers of this tunnel are shown certificates of, and the cloud's own above it.
+async fn ca(State(cloud): Context, Account(user): Account, Path(Id { id }): Path<Id>) -> Result<Response, Failure> {
+    find(&cloud, &user, &id).await?;
+    let none = "The tunnel has no CA: it has ended, or was made before its cloud had CAs for tunnels";
+    let ca = cloud.registry().ca(&id);
+    let ca = ca.ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, none))?;
+    let chain = [&ca.0, cloud.authority.pem()].concat();
+    Ok(([(header::CONTENT_TYPE, "application/x-pem-file")], chain).into_response())
 }
 
 async fn num_jobs(

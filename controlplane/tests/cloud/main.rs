@@ -1,9 +1,11 @@
 //! The real `sc-cloud` over loopback: accounts, REST shapes, the front with every kind of ClientHello, the life of
 //! tunnels.
 
+mod ca;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +33,16 @@ struct Cloud {
     client: reqwest::Client,
     key: String,
     stdout: BufReader<ChildStdout>,
+    arguments: Vec<String>,
+    log: Option<PathBuf>,
+}
+
+struct Started {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    address: SocketAddr,
+    /// What it said before.
+    lines: Vec<String>,
 }
 
 struct Answer {
@@ -62,58 +74,94 @@ fn free_ports() -> String {
     format!("{port}-{}", port + 20)
 }
 
+/// Starts `sc-cloud serve` and waits until it serves.
+fn serve(state: &Path, arguments: &[String], log: Option<&Path>) -> Started {
+    let mut command = sc_cloud();
+    command.arg("serve").args(arguments).arg("--state-dir").arg(state);
+    if let Some(log) = log {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        command.env("RUST_LOG", "trace").stderr(file);
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut lines = Vec::new();
+    let address = loop {
+        let mut line = String::new();
+        assert!(stdout.read_line(&mut line).unwrap() > 0, "ended early: {lines:?}");
+        if let Some(rest) = line.strip_prefix("REST: https://") {
+            break rest.split('/').next().unwrap().parse().unwrap();
+        }
+        lines.push(line);
+    };
+    Started {
+        child,
+        stdout,
+        address,
+        lines,
+    }
+}
+
+/// A client of REST that trusts this PEM file.
+fn trusting_only(pem: &[u8]) -> reqwest::Client {
+    reqwest::Client::builder()
+        .tls_certs_only([reqwest::Certificate::from_pem(pem).unwrap()])
+        .no_proxy()
+        .timeout(PATIENCE)
+        .build()
+        .unwrap()
+}
+
 impl Cloud {
     fn start() -> Self {
         Self::start_with(&[])
     }
 
     fn start_with(arguments: &[&str]) -> Self {
-        let state = tempfile::tempdir().unwrap();
+        Self::start_on(tempfile::tempdir().unwrap(), arguments, None)
+    }
+
+    /// Starts in a folder where something may be already; with `log` it says there all that it can say.
+    fn start_on(state: TempDir, arguments: &[&str], log: Option<PathBuf>) -> Self {
         let key = add_user(state.path(), "ada");
-        let mut child = sc_cloud()
-            .args(["serve", "--listen", "127.0.0.1:0", "--proxy-ports", &free_ports()])
-            .args(arguments)
-            .arg("--state-dir")
-            .arg(state.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut lines = Vec::new();
-        let address = loop {
-            let mut line = String::new();
-            assert!(stdout.read_line(&mut line).unwrap() > 0, "ended early: {lines:?}");
-            if let Some(rest) = line.strip_prefix("REST: https://") {
-                break rest.split('/').next().unwrap().parse().unwrap();
-            }
-            lines.push(line);
-        };
+        let ports = free_ports();
+        let mut arguments: Vec<_> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        arguments.extend(["--listen", "127.0.0.1:0", "--proxy-ports", &ports].map(str::to_owned));
+        let started = serve(state.path(), &arguments, log.as_deref());
         assert!(
-            lines.iter().any(|l| l.contains("ca.pem") && l.contains("SHA-256")),
-            "{lines:?}"
+            started
+                .lines
+                .iter()
+                .any(|l| l.contains("ca.pem") && l.contains("SHA-256")),
+            "{:?}",
+            started.lines
         );
         // Another test may have been first.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let pem = std::fs::read(state.path().join("ca.pem")).unwrap();
-        let client = reqwest::Client::builder()
-            .tls_certs_only([reqwest::Certificate::from_pem(&pem).unwrap()])
-            .no_proxy()
-            .timeout(PATIENCE)
-            .build()
-            .unwrap();
+        let client = trusting_only(&std::fs::read(state.path().join("ca.pem")).unwrap());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         Self {
-            child,
+            child: started.child,
             state,
-            address,
+            address: started.address,
             runtime,
             client,
             key,
-            stdout,
+            stdout: started.stdout,
+            arguments,
+            log,
         }
+    }
+
+    /// Kills it, and starts another one in its place.
+    fn replace(&mut self) {
+        self.signal(Signal::KILL);
+        self.exit_code();
+        let started = serve(self.state.path(), &self.arguments, self.log.as_deref());
+        (self.child, self.stdout, self.address) = (started.child, started.stdout, started.address);
+        assert_eq!(started.lines, [""; 0]);
     }
 
     fn call(&self, method: &str, path: &str, body: Option<&str>) -> Answer {
