@@ -235,7 +235,7 @@ pub fn clean(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::api::CacheCounts;
-    use crate::cloud::limits::{LINKS_MAX, MESSAGE_BYTES_MAX, RULES_PART_BYTES_MAX};
+    use crate::cloud::limits::{LINKS_MAX, MESSAGE_BYTES_MAX, RULES_PART_BYTES_MAX, TUNNELS_PER_ACCOUNT_MAX};
 
     #[test]
     fn the_biggest_messages_fit() {
@@ -266,10 +266,9 @@ mod tests {
                 },
             },
         };
+        // A pool is of one account.
         let report = FromEndpoint::Report {
-            members: std::iter::repeat_with(one)
-                .take(dataplane::limits::MEMBERS_MAX)
-                .collect(),
+            members: std::iter::repeat_with(one).take(TUNNELS_PER_ACCOUNT_MAX).collect(),
         };
         assert!(serde_json::to_vec(&report).unwrap().len() <= MESSAGE_BYTES_MAX);
         let one = || Present {
