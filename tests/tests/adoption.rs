@@ -52,7 +52,7 @@ fn lasting(object: &Value) -> Value {
     for gone in ["is_ready", "last_connected"] {
         lasting[gone].take();
     }
-    for count in ["requests", "streams", "resumes", "frames_replayed"] {
+    for count in ["requests", "streams", "resumes", "frames_replayed", "cache"] {
         lasting["culvert"][count].take();
     }
     lasting
