@@ -444,6 +444,50 @@ pub const CACHE_HEURISTIC_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// the answer says `stale-if-error`: a tester is to see soon that the site is down.
 pub const CACHE_UNREACHABLE_MAX: Duration = Duration::from_secs(60);
 
+// ── SSL bump ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// Certificates that a site shows, all together: browsers' longest chains have a quarter of it. Each session that may be
+/// resumed keeps them.
+pub const SITE_CHAIN_BYTES_MAX: usize = 32 * KIB;
+/// Names of a site's certificate that its report carries …
+pub const SITE_NAMES_MAX: usize = 100;
+/// … and their bytes: what a wrong name is shown with, so that the first ones do.
+pub const SITE_NAMES_BYTES_MAX: usize = 4 * KIB;
+/// Certificates whose judgement is remembered: a look-up takes a hundredth of the time.
+pub const JUDGED_MAX: usize = 512;
+/// A judgement, and a session with a site that is resumed, stand for the site's certificate this long at most.
+pub const JUDGED_AGE_MAX: Duration = Duration::from_secs(600);
+/// Sites (host, port, name) that TLS sessions are kept of, for resumption …
+pub const SITE_SESSIONS_MAX: usize = 128;
+/// … and the tickets of each (TLS 1.3), which are used once. Without one a handshake is a full one.
+pub const SITE_TICKETS_MAX: usize = 4;
+/// Leaves of an endpoint …
+pub const LEAVES_MAX: usize = 1_024;
+/// … each with the configuration of its handshake and the keys of its tickets.
+const LEAF_BYTES: usize = 8 * KIB;
+/// A good leaf is valid from so long ago: clocks of browsers may be behind …
+pub const LEAF_BACKDATE: Duration = Duration::from_secs(24 * 3_600);
+/// … and for so long: shorter than any limit that browsers set (398 days), longer than tunnels live …
+pub const LEAF_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// … and after this long the next one is made.
+pub const LEAF_RENEWED: Duration = Duration::from_secs(15 * 24 * 3_600);
+/// Reports about sites that an endpoint keeps …
+pub const REPORTS_MAX: usize = 1_024;
+/// … and how long each stands for its site: the connections of a page and of the next ones go without a handshake first.
+/// Nothing wrong comes of an old one, because `sc` compares before each request; but a certificate that was mended is to
+/// be seen soon.
+pub const REPORT_FRESH_MAX: Duration = Duration::from_secs(60);
+/// Hosts of which an endpoint has learnt that they cannot be bumped, or counts refusals …
+pub const OPAQUE_HOSTS_MAX: usize = 1_024;
+/// … and how long it holds to that: a site may be mended.
+pub const OPAQUE_TIME: Duration = Duration::from_secs(600);
+/// An app that pins its certificate refuses our leaf so many times …
+pub const PINNED_REFUSALS: usize = 3;
+/// … within this time: one alert may be a tester's mistake.
+pub const PINNED_SPAN: Duration = Duration::from_secs(600);
+/// Parts with a lock each that these tables have.
+pub const BUMP_PARTS: usize = 16;
+
 // ── Memory of a process ───────────────────────────────────────────────────────────────────────────────────────
 
 /// What `sc` promises to stay within at four shards and four links.
@@ -456,6 +500,13 @@ const SHARD_BYTES: usize = 8 * MIB;
 const LINK_BYTES: usize = CONTROL_RESERVE_BYTES + LINK_READ_BYTES + 2 * LINK_WRITE_BYTES_MAX;
 /// Heads that wait while no link is up, together, and what came behind them.
 const WAITING_HEADS_BYTES: usize = 16 * MIB + WAITING_HEADS_MAX * WAITING_EARLY_BYTES_MAX;
+/// Names of a site's certificate, each in a buffer of its own.
+const SITE_BYTES: usize = SITE_NAMES_BYTES_MAX + SITE_NAMES_MAX * 48;
+/// What SSL bump keeps of sites at `sc` …
+const CLIENT_BUMP_BYTES: usize =
+    JUDGED_MAX * SITE_BYTES + SITE_SESSIONS_MAX * SITE_TICKETS_MAX * (SITE_CHAIN_BYTES_MAX + KIB);
+/// … and at an endpoint.
+const ENDPOINT_BUMP_BYTES: usize = REPORTS_MAX * SITE_BYTES + LEAVES_MAX * LEAF_BYTES + OPAQUE_HOSTS_MAX * 256;
 /// Code, allocator, control thread.
 const BASE_BYTES: usize = 32 * MIB;
 
@@ -491,13 +542,14 @@ const fn memory_bytes(peer_streams: usize, own_streams: usize, pools: Pools, sha
 
 /// What `sc` holds at most, unless it is told to do with less.
 pub const fn client_memory_bytes(peer_streams: usize, shards: usize, links: usize) -> usize {
-    memory_bytes(peer_streams, CLIENT_STREAMS_MAX, CLIENT_POOLS, shards, links)
+    memory_bytes(peer_streams, CLIENT_STREAMS_MAX, CLIENT_POOLS, shards, links) + CLIENT_BUMP_BYTES
 }
 
 /// As [`client_memory_bytes`], for an endpoint with its cache and what goes past the tunnel.
 pub const fn endpoint_memory_bytes(own_streams: usize, shards: usize, links: usize) -> usize {
     let direct = shards * DIRECT_STREAMS_MAX * 2 * PIPE_BYTES;
-    memory_bytes(CLIENT_STREAMS_MAX, own_streams, ENDPOINT_POOLS, shards, links) + direct / 2 * 3 + CACHE_BYTES
+    let fixed = CACHE_BYTES + ENDPOINT_BUMP_BYTES;
+    memory_bytes(CLIENT_STREAMS_MAX, own_streams, ENDPOINT_POOLS, shards, links) + direct / 2 * 3 + fixed
 }
 
 /// A shard's pools with which `sc` stays within `memory` bytes.
@@ -557,6 +609,9 @@ const _: () = assert!(PACKED_FRAME_BYTES_MAX < RECORD_BYTES_MAX);
 const _: () = assert!(OUTAGE_INVISIBLE.as_secs() == 30);
 const _: () = assert!(READY_MAX.as_secs() > FIRST_DIAL_MAX.as_secs());
 const _: () = assert!(LOST_AFTER.as_secs() > OUTAGE_INVISIBLE.as_secs());
+// Its other TLVs and each name's length.
+const _: () = assert!(SITE_NAMES_BYTES_MAX + SITE_NAMES_MAX + 128 <= FRAME_PAYLOAD_BYTES_MAX);
+const _: () = assert!(LEAF_RENEWED.as_secs() < LEAF_LIFE.as_secs());
 const _: () = assert!(BASE_CREDIT_OWN_BYTES <= FIRST_GRANT_BYTES);
 const _: () = assert!(FIRST_GRANT_BYTES <= WINDOW_BYTES_MAX);
 const _: () = assert!(CLIENT_TX_BYTES / LINK_SHARE.1 * LINK_SHARE.0 > WINDOW_BYTES_MAX);
@@ -580,7 +635,7 @@ mod tests {
             let mut last = 0;
             for memory in [least, least + 1, (least + full) / 2, full - 1] {
                 let pools = client_pools(memory, 512, shards, links).unwrap();
-                let held = memory_bytes(512, CLIENT_STREAMS_MAX, pools, shards, links);
+                let held = memory_bytes(512, CLIENT_STREAMS_MAX, pools, shards, links) + CLIENT_BUMP_BYTES;
                 assert!(
                     held <= memory && held + 16 * shards * MIB > memory,
                     "{held} of {memory}"

@@ -1,5 +1,27 @@
 //! SSL bump (RFC 8446, RFC 5246): the endpoint shows a browser a leaf of the tunnel's own CA, and `sc` speaks TLS to the
 //! site. A bad certificate stays bad: what `sc` finds wrong with the site's is wrong with the leaf too.
+//!
+//! ```text
+//!            sc                                              endpoint
+//!  site ─► client_config ─► see ─► Seen ─► TLS_REPORT ═► Seen ─► Leaves::config ─► browser
+//!             Judge                                        └► Reports
+//! ```
+//!
+//! Sans-IO: no sockets, and `now` is an argument, but rustls reads the wall clock in a handshake and for tickets.
+
+mod failure;
+mod judge;
+mod leaf;
+mod leaves;
+mod names;
+mod reports;
+mod seen;
+mod sessions;
+mod site;
+mod table;
+#[cfg(test)]
+mod tests;
+mod verdict;
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,6 +30,14 @@ use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::rules::Domains;
+
+pub use failure::failed;
+pub use judge::{Defect, Judged};
+pub use leaves::Leaves;
+pub use reports::{Reports, Site};
+pub use seen::Seen;
+pub use site::{Judge, client_config, see};
+pub use verdict::Verdict;
 
 /// A tunnel's own CA: leaves are signed with it.
 pub struct TunnelCa {

@@ -13,10 +13,12 @@ use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, Send
 
 use super::runtime::{self, Driver, Socket};
 use super::{Services, Shard, Stream};
+use crate::bump::Trust;
 use crate::client::{self, Client, ClientConfig};
 use crate::endpoint::{self, Endpoint, EndpointConfig, Event, Member};
 use crate::limits::{BASE_CREDIT_PEER_BYTES, FRAME_HEADER_BYTES};
 use crate::mux::{Code, Kind, Open, Opened, Recv};
+use crate::rules::Domains;
 use crate::settings::Settings;
 use crate::tls::{Fingerprint, Identity};
 
@@ -306,6 +308,10 @@ impl Pair {
             }),
             driver: self.driver,
             denied: Vec::new(),
+            trust: Trust {
+                roots: Arc::new(rustls::RootCertStore::empty()),
+                insecure: Domains::default(),
+            },
             max_streams: 1_000,
             memory_bytes: crate::limits::CLIENT_MEMORY_BYTES,
             trust: crate::bump::Trust {
