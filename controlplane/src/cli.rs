@@ -118,7 +118,7 @@ pub struct Args {
     /// The only hosts that go through the tunnel, in the same form; overrides --direct-domains. localhost always does
     #[arg(short = 't', long, value_name = "domains")]
     pub tunnel_domains: Option<String>,
-    /// Hosts whose HTTPS is left as it is, in the same form, or `all`; this version leaves all of it
+    /// Hosts whose HTTPS is left as it is, in the same form, or `all`: browsers see the sites' own certificates
     #[arg(short = 'B', long, value_name = "domains")]
     pub no_ssl_bump_domains: Option<String>,
     /// Leave the cloud's response cache out: each request for a page goes to its site

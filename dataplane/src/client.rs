@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::Receiver;
 
-use crate::bump::Trust;
+use crate::bump::{Judge, Trust};
 use crate::error::Error;
 use crate::limits::{CLIENT_STREAMS_MAX, LINKS_MAX, client_pools, connections_max};
 use crate::mux::BudgetConfig;
@@ -92,12 +92,15 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
         },
         dark_since: None,
         cache: None,
+        bump: None,
     };
     let tls = client_config(&config.identity, config.fingerprint)?;
     let member = config.identity.member();
     let (cloud, server_name, denied) = (config.cloud, config.server_name, config.denied);
+    let judge = Arc::new(Judge::new(config.trust));
     let role = move || {
         Role::Client(Dialling {
+            judge: judge.clone(),
             cloud: RefCell::new((cloud, tls.clone())),
             server_name: server_name.clone(),
             own_listeners: denied.clone(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crossbeam::channel::Receiver;
 
-use crate::bump::TunnelCa;
+use crate::bump::{Bump, Leaves, Reports, TunnelCa};
 use crate::cache::{Cache, Counts};
 use crate::error::Error;
 use crate::limits::{CACHE_BYTES, CLIENT_STREAMS_MAX, LINKS_MAX, MEMBERS_MAX, connections_max, endpoint_pools};
@@ -105,6 +105,11 @@ pub(crate) fn prepare_with(config: EndpointConfig, services: Services) -> Result
     let pools = endpoint_pools(config.memory_bytes, config.max_streams, config.shards, LINKS_MAX.into())
         .map_err(Error::memory)?;
     let cache = Cache::new(CACHE_BYTES, RandomState::new());
+    let leaves = config.ca.map(Leaves::new).transpose()?;
+    let bump = leaves.map(|leaves| {
+        let reports = Reports::new();
+        Arc::new(Bump { leaves, reports })
+    });
     let start = Start {
         shards: config.shards,
         driver: config.driver,
@@ -121,6 +126,7 @@ pub(crate) fn prepare_with(config: EndpointConfig, services: Services) -> Result
         },
         dark_since: config.dark.map(|dark| Time::now() - dark),
         cache: Some(cache.clone()),
+        bump,
     };
     let role = || Role::Endpoint(RefCell::default());
     let shards = Shards::start(&start, config.browsers, role, |_| {})?;

@@ -5,7 +5,7 @@
 //!             http              (sans-IO)        (sans-IO)      shard::link
 //! ```
 //!
-//! `mux`, `http`, `cache` and `rules` are sans-IO: bytes and `now` go in, bytes, events and deadlines come out. `shard` is the
+//! `mux`, `http`, `cache`, `bump` and `rules` are sans-IO: bytes and `now` go in, bytes, events and deadlines come out. `shard` is the
 //! io_uring shell around them; `client` and `endpoint` are the two roles that the control plane starts.
 
 pub mod bump;

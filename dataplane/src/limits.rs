@@ -175,6 +175,15 @@ pub const KEY_UPDATE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 pub const RECORD_CIPHERTEXT_BYTES_MAX: usize = RECORD_BYTES_MAX + 256;
 /// Handshake messages of one side together.
 pub const HANDSHAKE_BYTES_MAX: usize = 64 * KIB;
+/// Content that a browser's or a site's TLS seals at a time: a record, and so what it may hold for a socket that takes
+/// nothing.
+pub const TLS_WRITE_BYTES_MAX: usize = 16 * KIB;
+/// Records that it writes in a row while the socket takes them.
+pub const TLS_WRITES_MAX: usize = 4;
+/// One read of it.
+pub const TLS_READ_BYTES: usize = 32 * KIB;
+/// A browser's ClientHello: those with post-quantum shares have 2 KiB.
+pub const HELLO_BYTES_MAX: usize = 16 * KIB;
 /// Frames up to this size share a record by copying; above it a record of its own (22 bytes) is cheaper than a copy.
 pub const PACKED_FRAME_BYTES_MAX: usize = 4 * KIB;
 /// Records without content in a row: they cost the peer 22 bytes and us a decryption (OpenSSL allows as many).
@@ -491,9 +500,9 @@ pub const BUMP_PARTS: usize = 16;
 // ── Memory of a process ───────────────────────────────────────────────────────────────────────────────────────
 
 /// What `sc` promises to stay within at four shards and four links.
-pub const CLIENT_MEMORY_BYTES: usize = 1_280 * MIB;
+pub const CLIENT_MEMORY_BYTES: usize = 1_536 * MIB;
 /// What an endpoint of one shard promises to stay within.
-pub const ENDPOINT_MEMORY_BYTES: usize = 576 * MIB;
+pub const ENDPOINT_MEMORY_BYTES: usize = 832 * MIB;
 /// Runtime, scratch buffers and tables of a shard.
 const SHARD_BYTES: usize = 8 * MIB;
 /// Reserve, read buffer and send buffer of a link.
@@ -502,6 +511,8 @@ const LINK_BYTES: usize = CONTROL_RESERVE_BYTES + LINK_READ_BYTES + 2 * LINK_WRI
 const WAITING_HEADS_BYTES: usize = 16 * MIB + WAITING_HEADS_MAX * WAITING_EARLY_BYTES_MAX;
 /// Names of a site's certificate, each in a buffer of its own.
 const SITE_BYTES: usize = SITE_NAMES_BYTES_MAX + SITE_NAMES_MAX * 48;
+/// TLS with a browser or a site: its keys, and records on their way.
+const TLS_BYTES: usize = 32 * KIB;
 /// What SSL bump keeps of sites at `sc` …
 const CLIENT_BUMP_BYTES: usize =
     JUDGED_MAX * SITE_BYTES + SITE_SESSIONS_MAX * SITE_TICKETS_MAX * (SITE_CHAIN_BYTES_MAX + KIB);
@@ -542,13 +553,14 @@ const fn memory_bytes(peer_streams: usize, own_streams: usize, pools: Pools, sha
 
 /// What `sc` holds at most, unless it is told to do with less.
 pub const fn client_memory_bytes(peer_streams: usize, shards: usize, links: usize) -> usize {
-    memory_bytes(peer_streams, CLIENT_STREAMS_MAX, CLIENT_POOLS, shards, links) + CLIENT_BUMP_BYTES
+    let fixed = CLIENT_BUMP_BYTES + peer_streams * TLS_BYTES;
+    memory_bytes(peer_streams, CLIENT_STREAMS_MAX, CLIENT_POOLS, shards, links) + fixed
 }
 
 /// As [`client_memory_bytes`], for an endpoint with its cache and what goes past the tunnel.
 pub const fn endpoint_memory_bytes(own_streams: usize, shards: usize, links: usize) -> usize {
     let direct = shards * DIRECT_STREAMS_MAX * 2 * PIPE_BYTES;
-    let fixed = CACHE_BYTES + ENDPOINT_BUMP_BYTES;
+    let fixed = CACHE_BYTES + ENDPOINT_BUMP_BYTES + own_streams * TLS_BYTES;
     memory_bytes(CLIENT_STREAMS_MAX, own_streams, ENDPOINT_POOLS, shards, links) + direct / 2 * 3 + fixed
 }
 
@@ -635,7 +647,8 @@ mod tests {
             let mut last = 0;
             for memory in [least, least + 1, (least + full) / 2, full - 1] {
                 let pools = client_pools(memory, 512, shards, links).unwrap();
-                let held = memory_bytes(512, CLIENT_STREAMS_MAX, pools, shards, links) + CLIENT_BUMP_BYTES;
+                let held =
+                    memory_bytes(512, CLIENT_STREAMS_MAX, pools, shards, links) + CLIENT_BUMP_BYTES + 512 * TLS_BYTES;
                 assert!(
                     held <= memory && held + 16 * shards * MIB > memory,
                     "{held} of {memory}"

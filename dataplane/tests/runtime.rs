@@ -13,6 +13,7 @@ use dataplane::limits::FRAME_HEADER_BYTES;
 use dataplane::shard::buffers::Buffers;
 use dataplane::shard::ring;
 use dataplane::shard::runtime::{self, Driver, Either, Runtime, Signal, Socket};
+use dataplane::shard::transport::Transport;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, opcode};
 
@@ -205,6 +206,7 @@ fn select_takes_the_first() {
 fn buffers_copy_small_reads_and_hand_over_big_ones() {
     on_both_drivers(|| async {
         let (near, mut far) = pair();
+        let near = Transport::from(near);
         let buffers = Buffers::default();
         let mut frames = Vec::new();
         far.write_all(b"small").unwrap();

@@ -3,10 +3,58 @@
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
-/// A fresh CA and one leaf for the names given (DNS names or addresses).
+/// A company's own root.
+pub struct Company {
+    pub root_pem: String,
+    root: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Company {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a P-256 key");
+        // No two have one name.
+        let name = format!("A company's root {:x?}", &key.public_key_raw()[..8]);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let root = params.self_signed(&key).expect("a root");
+        Self {
+            root_pem: root.pem(),
+            root: root.der().clone(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// A leaf for the names given (DNS names or addresses), after `change`.
+    pub fn site(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Site {
+        let key = KeyPair::generate().expect("a P-256 key");
+        let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
+        let mut params = CertificateParams::new(names).expect("names");
+        change(&mut params);
+        let leaf = params.signed_by(&key, &self.issuer).expect("a leaf");
+        Site {
+            root_pem: self.root_pem.clone(),
+            root: self.root.clone(),
+            leaf: leaf.der().clone(),
+            key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        }
+    }
+}
+
+impl Default for Company {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A leaf and the root above it.
 pub struct Site {
     /// What a client must trust.
     pub root_pem: String,
@@ -16,36 +64,33 @@ pub struct Site {
 }
 
 impl Site {
+    /// Under a root of its own.
     pub fn new(names: &[&str]) -> Self {
-        let fresh = || KeyPair::generate().expect("a P-256 key");
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "A company's root for its sites under test");
-        let root_key = fresh();
-        let root = params.self_signed(&root_key).expect("a root");
-        let issuer = Issuer::new(params, root_key);
-        let leaf_key = fresh();
-        let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
-        let leaf = CertificateParams::new(names)
-            .expect("names")
-            .signed_by(&leaf_key, &issuer)
-            .expect("a leaf");
-        Self {
-            root_pem: root.pem(),
-            root: root.der().clone(),
-            leaf: leaf.der().clone(),
-            key: PrivateKeyDer::Pkcs8(leaf_key.serialize_der().into()),
-        }
+        Company::new().site(names, |_| {})
     }
 
     pub fn server_config(&self) -> Arc<ServerConfig> {
-        let config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![self.leaf.clone()], self.key.clone_key());
+        self.server_config_of(rustls::ALL_VERSIONS, false)
+    }
+
+    /// Of these TLS versions; `asks`: clients need a certificate of the same root.
+    pub fn server_config_of(
+        &self,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        asks: bool,
+    ) -> Arc<ServerConfig> {
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .expect("versions");
+        let builder = match asks {
+            false => builder.with_no_client_auth(),
+            true => {
+                let roots = Arc::new(roots(std::slice::from_ref(&self.root)));
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
+                builder.with_client_cert_verifier(verifier.expect("a verifier"))
+            }
+        };
+        let config = builder.with_single_cert(vec![self.leaf.clone()], self.key.clone_key());
         Arc::new(config.expect("a leaf that fits its key"))
     }
 
@@ -56,16 +101,75 @@ impl Site {
 
 /// Trusts the roots given and nothing else.
 pub fn client_config(trusted: &[CertificateDer<'static>]) -> Arc<ClientConfig> {
+    client_config_of(trusted, rustls::ALL_VERSIONS, &[])
+}
+
+/// … and speaks these versions of TLS, and these protocols in it.
+pub fn client_config_of(
+    trusted: &[CertificateDer<'static>],
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    protocols: &[&str],
+) -> Arc<ClientConfig> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions)
+        .expect("versions")
+        .with_root_certificates(roots(trusted))
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
+    Arc::new(config)
+}
+
+/// A browser whose user goes on whatever the certificate is.
+pub fn careless() -> Arc<ClientConfig> {
+    let mut config = (*client_config(&[])).clone();
+    config.dangerous().set_certificate_verifier(Arc::new(Careless));
+    Arc::new(config)
+}
+
+#[derive(Debug)]
+struct Careless;
+
+impl ServerCertVerifier for Careless {
+    fn verify_server_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, leaf, signed, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, leaf, signed, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn roots(trusted: &[CertificateDer<'static>]) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     for root in trusted {
         roots.add(root.clone()).expect("a root");
     }
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Arc::new(config)
+    roots
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {

@@ -283,6 +283,13 @@ impl Cloud {
 
     /// `sc` with this cloud's URL, user and trust; the key by the environment unless the test says otherwise.
     pub fn sc(&self, log: &Path) -> Command {
+        let mut command = self.bumping_sc(log);
+        command.env("SAUCE_NO_SSL_BUMP_DOMAINS", "all");
+        command
+    }
+
+    /// As [`Cloud::sc`], and TLS of browsers ends at the endpoint.
+    pub fn bumping_sc(&self, log: &Path) -> Command {
         let mut command = Command::new(binary("sc"));
         command.args([
             "-u",
@@ -308,8 +315,17 @@ impl Cloud {
 
     /// Starts `sc` with further arguments and waits until it is up.
     pub fn start_tunnel_with(&self, arguments: &[&str]) -> Tunnel {
+        self.tunnel_of(Self::sc, arguments)
+    }
+
+    /// As [`Cloud::start_tunnel_with`], and TLS of browsers ends at the endpoint.
+    pub fn start_bumping_tunnel(&self, arguments: &[&str]) -> Tunnel {
+        self.tunnel_of(Self::bumping_sc, arguments)
+    }
+
+    fn tunnel_of(&self, sc: fn(&Self, &Path) -> Command, arguments: &[&str]) -> Tunnel {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut command = self.sc(&folder.path().join("sc.log"));
+        let mut command = sc(self, &folder.path().join("sc.log"));
         command
             .arg("--pidfile")
             .arg(folder.path().join("sc.pid"))

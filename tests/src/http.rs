@@ -252,20 +252,35 @@ impl Answer {
 }
 
 /// A keep-alive client: to a proxy port with absolute-form targets, or to a server with origin-form ones.
-pub struct Client(Connection);
+pub struct Client {
+    connection: Connection,
+    /// What Host says where the target does not.
+    host: String,
+}
 
 impl Client {
     pub fn dial(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self(Connection::over(dial(address)?)))
+        Ok(Self::over(dial(address)?))
     }
 
     pub fn over(stream: impl Stream + 'static) -> Self {
-        Self(Connection::over(stream))
+        Self {
+            connection: Connection::over(stream),
+            host: "localhost".to_owned(),
+        }
+    }
+
+    /// Origin-form targets are this host's.
+    pub fn of_host(self, host: &str) -> Self {
+        Self {
+            host: host.to_owned(),
+            ..self
+        }
     }
 
     /// Sends a request with whatever fields are given, and nothing but those and Host.
     pub fn send(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> io::Result<()> {
-        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {}\r\n", authority(target));
+        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {}\r\n", self.authority(target));
         for (name, value) in fields {
             head += &format!("{name}: {value}\r\n");
         }
@@ -273,18 +288,26 @@ impl Client {
             head += &format!("Content-Length: {}\r\n", body.len());
         }
         head += "\r\n";
-        self.0.write(&[head.as_bytes(), body].concat())
+        self.connection.write(&[head.as_bytes(), body].concat())
+    }
+
+    /// Host and port of an absolute-form target.
+    fn authority<'a>(&'a self, target: &'a str) -> &'a str {
+        let Some((_, after)) = target.split_once("://") else {
+            return &self.host;
+        };
+        after.split('/').next().unwrap_or(after)
     }
 
     /// Sends bytes as they are.
     pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write(bytes)
+        self.connection.write(bytes)
     }
 
     /// The next final answer's head; 1xx are read over, but 101.
     pub fn read_head(&mut self) -> io::Result<Head> {
         loop {
-            let head = self.0.read_head()?.ok_or_else(cut)?;
+            let head = self.connection.read_head()?.ok_or_else(cut)?;
             if head.status() == 101 || head.status() >= 200 {
                 return Ok(head);
             }
@@ -294,7 +317,7 @@ impl Client {
     pub fn read_answer(&mut self, method: &str) -> io::Result<Answer> {
         let head = self.read_head()?;
         let mut body = Vec::new();
-        self.0.read_body(head.answer_framing(method)?, &mut |piece| {
+        self.connection.read_body(head.answer_framing(method)?, &mut |piece| {
             body.extend_from_slice(piece);
             Ok(())
         })?;
@@ -303,7 +326,7 @@ impl Client {
 
     /// Hands the body of an answer whose head was read to `sink`.
     pub fn read_body(&mut self, head: &Head, sink: &mut Sink<'_>) -> io::Result<()> {
-        self.0.read_body(head.answer_framing("GET")?, sink)
+        self.connection.read_body(head.answer_framing("GET")?, sink)
     }
 
     pub fn request(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> io::Result<Answer> {
@@ -355,10 +378,10 @@ impl Client {
         } else {
             format!("Content-Length: {length}")
         };
-        self.0.write(
+        self.connection.write(
             format!(
                 "POST {target} HTTP/1.1\r\nHost: {}\r\n{framing}\r\n\r\n",
-                authority(&target)
+                self.authority(&target)
             )
             .as_bytes(),
         )?;
@@ -373,16 +396,16 @@ impl Client {
             let n = (length - at).min(STEP_BYTES as u64) as usize;
             body::fill(seed, at, &mut step[..n]);
             if chunked {
-                self.0.write(format!("{n:x}\r\n").as_bytes())?;
+                self.connection.write(format!("{n:x}\r\n").as_bytes())?;
             }
-            self.0.write(&step[..n])?;
+            self.connection.write(&step[..n])?;
             if chunked {
-                self.0.write(b"\r\n")?;
+                self.connection.write(b"\r\n")?;
             }
             at += n as u64;
         }
         if chunked {
-            self.0.write(b"0\r\n\r\n")?;
+            self.connection.write(b"0\r\n\r\n")?;
         }
         let answer = self.read_answer("POST")?;
         let expected = serde_json::json!({ "length": length, "sha256": body::sha256(seed, length) });
@@ -393,7 +416,7 @@ impl Client {
     }
 
     pub fn into_connection(self) -> Connection {
-        self.0
+        self.connection
     }
 }
 
@@ -404,7 +427,7 @@ pub fn connect(proxy: SocketAddr, authority: &str) -> io::Result<Result<TcpStrea
     client.send_raw(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes())?;
     let head = client.read_head()?;
     if head.status() / 100 == 2 {
-        let (early, _) = client.0.into_parts();
+        let (early, _) = client.connection.into_parts();
         // A site that speaks first may have spoken already; the callers here talk to sites that do not.
         return if early.is_empty() {
             Ok(Ok(socket))
@@ -418,12 +441,6 @@ pub fn connect(proxy: SocketAddr, authority: &str) -> io::Result<Result<TcpStrea
         Ok(())
     })?;
     Ok(Err(Answer { head, body }))
-}
-
-/// Host and port of an absolute-form target; an origin-form one says `localhost`.
-fn authority(target: &str) -> &str {
-    let after = target.split_once("://").map_or("localhost", |(_, rest)| rest);
-    after.split('/').next().unwrap_or(after)
 }
 
 /// A value of a query string.
@@ -471,7 +488,7 @@ mod tests {
             assert_eq!((first.status(), first.text()), (200, "abcde".to_owned()));
             let second = client.read_answer("GET").unwrap();
             assert_eq!((second.status(), second.text()), (404, "no".to_owned()));
-            assert!(client.0.read_head().unwrap().is_none());
+            assert!(client.connection.read_head().unwrap().is_none());
         }
     }
 

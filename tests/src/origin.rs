@@ -61,8 +61,10 @@ struct State {
     gate_open: bool,
 }
 
-#[derive(Default)]
 struct Shared {
+    tls: Mutex<Arc<ServerConfig>>,
+    /// By number; those that are over are gone.
+    sockets: Mutex<BTreeMap<u64, TcpStream>>,
     state: Mutex<State>,
     changed: Condvar,
     stopped: AtomicBool,
@@ -106,8 +108,23 @@ impl Origin {
     }
 
     pub fn start_at(http: SocketAddr, https: SocketAddr, names: &[&str]) -> io::Result<Self> {
-        let site = Site::new(names);
-        let shared = Arc::new(Shared::default());
+        Self::start_with(http, https, Site::new(names))
+    }
+
+    /// With a certificate like this, on loopback.
+    pub fn of(site: Site) -> Self {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::start_with(loopback, loopback, site).expect("a site on loopback")
+    }
+
+    fn start_with(http: SocketAddr, https: SocketAddr, site: Site) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            tls: Mutex::new(site.server_config()),
+            sockets: Mutex::default(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            stopped: AtomicBool::new(false),
+        });
         let plain = TcpListener::bind(http)?;
         let secure = TcpListener::bind(https)?;
         let origin = Self {
@@ -116,10 +133,14 @@ impl Origin {
             shared: shared.clone(),
             site,
         };
-        let config = origin.site.server_config();
-        accept_all(plain, shared.clone(), None);
-        accept_all(secure, shared, Some(config));
+        accept_all(plain, shared.clone(), false);
+        accept_all(secure, shared, true);
         Ok(origin)
+    }
+
+    /// Connections from now on are shaken hands with like this.
+    pub fn set_tls(&self, config: Arc<ServerConfig>) {
+        *self.shared.tls.lock().expect("as for the counts") = config;
     }
 
     pub fn base(&self) -> String {
@@ -133,6 +154,14 @@ impl Origin {
     /// Waits until the counts fit.
     pub fn wait(&self, what: &str, reached: impl Fn(&Counters) -> bool) -> Counters {
         self.shared.wait(what, |state| reached(&state.counters))
+    }
+
+    /// Ends all connections, and waits until they are over.
+    pub fn close_connections(&self) {
+        for socket in self.shared.sockets.lock().expect("as for the counts").values() {
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+        self.wait("the end of all connections", |c| c.connections_open == 0);
     }
 
     /// Lets all held answers go on, now and later.
@@ -153,7 +182,7 @@ impl Drop for Origin {
     }
 }
 
-fn accept_all(listener: TcpListener, shared: Arc<Shared>, tls: Option<Arc<ServerConfig>>) {
+fn accept_all(listener: TcpListener, shared: Arc<Shared>, secure: bool) {
     thread::spawn(move || {
         for socket in listener.incoming() {
             if shared.stopped.load(Ordering::Relaxed) {
@@ -167,10 +196,16 @@ fn accept_all(listener: TcpListener, shared: Arc<Shared>, tls: Option<Arc<Server
                 c.connections += 1;
                 c.connections_open += 1;
             });
-            let (shared, tls) = (shared.clone(), tls.clone());
+            let number = shared.lock().counters.connections;
+            if let Ok(socket) = socket.try_clone() {
+                shared.sockets.lock().expect("as for the counts").insert(number, socket);
+            }
+            let shared = shared.clone();
+            let tls = secure.then(|| shared.tls.lock().expect("as for the counts").clone());
             thread::spawn(move || {
                 // A connection that its client breaks off is no event for the site.
                 let _ = serve(socket, tls, &shared);
+                shared.sockets.lock().expect("as for the counts").remove(&number);
                 shared.count(|c| c.connections_open -= 1);
             });
         }

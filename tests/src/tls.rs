@@ -31,14 +31,18 @@ pub fn client_through(
     port: u16,
 ) -> io::Result<Result<Client, Answer>> {
     Ok(match http::connect(proxy, &format!("{host}:{port}"))? {
-        Ok(socket) => Ok(client(config, host, socket)?),
+        Ok(socket) => Ok(client(config, host, socket)?.of_host(&format!("{host}:{port}"))),
         Err(answer) => Err(answer),
     })
 }
 
 /// A configuration that trusts the certificates of a PEM file.
 pub fn trust_file(path: &Path) -> io::Result<Arc<ClientConfig>> {
+    Ok(certificate::client_config(&read(path)?))
+}
+
+/// The certificates of a PEM file.
+pub fn read(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     let roots = CertificateDer::pem_file_iter(path).map_err(io::Error::other)?;
-    let roots = roots.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
-    Ok(certificate::client_config(&roots))
+    roots.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)
 }

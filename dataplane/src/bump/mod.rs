@@ -10,6 +10,7 @@
 //! Sans-IO: no sockets, and `now` is an argument, but rustls reads the wall clock in a handshake and for tickets.
 
 mod failure;
+mod hello;
 mod judge;
 mod leaf;
 mod leaves;
@@ -17,10 +18,12 @@ mod names;
 mod reports;
 mod seen;
 mod sessions;
+mod shown;
 mod site;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod verdict;
 
 use std::fmt;
@@ -32,11 +35,13 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use crate::rules::Domains;
 
 pub use failure::failed;
+pub use hello::{Hello, NoHello};
 pub use judge::{Defect, Judged};
 pub use leaves::Leaves;
 pub use reports::{Reports, Site};
 pub use seen::Seen;
 pub use site::{Judge, client_config, see};
+pub use tls::Tls;
 pub use verdict::Verdict;
 
 /// A tunnel's own CA: leaves are signed with it.
@@ -50,6 +55,12 @@ impl fmt::Debug for TunnelCa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TunnelCa")
     }
+}
+
+/// What an endpoint's shards have in common for it.
+pub struct Bump {
+    pub leaves: Leaves,
+    pub reports: Reports,
 }
 
 /// What `sc` judges sites by.

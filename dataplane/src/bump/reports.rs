@@ -8,14 +8,11 @@ use super::table::{Key, KeyOf, Table};
 use crate::limits::{OPAQUE_HOSTS_MAX, OPAQUE_TIME, PINNED_REFUSALS, PINNED_SPAN, REPORT_FRESH_MAX, REPORTS_MAX};
 use crate::time::Time;
 
-/// A site as a browser asks for it.
+/// A site as a CONNECT names it: a ClientHello for another name is relayed as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Site<'a> {
-    /// Of the CONNECT, and its port.
     pub host: &'a str,
     pub port: u16,
-    /// Of the ClientHello; empty if it names none.
-    pub sni: &'a str,
 }
 
 /// For all shards of an endpoint. A look-up allocates nothing.
@@ -111,8 +108,7 @@ impl fmt::Debug for Reports {
 
 impl Site<'_> {
     fn key(&self) -> Key {
-        let key = KeyOf::default().host(self.host).bytes(&self.port.to_be_bytes());
-        key.host(self.sni).key()
+        host_key(self.host, self.port)
     }
 }
 

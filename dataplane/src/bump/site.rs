@@ -7,7 +7,7 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::aws_lc_rs as provider;
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::time_provider::TimeProvider;
-use rustls::{ClientConfig, ClientConnection, Error, ProtocolVersion, SignatureAlgorithm, SignatureScheme};
+use rustls::{ClientConfig, CommonState, Error, ProtocolVersion, SignatureAlgorithm, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::Trust;
@@ -87,7 +87,7 @@ pub fn client_config(judge: &Arc<Judge>, host: &str, port: u16) -> Arc<ClientCon
 }
 
 /// What a finished handshake showed, also a resumed one. `tls_us` is the caller's to fill in.
-pub fn see(judge: &Judge, conn: &ClientConnection, name: &ServerName<'_>, host: &str, now: UnixTime) -> Seen {
+pub fn see(judge: &Judge, conn: &CommonState, name: &ServerName<'_>, host: &str, now: UnixTime) -> Seen {
     let chain = conn.peer_certificates().unwrap_or_default();
     let Ok(judged) = judge.judge(chain, name, host, now) else {
         return Seen::opaque(Verdict::OPAQUE);

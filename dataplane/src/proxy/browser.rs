@@ -6,13 +6,14 @@ use bytes::{Bytes, BytesMut};
 
 use super::flow::{Activity, Inlet, cut_at_end, linger};
 use super::relay::{DISMISSED, dismissed, relay};
-use super::{connect, fetch};
+use super::{bump, connect, fetch};
 use crate::http::page::Page;
 use crate::http::{Authority, Bad, CONTINUE, Finder, Form, Framing, Request, Scheme, Version};
 use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, WAITING_EARLY_BYTES_MAX};
-use crate::mux::{Code, Kind, Open};
+use crate::mux::{Code, Kind, Open, Shown};
 use crate::rules::{self, Route};
 use crate::shard::runtime::{self, Alarm, Either, Socket, select};
+use crate::shard::transport::Transport;
 use crate::shard::{Counted, Seat, Shard, Stream};
 
 /// One read of a head.
@@ -38,7 +39,7 @@ pub(super) enum Next {
 /// The connection between two exchanges.
 pub(super) struct Browser {
     pub shard: Shard,
-    pub socket: Socket,
+    pub socket: Transport,
     /// Read and not used yet: the next request, or a part of it.
     pub inbox: BytesMut,
     /// The browser sends no more.
@@ -46,10 +47,14 @@ pub(super) struct Browser {
     pub is_probe: bool,
     /// The CONNECT in which it speaks HTTP, if it does.
     pub inside: Option<Inside>,
+    /// What it was shown of the site, if its TLS ends here.
+    pub shown: Option<Shown>,
     /// For the wait between two requests.
     alarm: Alarm,
     /// Its place among those that a drain closes while they ask for nothing; a browser that comes later has none.
-    seat: Option<Seat>,
+    pub seat: Option<Seat>,
+    /// Why there is no connection to the site of a CONNECT that was answered all the same: each request in it is told so.
+    pub unreached: Option<Box<(Code, String)>>,
 }
 
 /// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
@@ -57,12 +62,14 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, counted: Counte
     let mut browser = Browser {
         seat: shard.take_seat().await,
         shard,
-        socket,
+        socket: socket.into(),
         inbox: BytesMut::new(),
         eof: false,
         is_probe,
         inside: None,
+        shown: None,
         alarm: Alarm::default(),
+        unreached: None,
     };
     let next = if browser.shard.over_fd_mark() && !is_probe {
         browser.refuse("limit", "as many connections are open as may be").await
@@ -71,6 +78,7 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, counted: Counte
     };
     match next {
         Next::Again | Next::Close => linger(&browser.socket).await,
+        Next::Done if browser.socket.tls().is_some() => browser.socket.finish(),
         Next::Done => {}
         Next::Abort => cut_at_end(&browser.socket),
         Next::Relay(stream) => {
@@ -82,7 +90,7 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, counted: Counte
 }
 
 /// Carries what is opaque to its end.
-async fn carry(socket: Socket, stream: Stream, early: Bytes, _counted: Counted) {
+async fn carry(socket: Transport, stream: Stream, early: Bytes, _counted: Counted) {
     let mut inlet = Inlet::new(&stream);
     let activity = Activity::new();
     let relayed = relay(&socket, &stream, early, &mut inlet, Code::Cancelled, &activity);
@@ -102,6 +110,16 @@ pub(super) struct Inside {
 }
 
 impl Inside {
+    /// Of a CONNECT.
+    pub fn of(connect: &Request<'_>, host: &str, port: u16, scheme: Scheme) -> Self {
+        Self {
+            scheme,
+            host: host.into(),
+            port,
+            raw: connect.authority.map_or("", |a| a.raw).into(),
+        }
+    }
+
     /// The request as one for a whole URL, if it is for this site.
     fn place<'a>(&'a self, request: &mut Request<'a>) -> Result<(), Bad> {
         let own = Authority {
@@ -175,6 +193,9 @@ impl Browser {
             let whole = is_bodyless(&request) && request.form != Form::Authority;
             return self.answer(&request, "blocked", &detail, whole).await;
         }
+        if let Some(unreached) = self.unreached.take() {
+            return self.answer(&request, unreached.0.name(), &unreached.1, false).await;
+        }
         match request.form {
             Form::Authority => connect::serve(self, &request).await,
             Form::Absolute => fetch::serve(self, &request).await,
@@ -189,10 +210,18 @@ impl Browser {
         }
     }
 
-    /// The rule of `-F` that drops this request. A CONNECT stays opaque: of its URLs only scheme and site are known.
+    /// The rule of `-F` that drops this request. Of what stays opaque only scheme and site are known; a CONNECT that need
+    /// not is asked about later.
     fn blocked_by(&self, request: &Request<'_>) -> Option<String> {
         let fast_fail = &self.shard.rules().fast_fail;
         if fast_fail.is_empty() || self.is_probe {
+            return None;
+        }
+        if request.form == Form::Authority
+            && request
+                .authority
+                .is_some_and(|a| bump::may_end_here(&self.shard, a.host, a.port_or(0)))
+        {
             return None;
         }
         fast_fail.blocks(&rules::url(request)?).map(str::to_owned)
@@ -260,7 +289,10 @@ impl Browser {
 
     /// OPEN's fields for a site; the shard sets the credit.
     pub fn open(&self, kind: Kind, host: &str, port: u16) -> Open {
-        open_of(&self.shard, kind, host, port)
+        Open {
+            shown: self.shown.filter(|_| kind == Kind::Https),
+            ..open_of(&self.shard, kind, host, port)
+        }
     }
 
     /// Of the rules in force.
@@ -329,7 +361,7 @@ pub(super) fn is_bodyless(request: &Request<'_>) -> bool {
 }
 
 /// Waits for bytes and appends them; 0 is the end. While it waits for the first ones it holds no buffer.
-pub(super) async fn read_into(socket: &Socket, inbox: &mut BytesMut) -> io::Result<usize> {
+pub(super) async fn read_into(socket: &Transport, inbox: &mut BytesMut) -> io::Result<usize> {
     loop {
         inbox.reserve(HEAD_READ_BYTES);
         match socket.try_read(std::slice::from_mut(inbox), HEAD_READ_BYTES) {
@@ -347,7 +379,7 @@ pub(super) async fn read_into(socket: &Socket, inbox: &mut BytesMut) -> io::Resu
 /// Watches a browser that waits: holds up to `most` of what it sends already, and returns once its connection broke.
 /// While `may_ask` is true nothing of an answer is there yet, and an interim one may leave.
 pub(super) async fn watch(
-    socket: &Socket,
+    socket: &Transport,
     inbox: &mut BytesMut,
     eof: &mut bool,
     most: usize,
@@ -377,7 +409,7 @@ pub(super) async fn watch(
 /// answers with a reset once it has forgotten the connection, as late as a minute after; and where the request has no
 /// place yet, with a 100, which every client of HTTP/1.1 reads over (RFC 9110 section 15.2) and a closed one's system
 /// answers with a reset at once.
-async fn forgotten(socket: &Socket, may_ask: impl Fn() -> bool) {
+async fn forgotten(socket: &Transport, may_ask: impl Fn() -> bool) {
     let options = socket2::SockRef::from(socket);
     let ask = socket2::TcpKeepalive::new()
         .with_time(BROWSER_ASKED)

@@ -13,7 +13,8 @@ use super::refresh;
 use crate::cache::{Answer, Asked, Fetch, Follow, Hit, Look, Now, Outcome, Site};
 use crate::http::{Request, Response, Scheme, Version, rewrite};
 use crate::limits::{CACHE_FOLLOW_MAX, WAITING_EARLY_BYTES_MAX};
-use crate::shard::runtime::{self, Either, Socket, select};
+use crate::shard::runtime::{self, Either, select};
+use crate::shard::transport::Transport;
 use crate::shard::{Shard, Stream};
 
 /// What a head from the cache has usually.
@@ -36,13 +37,15 @@ pub(super) fn now() -> Now {
 }
 
 /// A request as the cache sees it; none where it has no part in it.
-pub(super) fn ask<'a>(shard: &Shard, request: &Request<'a>) -> Option<Asked<'a>> {
+/// `trusted`: nothing is wrong with the site's certificate.
+pub(super) fn ask<'a>(shard: &Shard, request: &Request<'a>, trusted: bool) -> Option<Asked<'a>> {
     shard.cache()?;
     let authority = request.authority?;
-    let port = authority.port_or(Scheme::Http.default_port());
+    let scheme = request.scheme.unwrap_or(Scheme::Http);
+    let port = authority.port_or(scheme.default_port());
     let site = Site {
-        scheme: Scheme::Http,
-        trusted: true,
+        scheme,
+        trusted,
         authorized: shard.rules().auth.contains(authority.host, port),
     };
     Asked::read(request, site)
@@ -54,7 +57,8 @@ pub(super) async fn look_up<'a>(
     browser: &mut Browser,
     request: &Request<'a>,
 ) -> Result<Option<Box<Caching<'a>>>, Next> {
-    let Some(asked) = ask(&browser.shard, request) else {
+    let trusted = browser.shown.is_none_or(|shown| shown.verdict == 0);
+    let Some(asked) = ask(&browser.shard, request, trusted) else {
         return Ok(None);
     };
     let mut waited = None;
@@ -148,12 +152,12 @@ async fn send(browser: &mut Browser, request: &Request<'_>, asked: &Asked<'_>, m
 }
 
 /// Writes all pieces. What is stored is counted as held until then, whether the cache still has it or not.
-async fn write(shard: &Shard, socket: &Socket, mut pieces: impl Iterator<Item = Bytes>) -> io::Result<()> {
+async fn write(shard: &Shard, socket: &Transport, mut pieces: impl Iterator<Item = Bytes>) -> io::Result<()> {
     let mut queue = VecDeque::with_capacity(SLICES_MAX);
     let mut turn = 0;
     loop {
         queue.extend(pieces.by_ref().take(SLICES_MAX - queue.len()));
-        if queue.is_empty() {
+        if queue.is_empty() && !socket.has_unsent() {
             return Ok(());
         }
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];

@@ -1,12 +1,16 @@
 //! CONNECT: an opaque stream to the site, unless what the browser says in it is plain HTTP, as all of `ws://` is.
 
+use std::future::pending;
 use std::pin::pin;
 
 use super::browser::{Browser, Inside, Next, PROBE_HOST, read_into, watch};
+use super::bump::{self, Bumped};
 use super::relay::DISMISSED;
+use crate::bump::Site;
 use crate::http::{CONNECTED, Request, Scheme, Version};
 use crate::limits::{DRAIN_SILENCE_MAX, EARLY_BYTES_MAX, METHOD_BYTES_MAX, MOVES_MAX, SNIFF_MAX};
 use crate::mux::{Code, Kind};
+use crate::rules;
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, select};
 
@@ -22,60 +26,144 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
             .answer(request, "denied", "the self-test is the cloud's own", false)
             .await;
     }
+    let known = bump::known(&browser.shard, host, port);
+    let stream = match known {
+        // The site is dialled with the first request.
+        Some(_) => None,
+        None => match open(browser, request, host, port).await {
+            Ok(stream) => Some(stream),
+            Err(Unopened::Gone) => return Next::Abort,
+            Err(Unopened::Refused(code, text)) => return refused(browser, request, host, port, code, text).await,
+        },
+    };
+    if browser.socket.write_all(CONNECTED).await.is_err() {
+        return Next::Abort;
+    }
+    match first_bytes(browser, stream.as_ref()).await {
+        First::Http => {
+            // The site's connection, of which nothing was used, serves the first request.
+            drop(stream);
+            browser.inside = Some(Inside::of(request, host, port, Scheme::Http));
+            Next::Again
+        }
+        First::Tls => match bump::serve(browser, stream.as_ref(), known, host, port).await {
+            Bumped::Opaque => opaque(browser, request, stream, host, port).await,
+            Bumped::Secured => {
+                browser.inside = Some(Inside::of(request, host, port, Scheme::Https));
+                Next::Again
+            }
+            // TLS with the site began on that stream: the browser needs a connection of its own.
+            Bumped::Anew => {
+                drop(stream);
+                opaque(browser, request, None, host, port).await
+            }
+            Bumped::Gone => Next::Abort,
+        },
+        First::Opaque => opaque(browser, request, stream, host, port).await,
+        First::Gone => Next::Abort,
+        First::Dismissed => {
+            if let Some(stream) = stream {
+                stream.reset(Code::Shutdown, DISMISSED);
+            }
+            Next::Abort
+        }
+    }
+}
+
+/// There is no connection to the site. A browser that expects TLS shows none of an answer to CONNECT: where TLS would end
+/// here it gets the page inside of it.
+async fn refused(
+    browser: &mut Browser,
+    request: &Request<'_>,
+    host: &str,
+    port: u16,
+    code: Code,
+    text: String,
+) -> Next {
+    if port != Scheme::Https.default_port() || !bump::may_end_here(&browser.shard, host, port) {
+        return browser.answer(request, code.name(), &text, false).await;
+    }
+    if browser.socket.write_all(CONNECTED).await.is_err() {
+        return Next::Abort;
+    }
+    let First::Tls = first_bytes(browser, None).await else {
+        return Next::Abort;
+    };
+    if !bump::serve_page(browser, host).await {
+        return Next::Abort;
+    }
+    browser.inside = Some(Inside::of(request, host, port, Scheme::Https));
+    browser.unreached = Some(Box::new((code, text)));
+    Next::Again
+}
+
+/// Nobody looks into it, unless `-F` drops it now that this is certain.
+async fn opaque(browser: &mut Browser, request: &Request<'_>, stream: Option<Stream>, host: &str, port: u16) -> Next {
+    let stream = match stream {
+        Some(stream) => stream,
+        None => match open(browser, request, host, port).await {
+            Ok(stream) => stream,
+            Err(_) => return Next::Abort,
+        },
+    };
+    let fast_fail = &browser.shard.rules().fast_fail;
+    if !fast_fail.is_empty() && fast_fail.blocks(&rules::opaque_url(host, port)).is_some() {
+        stream.reset(Code::Denied, "the rules drop it (-F)");
+        return Next::Abort;
+    }
+    stream.count_request();
+    Next::Relay(stream)
+}
+
+/// Why there is no stream.
+enum Unopened {
+    /// The browser left.
+    Gone,
+    Refused(Code, String),
+}
+
+/// Opens a stream to the site, and waits until that is connected.
+async fn open(browser: &mut Browser, request: &Request<'_>, host: &str, port: u16) -> Result<Stream, Unopened> {
     let mut moves = 0;
-    let stream = loop {
+    loop {
         let open = browser.open(Kind::Tcp, host, port);
         let stream = match browser.open_stream(request, open).await {
             Some(Ok(stream)) => stream,
-            Some(Err((code, text))) => return browser.answer(request, code.name(), &text, false).await,
-            None => return Next::Abort,
+            Some(Err((code, text))) => return Err(Unopened::Refused(code, text)),
+            None => return Err(Unopened::Gone),
         };
         let may_ask = || request.version == Version::Http11 && stream.has_no_place();
         let (inbox, eof) = (&mut browser.inbox, &mut browser.eof);
         let watched = watch(&browser.socket, inbox, eof, EARLY_BYTES_MAX, may_ask);
         let accepted = select(stream.accepted(), stream.forsaken());
         match select(accepted, watched).await {
-            Either::Left(Either::Left(Ok(_))) => break stream,
+            Either::Left(Either::Left(Ok(_))) => return Ok(stream),
             Either::Left(Either::Left(Err((code, text)))) if moves == MOVES_MAX || !stream.is_orphaned(code) => {
-                drop(stream);
-                let text = String::from_utf8_lossy(&text);
-                return browser.answer(request, code.name(), &text, false).await;
+                return Err(Unopened::Refused(code, String::from_utf8_lossy(&text).into_owned()));
             }
             // Nothing of the browser's has been sent: another member may connect as well.
             Either::Left(_) => moves += 1,
-            Either::Right(()) => return Next::Abort,
+            Either::Right(()) => return Err(Unopened::Gone),
         }
-    };
-    if browser.socket.write_all(CONNECTED).await.is_err() {
-        return Next::Abort;
     }
-    match first_bytes(browser, &stream).await {
-        First::Http => {
-            // The site's connection, of which nothing was used, serves the first request.
-            drop(stream);
-            browser.inside = Some(Inside {
-                scheme: Scheme::Http,
-                host: host.into(),
-                port,
-                raw: request.authority.map_or("", |a| a.raw).into(),
-            });
-            Next::Again
-        }
-        First::Opaque => {
-            stream.count_request();
-            Next::Relay(stream)
-        }
-        First::Gone => Next::Abort,
-        First::Dismissed => {
-            stream.reset(Code::Shutdown, DISMISSED);
-            Next::Abort
-        }
+}
+
+/// Forgets what is known of the site's certificate.
+pub(super) fn forget(browser: &Browser, request: &Request<'_>) {
+    if let (Some(bump), Some(authority)) = (browser.shard.bump(), request.authority) {
+        let port = authority.port_or(Scheme::Https.default_port());
+        bump.reports.forget(Site {
+            host: authority.host,
+            port,
+        });
     }
 }
 
 /// What a connection turns out to be.
 enum First {
     Http,
+    /// The beginning of a ClientHello.
+    Tls,
     /// Nothing that is understood here, or the site speaks first.
     Opaque,
     /// The browser broke off.
@@ -84,22 +172,45 @@ enum First {
     Dismissed,
 }
 
-/// Waits until somebody says something.
-async fn first_bytes(browser: &mut Browser, stream: &Stream) -> First {
-    let dismissed = async {
-        stream.draining().await;
-        runtime::sleep(DRAIN_SILENCE_MAX).await;
+/// Waits until somebody says something; without a stream, the browser.
+async fn first_bytes(browser: &mut Browser, stream: Option<&Stream>) -> First {
+    let input = async {
+        match stream {
+            Some(stream) => stream.input().await,
+            None => pending().await,
+        }
     };
-    let mut site = pin!(select(stream.input(), dismissed));
+    let Browser {
+        shard,
+        socket,
+        inbox,
+        eof,
+        seat,
+        ..
+    } = browser;
+    let dismissed = async {
+        match (stream, seat.as_ref()) {
+            (Some(stream), _) => {
+                stream.draining().await;
+                runtime::sleep(DRAIN_SILENCE_MAX).await;
+            }
+            (None, Some(seat)) => {
+                select(seat.is_dismissed(), runtime::sleep(shard.times().browser_idle)).await;
+            }
+            (None, None) => runtime::sleep(DRAIN_SILENCE_MAX).await,
+        }
+    };
+    let mut site = pin!(select(input, dismissed));
     loop {
-        match sniffed(&browser.inbox) {
+        match sniffed(inbox) {
             Sniffed::Http => return First::Http,
+            Sniffed::Tls => return First::Tls,
             Sniffed::Other => return First::Opaque,
-            Sniffed::Unknown if browser.eof => return First::Opaque,
+            Sniffed::Unknown if *eof => return First::Opaque,
             Sniffed::Unknown => {}
         }
-        let begun = !browser.inbox.is_empty();
-        let read = select(read_into(&browser.socket, &mut browser.inbox), site.as_mut());
+        let begun = !inbox.is_empty();
+        let read = select(read_into(socket, inbox), site.as_mut());
         let read = match begun {
             // It may wait for an answer to the few bytes that are held here.
             true => runtime::timeout(SNIFF_MAX, read).await,
@@ -107,7 +218,7 @@ async fn first_bytes(browser: &mut Browser, stream: &Stream) -> First {
         };
         match read {
             None => return First::Opaque,
-            Some(Either::Left(Ok(0))) => browser.eof = true,
+            Some(Either::Left(Ok(0))) => *eof = true,
             Some(Either::Left(Ok(_))) => {}
             Some(Either::Left(Err(_))) => return First::Gone,
             Some(Either::Right(Either::Left(()))) => return First::Opaque,
@@ -119,6 +230,7 @@ async fn first_bytes(browser: &mut Browser, stream: &Stream) -> First {
 #[derive(Debug, PartialEq, Eq)]
 enum Sniffed {
     Http,
+    Tls,
     Other,
     /// It takes more bytes to tell.
     Unknown,
@@ -135,6 +247,8 @@ fn sniffed(bytes: &[u8]) -> Sniffed {
         };
     };
     match (&bytes[..end], &bytes[end..]) {
+        // A record with a handshake message (RFC 8446 section 5.1).
+        (b"", [0x16, ..]) => Sniffed::Tls,
         (b"" | b"PRI", _) => Sniffed::Other,
         (_, [b' ']) => Sniffed::Unknown,
         (_, [b' ', b'/' | b'*' | b'h', ..]) => Sniffed::Http,
@@ -156,7 +270,8 @@ mod tests {
             (b"", Sniffed::Unknown),
             (b"GE", Sniffed::Unknown),
             (b"GET ", Sniffed::Unknown),
-            (b"\x16\x03\x01", Sniffed::Other),
+            (b"\x16", Sniffed::Tls),
+            (b"\x15\x03\x01", Sniffed::Other),
             (b"PRI * HTTP/2.0\r\n", Sniffed::Other),
             (b"SSH-2.0-x", Sniffed::Other),
             (b"NICK ada\r\n", Sniffed::Other),

@@ -16,6 +16,7 @@ use super::resolve::{Lookups, Resolver, forbidden};
 use crate::limits::{DIAL_ALL_TIMES, DIAL_STAGGER, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
 use crate::mux::{Code, Opened, Side, Timings};
 use crate::shard::runtime::{self, Alarm, Signal, Socket, select};
+use crate::shard::transport::Transport;
 use crate::shard::{Counted, Shard};
 
 /// Why a site was not reached, with text for people.
@@ -23,7 +24,7 @@ pub type Unreached = (Code, String);
 
 /// A connection to a site.
 pub struct Site {
-    pub socket: Socket,
+    pub socket: Transport,
     /// For the silence of whatever it carries.
     pub alarm: Alarm,
     _counted: Counted,
@@ -168,7 +169,7 @@ impl Sites {
         let (socket, address) = shard.dial_outside(host, port).await?;
         Ok(Dialled {
             site: Site {
-                socket,
+                socket: socket.into(),
                 alarm: Alarm::default(),
                 _counted: counted,
             },
@@ -299,7 +300,7 @@ fn attempt(shard: Shard, address: SocketAddr, time: Duration) -> Attempt<(Site, 
         }
         let socket = connect(address, time).await?;
         let site = Site {
-            socket,
+            socket: socket.into(),
             alarm: Alarm::default(),
             _counted: counted,
         };

@@ -14,7 +14,8 @@ use crate::http::{BadBody, Body, Request};
 use crate::limits::{FRAME_HEADER_BYTES, PEER_LOOK};
 use crate::mux::Code;
 use crate::shard::Stream;
-use crate::shard::runtime::{self, Either, Socket, select};
+use crate::shard::runtime::{self, Either, select};
+use crate::shard::transport::Transport;
 use crate::time::Time;
 
 /// How far an exchange has come.
@@ -91,7 +92,7 @@ pub async fn run(
 
 /// Stream to site. Returns only what ends the exchange; once all is written it watches the endpoint.
 async fn forward(
-    site: &Socket,
+    site: &Transport,
     stream: &Stream,
     inlet: &mut Inlet<'_>,
     request: &Request<'_>,
@@ -142,7 +143,7 @@ async fn forward(
 
 /// Site to stream.
 async fn receive(
-    site: &Socket,
+    site: &Transport,
     stream: &Stream,
     answer: &mut Answer<'_>,
     progress: &Progress,

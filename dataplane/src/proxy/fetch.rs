@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
 use super::cached::{self, Caching, now};
+use super::connect;
 use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES, cut_at_end};
 use super::probe;
 use super::relay::full_read;
@@ -16,7 +17,8 @@ use crate::copies;
 use crate::http::{Bad, BadBody, Body, Finder, Framing, Request, Response, Scheme, Version, rewrite};
 use crate::limits::{EARLY_BYTES_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX, OUTLET_OWN_BYTES};
 use crate::mux::{Code, Kind};
-use crate::shard::runtime::{self, Either, Socket, select};
+use crate::shard::runtime::{self, Either, select};
+use crate::shard::transport::Transport;
 use crate::shard::{Stream, buffers};
 
 /// By how much rewriting makes a head larger, if at all; more makes the buffer grow.
@@ -93,16 +95,21 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     if browser.is_probe || authority.host.eq_ignore_ascii_case(PROBE_HOST) {
         return probe::serve(browser, request).await;
     }
-    if request.scheme == Some(Scheme::Https) {
-        let detail = "https through this proxy goes by CONNECT";
-        return browser.answer(request, "denied", detail, whole).await;
-    }
+    let scheme = request.scheme.unwrap_or(Scheme::Http);
+    let kind = match (scheme, browser.shown) {
+        (Scheme::Http, _) => Kind::Http,
+        (Scheme::Https, Some(_)) => Kind::Https,
+        (Scheme::Https, None) => {
+            let detail = "https through this proxy goes by CONNECT";
+            return browser.answer(request, "denied", detail, whole).await;
+        }
+    };
     let caching = match cached::look_up(browser, request).await {
         Ok(caching) => caching,
         Err(next) => return next,
     };
     let caching = caching.as_deref();
-    let port = authority.port_or(Scheme::Http.default_port());
+    let port = authority.port_or(scheme.default_port());
     let mut moves = if whole && request.is_idempotent() && !request.upgrade {
         0
     } else {
@@ -110,7 +117,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     };
     let mut counted = false;
     loop {
-        let open = browser.open(Kind::Http, authority.host, port);
+        let open = browser.open(kind, authority.host, port);
         let stream = match browser.open_stream(request, open).await {
             Some(Ok(stream)) => stream,
             Some(Err((code, text))) => {
@@ -195,7 +202,7 @@ async fn failed(
 ) -> Next {
     let unreachable = match &fault {
         Fault::MemberLost => true,
-        Fault::Stream(code, _) => *code != Code::Denied,
+        Fault::Stream(code, _) => !matches!(code, Code::Denied | Code::Tls | Code::VerdictChanged),
         _ => false,
     };
     if let Some(hit) = caching.filter(|_| unreachable).and_then(Caching::stand_in) {
@@ -210,13 +217,18 @@ async fn failed(
         Fault::RequestTimeout => browser.refuse("request-timeout", "the body paused for too long").await,
         Fault::BadRequest(BadBody(reason)) => browser.refuse_head(Bad { status: 400, reason }).await,
         Fault::BadAnswer(reason) => browser.answer(request, Code::Protocol.name(), reason, sent).await,
+        // What the browser was shown is not true any more: it has to look again.
+        Fault::Stream(code @ Code::VerdictChanged, text) => {
+            connect::forget(browser, request);
+            browser.answer(request, code.name(), &text, false).await
+        }
         Fault::Stream(code, text) => browser.answer(request, code.name(), &text, sent).await,
     }
 }
 
 /// Browser to stream. Returns only what ends the exchange; once all is sent it watches the browser.
 async fn send_request(
-    socket: &Socket,
+    socket: &Transport,
     stream: &Stream,
     request: &Request<'_>,
     caching: Option<&Caching<'_>>,
@@ -253,7 +265,7 @@ async fn send_request(
 /// # Errors
 /// The fault, or none if the peer stopped taking it.
 async fn send_body(
-    socket: &Socket,
+    socket: &Transport,
     stream: &Stream,
     request: &Request<'_>,
     inbox: &mut BytesMut,
@@ -317,7 +329,7 @@ pub(super) fn clamp(length: u64) -> usize {
 
 /// Stream to browser: interim answers, then the final one.
 async fn deliver(
-    socket: &Socket,
+    socket: &Transport,
     stream: &Stream,
     request: &Request<'_>,
     caching: Option<&Caching<'_>>,
@@ -387,7 +399,7 @@ async fn deliver(
 }
 
 async fn deliver_body(
-    socket: &Socket,
+    socket: &Transport,
     inlet: &mut Inlet<'_>,
     outlet: &mut Outlet,
     mut body: Body,

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::net::Shutdown;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -12,7 +11,8 @@ use crate::http::{Bad, Finder};
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MAX, OUTLET_OWN_BYTES, SETTLE_MAX};
 use crate::mux::{Code, Recv};
 use crate::shard::Stream;
-use crate::shard::runtime::{self, Alarm, Either, Socket, select};
+use crate::shard::runtime::{self, Alarm, Either, select};
+use crate::shard::transport::Transport;
 use crate::time::Time;
 
 /// Slices handed to one `writev`.
@@ -200,7 +200,7 @@ impl Outlet {
 
     /// Writes everything. May be dropped and called again. If the stream was reset meanwhile it stops early, and
     /// the inlet knows.
-    pub async fn flush(&mut self, socket: &Socket, inlet: &mut Inlet<'_>) -> io::Result<()> {
+    pub async fn flush(&mut self, socket: &Transport, inlet: &mut Inlet<'_>) -> io::Result<()> {
         let was_full = self.is_full();
         loop {
             while inlet.taken_before > 0 && !self.is_full() && inlet.refill_now() {
@@ -208,7 +208,7 @@ impl Outlet {
                 inlet.taken_before -= n;
                 self.push(inlet.take(n));
             }
-            if self.pieces.is_empty() {
+            if self.pieces.is_empty() && !socket.has_unsent() {
                 break;
             }
             match self.write(socket) {
@@ -233,7 +233,7 @@ impl Outlet {
         Ok(())
     }
 
-    fn write(&self, socket: &Socket) -> io::Result<usize> {
+    fn write(&self, socket: &Transport) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let count = self.pieces.len().min(SLICES_MAX);
         for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
@@ -311,16 +311,17 @@ impl Activity {
 
 /// From now on the socket's end is a cut for the other side, with RST, whatever brings it about: a process that dies
 /// ends nothing cleanly. [`linger`] takes it back.
-pub fn cut_at_end(socket: &Socket) {
+pub fn cut_at_end(socket: &Transport) {
     // Fails only if the connection is gone already.
     let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 /// Closes after a whole answer: what still comes in is read and dropped for a while, for a socket closed with unread
 /// bytes is reset, and a reset may overtake the answer.
-pub async fn linger(socket: &Socket) {
+pub async fn linger(socket: &Transport) {
     let _ = socket2::SockRef::from(socket).set_linger(None);
-    socket.shutdown(Shutdown::Write);
+    socket.finish();
+    let socket = socket.socket();
     let drained = async {
         let mut dropped = 0;
         let mut buffer = [BytesMut::with_capacity(4 * 1024)];

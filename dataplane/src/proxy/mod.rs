@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!  browser ──► browser ─┬► fetch ───► stream (http) ──► site ─► exchange ─► origin (pool) or dial ─► site
-//!                       └► connect ─► stream (tcp) ───► site ─► dial ─► relay
+//!                       └► connect ─► stream (tcp) ───► site ─► dial ─► relay, or handshake
+//!                           └► bump: the browser's TLS ends here, and its requests are fetched (https)
 //! ```
 //!
 //! Each exchange is one task in which two futures run side by side, one for each direction; the first that fails
@@ -11,12 +12,14 @@
 
 mod answer;
 pub mod browser;
+mod bump;
 mod cached;
 mod connect;
 mod dial;
 mod exchange;
 mod fetch;
 mod flow;
+mod handshake;
 pub mod origin;
 mod probe;
 mod refresh;

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
+use crate::bump::Verdict;
 use crate::limits::{ORIGIN_IDLE_MAX, ORIGIN_POOL_MAX, ORIGIN_POOL_SITE_MAX, ORIGIN_TRUST_MAX};
+use crate::mux::Shown;
 use crate::time::Time;
 
 /// What a pooled connection belongs to.
@@ -11,6 +13,8 @@ pub struct Key {
     /// Lower case.
     host: Box<[u8]>,
     port: u16,
+    /// What is wrong with the site's certificate, and which one that is, where TLS is spoken.
+    tls: Option<(Verdict, [u8; 32])>,
 }
 
 impl Key {
@@ -18,6 +22,17 @@ impl Key {
         Self {
             host: host.to_ascii_lowercase().into_boxed_slice(),
             port,
+            tls: None,
+        }
+    }
+
+    /// Where TLS is spoken and the browser was shown this. All certificates are alike that nothing is wrong with.
+    pub fn secure(host: &[u8], port: u16, shown: &Shown) -> Self {
+        let verdict = Verdict(shown.verdict);
+        let leaf = if verdict.is_good() { [0; 32] } else { shown.leaf };
+        Self {
+            tls: Some((verdict, leaf)),
+            ..Self::new(host, port)
         }
     }
 }

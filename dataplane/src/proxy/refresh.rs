@@ -48,7 +48,8 @@ fn owned(request: &Request<'_>) -> Vec<u8> {
 /// None if it came to nothing: then the answer is as stale as it was.
 async fn refresh(shard: &Shard, head: &[u8], mut fetch: Fetch) -> Option<()> {
     let request = Request::parse(head).ok()?;
-    let asked = ask(shard, &request)?;
+    // Nothing of a site that is not is ever stored.
+    let asked = ask(shard, &request, true)?;
     // The second time without a condition: what the site confirmed was not what is stored.
     for _ in 0..2 {
         let stream = open(shard, &request).await?;
@@ -81,8 +82,12 @@ async fn refresh(shard: &Shard, head: &[u8], mut fetch: Fetch) -> Option<()> {
 
 async fn open(shard: &Shard, request: &Request<'_>) -> Option<Stream> {
     let authority = request.authority?;
-    let port = authority.port_or(Scheme::Http.default_port());
-    let open = open_of(shard, Kind::Http, authority.host, port);
+    let scheme = request.scheme.unwrap_or(Scheme::Http);
+    let kind = match scheme {
+        Scheme::Http => Kind::Http,
+        Scheme::Https => Kind::Https,
+    };
+    let open = open_of(shard, kind, authority.host, authority.port_or(scheme.default_port()));
     let route = shard.rules().routes.of(authority.host);
     match route {
         Route::Direct => shard.open_direct(open).ok(),

@@ -1,7 +1,6 @@
 //! Opaque bytes both ways between a local socket and a stream, each direction with an end of its own.
 
 use std::io;
-use std::net::Shutdown;
 
 use bytes::Bytes;
 
@@ -9,7 +8,8 @@ use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES, cut_at_end, linger};
 use crate::limits::{DRAIN_SILENCE_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use crate::mux::Code;
 use crate::shard::Stream;
-use crate::shard::runtime::{self, Alarm, READ_BUFFERS_MAX, Socket, both};
+use crate::shard::runtime::{self, Alarm, READ_BUFFERS_MAX, both};
+use crate::shard::transport::Transport;
 
 /// What broke a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ enum Cut {
 /// Relays until both directions have ended, then closes the socket: cleanly, or with a reset if a direction was cut.
 /// `early` came from the socket before; `gone` tells the peer that the local side broke off.
 pub async fn relay(
-    socket: &Socket,
+    socket: &Transport,
     stream: &Stream,
     early: Bytes,
     inlet: &mut Inlet<'_>,
@@ -52,7 +52,7 @@ pub(super) async fn dismissed(stream: &Stream, activity: &Activity) {
 }
 
 /// Socket to stream, until the socket's end or until the peer wants no more.
-async fn upload(socket: &Socket, stream: &Stream, early: Bytes, activity: &Activity) -> Result<(), Cut> {
+async fn upload(socket: &Transport, stream: &Stream, early: Bytes, activity: &Activity) -> Result<(), Cut> {
     if stream.send(&early).await.is_err() {
         return Ok(());
     }
@@ -91,7 +91,7 @@ pub fn full_read(room: usize) -> usize {
 }
 
 /// Stream to socket, until the peer's end.
-async fn download(socket: &Socket, inlet: &mut Inlet<'_>, activity: &Activity) -> Result<(), Cut> {
+async fn download(socket: &Transport, inlet: &mut Inlet<'_>, activity: &Activity) -> Result<(), Cut> {
     let mut outlet = Outlet::new();
     loop {
         inlet.fill().await;
@@ -106,7 +106,7 @@ async fn download(socket: &Socket, inlet: &mut Inlet<'_>, activity: &Activity) -
         }
         match inlet.end() {
             Some(End::Fin) => {
-                socket.shutdown(Shutdown::Write);
+                socket.finish();
                 return Ok(());
             }
             Some(End::Cut(..)) => return Err(Cut::Peer),

@@ -6,13 +6,23 @@ use super::answer::Answer;
 use super::dial::{Dialled, Site, Sites, Unreached, micros};
 use super::exchange::{self, Fault, Progress};
 use super::flow::{Activity, End, Inlet, NoHead, cut_at_end};
+use super::handshake::shake;
 use super::origin::{Attempt, Key};
 use super::relay::{DISMISSED, dismissed, relay};
+use crate::bump::{Seen, Verdict};
 use crate::http::{Finder, Form, Framing, Request, Scheme};
-use crate::mux::{Code, Kind, Timings};
+use crate::mux::{Code, Kind, Shown, Timings};
 use crate::rules::{self, Route};
 use crate::shard::runtime::{self, Either, select};
 use crate::shard::{Level, Shard, Stream};
+
+/// What a browser was shown where nothing is said of it.
+const GOOD: Shown = Shown {
+    verdict: 0,
+    leaf: [0; 32],
+};
+
+const UNWANTED: &str = "the tunnel's own rules drop this URL (-F)";
 
 /// Serves one stream to its end.
 pub async fn serve(shard: Shard, stream: Stream) {
@@ -39,8 +49,9 @@ pub async fn serve(shard: Shard, stream: Stream) {
     };
     match stream.open().kind {
         Kind::Tcp => call.tcp().await,
-        Kind::Http => call.http().await,
-        _ => stream.reset(Code::Denied, "this version does not speak TLS for the endpoint"),
+        Kind::Http => call.http(Scheme::Http).await,
+        Kind::Https => call.http(Scheme::Https).await,
+        Kind::Relay | Kind::Probe => stream.reset(Code::Protocol, "nothing that a site could serve"),
     }
 }
 
@@ -55,25 +66,76 @@ struct Call<'a> {
 
 impl Call<'_> {
     async fn tcp(&self) {
-        if self.is_unwanted(|| Some(rules::opaque_url(self.host, self.port))) {
-            return;
-        }
         let mut inlet = Inlet::new(self.stream);
         let Some(dialled) = self.dial().await else { return };
         self.stream.opened(dialled.opened());
         let site = dialled.site;
-        let moved = self.relay(&site, &mut inlet).await;
-        if !moved && matches!(inlet.end(), Some(End::Cut(Code::Cancelled, _))) {
+        let activity = Activity::new();
+        let url = || Some(rules::opaque_url(self.host, self.port));
+        if self.is_blocked(url) {
+            // Only what stays opaque is: in TLS that ends at the endpoint each request is asked about.
+            return match select(self.stream.tls_asked(), self.stream.input()).await {
+                Either::Left(sni) if self.may_shake(&site, &sni, &activity) => self.tls(site, inlet).await,
+                _ => self.reset(Code::Denied, UNWANTED),
+            };
+        }
+        let relayed = self.relay(&site, &mut inlet, &activity);
+        if let Either::Right(sni) = select(relayed, self.stream.tls_asked()).await {
+            if self.may_shake(&site, &sni, &activity) {
+                return self.tls(site, inlet).await;
+            }
+            self.relay(&site, &mut inlet, &activity).await;
+        }
+        if !activity.any() && matches!(inlet.end(), Some(End::Cut(Code::Cancelled, _))) {
             // The endpoint has found HTTP in it: what was dialled serves the first request.
             let _ = socket2::SockRef::from(&site.socket).set_linger(None);
             self.keep(Key::new(self.host.as_bytes(), self.port), site);
         }
     }
 
+    /// Whether TLS can be spoken where the endpoint asks for it. A site that has spoken first does not.
+    fn may_shake(&self, site: &Site, sni: &[u8], activity: &Activity) -> bool {
+        let verdict = if activity.any() || !site.socket.is_quiet(true) {
+            Verdict::SPOKE_FIRST
+        } else if !sni.eq_ignore_ascii_case(self.host.as_bytes()) {
+            Verdict::OPAQUE
+        } else {
+            return true;
+        };
+        self.stream.tls_report(Seen::opaque(verdict).to_report());
+        false
+    }
+
+    /// Shakes hands for the endpoint, and keeps the connection for the browser's first request, which comes on a stream
+    /// of its own.
+    async fn tls(&self, mut site: Site, mut inlet: Inlet<'_>) {
+        let _ = socket2::SockRef::from(&site.socket).set_linger(None);
+        let seen = match select(
+            shake(self.shard, &mut site, self.host, self.port),
+            self.stream.stopped(),
+        )
+        .await
+        {
+            Either::Left(Ok(seen)) => {
+                let key = Key::secure(self.host.as_bytes(), self.port, &seen.shown());
+                self.keep(key, site);
+                seen
+            }
+            Either::Left(Err((code, text))) => {
+                self.shard.log(Level::Info, format!("{}: {text}", code.name()));
+                Seen::opaque(Verdict::OPAQUE)
+            }
+            Either::Right(_) => return,
+        };
+        self.stream.tls_report(seen.to_report());
+        // It carries nothing more.
+        inlet.fill().await;
+    }
+
     /// Keeps a connection that owes nothing for the next request.
     fn keep(&self, key: Key, site: Site) {
         // Asked now, so that the pool knows when it gives the connection out.
-        if is_quiet(&site) {
+        if site.socket.is_quiet(false) {
             self.sites.pool.borrow_mut().put(runtime::now(), key, site);
             self.sites.filled.raise();
         }
@@ -81,12 +143,16 @@ impl Call<'_> {
 
     /// Whether `-F` drops it: the endpoint has asked under its rules, which may be older, or not its own any more.
     fn is_unwanted(&self, url: impl FnOnce() -> Option<Vec<u8>>) -> bool {
-        let fast_fail = &self.shard.rules().fast_fail;
-        let dropped = !fast_fail.is_empty() && url().is_some_and(|url| fast_fail.blocks(&url).is_some());
+        let dropped = self.is_blocked(url);
         if dropped {
-            self.reset(Code::Denied, "the tunnel's own rules drop this URL (-F)");
+            self.reset(Code::Denied, UNWANTED);
         }
         dropped
+    }
+
+    fn is_blocked(&self, url: impl FnOnce() -> Option<Vec<u8>>) -> bool {
+        let fast_fail = &self.shard.rules().fast_fail;
+        !fast_fail.is_empty() && url().is_some_and(|url| fast_fail.blocks(&url).is_some())
     }
 
     /// Dials; `None` if it failed or nobody waits for it any more.
@@ -118,7 +184,7 @@ impl Call<'_> {
         self.stream.reset(code, text);
     }
 
-    async fn http(&self) {
+    async fn http(&self, scheme: Scheme) {
         let mut inlet = Inlet::new(self.stream);
         let mut finder = Finder::forwarded();
         let idle = self.shard.times().idle;
@@ -129,22 +195,23 @@ impl Call<'_> {
             Some(Err(NoHead::Ended(_))) => return self.stream.reset(Code::Cancelled, ""),
             None => return self.reset(Code::IdleTimeout, "the request did not arrive"),
         };
-        let request = match Request::parse(&head) {
+        let mut request = match Request::parse(&head) {
             Ok(request) => request,
             Err(bad) => return self.reset(Code::Protocol, bad.reason),
         };
-        let port = Scheme::Http.default_port();
+        let port = scheme.default_port();
         let names_site = request.authority.is_some_and(|a| a.matches(self.host, self.port, port));
         if !names_site || !matches!(request.form, Form::Origin | Form::Asterisk) {
             return self.reset(Code::Protocol, "the request names another site than its stream");
         }
+        request.scheme = Some(scheme);
         if self.is_unwanted(|| rules::url(&request)) {
             return;
         }
         let upgraded = self.exchange(&mut inlet, &request, &head).await;
         drop(head);
         if let Some(site) = upgraded {
-            self.relay(&site, &mut inlet).await;
+            self.relay(&site, &mut inlet, &Activity::new()).await;
         }
     }
 
@@ -152,12 +219,16 @@ impl Call<'_> {
     /// connection if it is opaque from here on.
     async fn exchange(&self, inlet: &mut Inlet<'_>, request: &Request<'_>, head: &Bytes) -> Option<Site> {
         let begun = runtime::now();
-        let key = Key::new(self.host.as_bytes(), self.port);
+        let shown = (request.scheme == Some(Scheme::Https)).then(|| self.stream.open().shown.unwrap_or(GOOD));
+        let key = match &shown {
+            None => Key::new(self.host.as_bytes(), self.port),
+            Some(shown) => Key::secure(self.host.as_bytes(), self.port, shown),
+        };
         let repeatable = request.is_idempotent() && matches!(request.framing, Framing::None | Framing::Length(0));
         let take = || {
             self.sites.pool.borrow_mut().take(begun, &key, repeatable, |site| {
                 // The ring tells nothing of what came since it was last entered, and a POST has one try.
-                is_quiet(site) && (repeatable || has_nothing_new(site))
+                site.socket.is_quiet(!repeatable)
             })
         };
         let mut kept = take();
@@ -173,7 +244,14 @@ impl Call<'_> {
                 None => match self.dial().await {
                     Some(dialled) => {
                         let timings = dialled.timings();
-                        (dialled.site, timings)
+                        let (mut site, shown) = (dialled.site, shown.as_ref());
+                        match shown {
+                            None => (site, timings),
+                            Some(shown) => {
+                                let tls_us = self.as_shown(&mut site, shown).await?;
+                                (site, Timings { tls_us, ..timings })
+                            }
+                        }
                     }
                     None => return None,
                 },
@@ -209,6 +287,31 @@ impl Call<'_> {
         }
     }
 
+    /// Shakes hands, and makes sure that the site is what the browser was shown: nothing is sent to another one. Returns the
+    /// µs that it took; `None` if it came to nothing.
+    async fn as_shown(&self, site: &mut Site, shown: &Shown) -> Option<u32> {
+        match select(shake(self.shard, site, self.host, self.port), self.stream.stopped()).await {
+            Either::Left(Ok(seen)) if seen.is_as(shown) => Some(seen.tls_us),
+            Either::Left(Ok(seen)) => {
+                let text = format!(
+                    "the site's certificate is {} now, the browser was shown one that is {}",
+                    seen.verdict,
+                    Verdict(shown.verdict)
+                );
+                self.reset(Code::VerdictChanged, &text);
+                None
+            }
+            Either::Left(Err(unreached)) => {
+                self.unreached(unreached);
+                None
+            }
+            Either::Right(_) => {
+                self.stream.reset(Code::Cancelled, "");
+                None
+            }
+        }
+    }
+
     /// After a whole answer: keeps the connection if all of the request went over it, else stops the endpoint.
     async fn conclude(&self, inlet: &mut Inlet<'_>, site: Site, key: Key, sent: bool, reusable: bool) {
         if !sent {
@@ -223,39 +326,25 @@ impl Call<'_> {
         }
     }
 
-    /// Relays to the end. Whether anything moved.
-    async fn relay(&self, site: &Site, inlet: &mut Inlet<'_>) -> bool {
-        let activity = Activity::new();
+    /// Relays to the end.
+    async fn relay(&self, site: &Site, inlet: &mut Inlet<'_>, activity: &Activity) {
         let relayed = relay(
             &site.socket,
             self.stream,
             Bytes::new(),
             inlet,
             Code::SiteReset,
-            &activity,
+            activity,
         );
         let idle = self.shard.times().idle;
         let silence = select(
             activity.silence(&site.alarm, idle, || idle),
-            dismissed(self.stream, &activity),
+            dismissed(self.stream, activity),
         );
         match select(relayed, silence).await {
             Either::Left(()) => {}
             Either::Right(Either::Left(())) => self.reset(Code::IdleTimeout, "no byte in either direction"),
             Either::Right(Either::Right(())) => self.reset(Code::Shutdown, DISMISSED),
         }
-        activity.any()
     }
-}
-
-/// A connection on which the site has neither said anything nor ended.
-fn is_quiet(site: &Site) -> bool {
-    !site.socket.has_input()
-}
-
-/// As [`is_quiet`], with certainty.
-fn has_nothing_new(site: &Site) -> bool {
-    use rustix::net::{RecvFlags, recv};
-    let peeked = recv(&site.socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-    matches!(peeked, Err(rustix::io::Errno::AGAIN))
 }

@@ -5,7 +5,8 @@ use std::io;
 
 use bytes::BytesMut;
 
-use super::runtime::{READ_BUFFERS_MAX, Socket};
+use super::runtime::READ_BUFFERS_MAX;
+use super::transport::Transport;
 use crate::copies;
 use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX};
 
@@ -26,11 +27,11 @@ impl Buffers {
     /// the bytes of payload; 0 is the end of the socket.
     ///
     /// # Errors
-    /// `WouldBlock`: wait for [`Socket::readable`]. Anything else ends the socket.
+    /// `WouldBlock`: wait for [`Transport::readable`]. Anything else ends the socket.
     ///
     /// # Panics
     /// If `room` is 0: a read of nothing cannot be told from the end.
-    pub fn read(&self, socket: &Socket, room: usize, mut sink: impl FnMut(BytesMut)) -> io::Result<usize> {
+    pub fn read(&self, socket: &Transport, room: usize, mut sink: impl FnMut(BytesMut)) -> io::Result<usize> {
         assert!(room > 0, "a read without room");
         let mut chunks = self.chunks.take();
         let wanted = room.div_ceil(FRAME_PAYLOAD_BYTES_MAX).min(READ_BUFFERS_MAX);
@@ -85,14 +86,14 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::shard::runtime::{Driver, Runtime};
+    use crate::shard::runtime::{Driver, Runtime, Socket};
 
     #[test]
     fn a_frame_keeps_at_most_half_as_much_again_as_it_holds() {
         let (mut writer, reader) = UnixStream::pair().unwrap();
         let runtime = Runtime::new(Driver::Epoll).unwrap();
         runtime.run(async move {
-            let socket = Socket::new(OwnedFd::from(reader)).unwrap();
+            let socket = Transport::from(Socket::new(OwnedFd::from(reader)).unwrap());
             let buffers = Buffers::default();
             for length in [1, 1_000, 4_096, 8_000, 10_921, 10_923, 16_372, 20_000] {
                 writer.write_all(&vec![7; length]).unwrap();

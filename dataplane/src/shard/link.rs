@@ -18,12 +18,12 @@ use bytes::{Bytes, BytesMut};
 
 use super::Shard;
 use super::connection::{self, Connection};
-use super::linked::StreamCell;
+use super::linked::{Shaken, StreamCell};
 use super::mailbox::{Event, Level};
 use super::runtime::{self, Either, Signal};
 use crate::error::Error;
 use crate::limits::LINK_DOWN_GRACE;
-use crate::mux::{self, Budget, Code, Open, Session, Side, StreamRef};
+use crate::mux::{self, Budget, Open, Session, Side, StreamRef};
 use crate::stats::MemberCounters;
 use crate::time::Time;
 use crate::tls::{KEY_REFUSED, Opener};
@@ -146,17 +146,8 @@ impl Link {
                 c.opened.set(Some(opened));
                 c.accepted.raise();
             }),
-            // Only a stream that an endpoint bumps is ever asked for TLS, and no endpoint of this version does so.
-            mux::Event::StartTls(stream, ..) => self.with(shard, |s, b, now| {
-                s.reset(
-                    now,
-                    b,
-                    stream,
-                    Code::Tls,
-                    "this version does not shake hands for the endpoint",
-                );
-            }),
-            mux::Event::TlsReport(..) => {}
+            mux::Event::StartTls(stream, sni, _) => self.cell(stream, |c| c.shake(Shaken::Asked(sni))),
+            mux::Event::TlsReport(stream, report) => self.cell(stream, |c| c.shake(Shaken::Reported(report))),
             mux::Event::Withdrawn {
                 stream,
                 frames,

@@ -11,8 +11,11 @@ use super::buffers;
 use super::link::Link;
 use super::runtime::{self, Signal};
 use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
-use crate::mux::{Budget, Code, Open, Opened, Recv, Session, StreamRef, Timings, WriteError};
+use crate::mux::{Budget, Code, Open, Opened, Recv, Session, StreamRef, Timings, TlsReport, WriteError};
 use crate::time::Time;
+
+/// The one protocol that is asked for (RFC 7301), as START_TLS has it.
+const HTTP11: &[u8] = b"\x08http/1.1";
 
 /// A stream whose OPEN had not left when its link died is placed anew behind the holder's back (on another link, or
 /// once a link is up): what was written so far is written again. The holder only sees the wait.
@@ -31,8 +34,11 @@ pub(super) struct Linked {
 pub(super) struct StreamCell {
     pub readable: Signal,
     pub writable: Signal,
+    /// OPENED, START_TLS or TLS_REPORT has come.
     pub accepted: Signal,
     pub opened: Cell<Option<Opened>>,
+    /// Boxed: few streams ever have it, and each holds the place for it.
+    shaken: RefCell<Option<Box<Shaken>>>,
     /// Its member is lost, and another one is there.
     pub forsaken: Signal,
     /// Its link drains, or is about to.
@@ -46,7 +52,20 @@ pub(super) struct StreamCell {
     replayable: Signal,
 }
 
+/// What the other side says of the site's TLS.
+pub(super) enum Shaken {
+    /// At `sc`: it is to shake hands, with this SNI.
+    Asked(Bytes),
+    /// At the endpoint: `sc` has.
+    Reported(TlsReport),
+}
+
 impl StreamCell {
+    pub fn shake(&self, shaken: Shaken) {
+        self.shaken.replace(Some(Box::new(shaken)));
+        self.accepted.raise();
+    }
+
     /// The peer never acted on the stream and will not: whoever waits places it anew, with what was written to it.
     pub fn withdraw(&self, frames: Vec<Bytes>, finished: Option<Option<Timings>>) {
         let mut returned = self.returned.borrow_mut();
@@ -348,6 +367,46 @@ impl Linked {
     /// At `sc`: the site of a `tcp` stream is connected.
     pub fn opened(&self, opened: Opened) {
         self.with(|s, _, _, stream| s.opened(stream, opened));
+    }
+
+    /// At the endpoint: asks `sc` to shake hands with the site of a `tcp` stream that carried nothing yet.
+    pub fn start_tls(&self, sni: &str) {
+        let sni = Bytes::copy_from_slice(sni.as_bytes());
+        self.with(|s, _, _, stream| s.start_tls(stream, sni, Bytes::from_static(HTTP11)));
+    }
+
+    /// At the endpoint: waits for what `sc` has seen.
+    ///
+    /// # Errors
+    /// The stream has ended instead.
+    pub async fn tls_reported(&self) -> Result<TlsReport, (Code, Bytes)> {
+        loop {
+            if let Some(Shaken::Reported(report)) = self.cell.shaken.borrow().as_deref() {
+                return Ok(report.clone());
+            }
+            if let Err(code) = self.room_now() {
+                return Err(match self.recv() {
+                    Recv::Reset(code, text) => (code, text),
+                    _ => (code, Bytes::new()),
+                });
+            }
+            runtime::select(self.cell.accepted.wait(), self.cell.writable.wait()).await;
+        }
+    }
+
+    /// At `sc`: waits until the endpoint asks for TLS, and returns the SNI.
+    pub async fn tls_asked(&self) -> Bytes {
+        loop {
+            if let Some(Shaken::Asked(sni)) = self.cell.shaken.borrow().as_deref() {
+                return sni.clone();
+            }
+            self.cell.accepted.wait().await;
+        }
+    }
+
+    /// At `sc`: what the handshake showed.
+    pub fn tls_report(&self, report: TlsReport) {
+        self.with(|s, _, _, stream| s.tls_report(stream, report));
     }
 
     /// What the stream was opened with.

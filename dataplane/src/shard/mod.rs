@@ -27,6 +27,7 @@ pub mod runtime;
 mod seats;
 pub mod stream;
 pub(crate) mod threads;
+pub mod transport;
 mod waiting;
 
 use std::cell::{Cell, Ref, RefCell};
@@ -38,6 +39,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::bump::{Bump, Judge};
 use crate::cache::{Cache, Follow, Outcome as Flown};
 use crate::limits::{CACHE_REFRESHES_MAX, COMMANDS_MAX, EVENTS_MAX, FDS_LINK, LINKS_MAX, MEMBERS_MAX, REFUSED_MAX};
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
@@ -105,6 +107,7 @@ struct Inner {
     /// Endpoint: where browsers come from.
     browsers: RefCell<Option<Rc<Socket>>>,
     cache: Option<Arc<Cache>>,
+    bump: Option<Arc<Bump>>,
     landings: Landings,
     refreshes: Rc<Cell<usize>>,
 }
@@ -130,6 +133,8 @@ pub(crate) struct Dialling {
     /// Name that the link's number is put before.
     pub server_name: String,
     pub own_listeners: Vec<SocketAddr>,
+    /// Says what is wrong with sites' certificates.
+    pub judge: Arc<Judge>,
 }
 
 /// What GOAWAY says when this process ends.
@@ -182,6 +187,19 @@ impl Shard {
     /// The cache of this endpoint, if the rules allow one.
     pub fn cache(&self) -> Option<&Arc<Cache>> {
         self.0.cache.as_ref().filter(|_| !self.rules().no_cache)
+    }
+
+    /// Endpoint: what TLS of browsers ends with; none where all of it stays opaque.
+    pub fn bump(&self) -> Option<&Arc<Bump>> {
+        self.0.bump.as_ref()
+    }
+
+    /// At `sc`: who says what is wrong with sites' certificates.
+    pub fn judge(&self) -> Option<&Arc<Judge>> {
+        match &self.0.role {
+            Role::Client(client) => Some(&client.judge),
+            Role::Endpoint(_) => None,
+        }
     }
 
     /// Waits for what another request brings, on whatever shard that is. May be dropped.

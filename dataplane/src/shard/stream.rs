@@ -11,7 +11,7 @@ use super::link::Link;
 use super::linked::{Linked, StreamCell};
 use super::pipe;
 use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
-use crate::mux::{Code, Open, Opened, Recv, StreamRef, Timings};
+use crate::mux::{Code, Open, Opened, Recv, StreamRef, Timings, TlsReport};
 
 /// What a small head may waste: copying it would cost more.
 const HEAD_SLACK_BYTES: usize = 256;
@@ -244,6 +244,40 @@ impl Stream {
         match &self.0 {
             Carrier::Link(stream) => stream.opened(opened),
             Carrier::Pipe(end) => end.opened(opened),
+        }
+    }
+
+    /// Endpoint: asks `sc` to shake hands with the site of a `tcp` stream that carried nothing yet. Not for what goes
+    /// past the tunnel.
+    pub fn start_tls(&self, sni: &str) {
+        if let Carrier::Link(stream) = &self.0 {
+            stream.start_tls(sni);
+        }
+    }
+
+    /// Endpoint: waits for what `sc` has seen of the site's TLS.
+    ///
+    /// # Errors
+    /// The stream has ended instead.
+    pub async fn tls_reported(&self) -> Result<TlsReport, (Code, Bytes)> {
+        match &self.0 {
+            Carrier::Link(stream) => stream.tls_reported().await,
+            Carrier::Pipe(_) => Err((Code::Protocol, Bytes::new())),
+        }
+    }
+
+    /// Where it is served: waits until the endpoint asks for TLS, and returns the SNI. May be dropped.
+    pub async fn tls_asked(&self) -> Bytes {
+        match &self.0 {
+            Carrier::Link(stream) => stream.tls_asked().await,
+            Carrier::Pipe(_) => std::future::pending().await,
+        }
+    }
+
+    /// Where it is served: what the handshake showed.
+    pub fn tls_report(&self, report: TlsReport) {
+        if let Carrier::Link(stream) = &self.0 {
+            stream.tls_report(report);
         }
     }
 

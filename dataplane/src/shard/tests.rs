@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
 
 use super::runtime::{self, Driver, Socket};
+use super::transport::Transport;
 use super::{Services, Shard, Stream};
 use crate::bump::Trust;
 use crate::client::{self, Client, ClientConfig};
@@ -85,6 +86,7 @@ async fn browse(shard: Shard, socket: Socket, is_probe: bool) {
             Err((code, _)) => return drop(socket.write_all(code.name().as_bytes()).await),
         }
     }
+    let socket = Transport::from(socket);
     let inwards = async {
         inwards(&shard, &socket, &stream).await;
         Ok::<(), ()>(())
@@ -96,7 +98,7 @@ async fn browse(shard: Shard, socket: Socket, is_probe: bool) {
     let _ = runtime::both(inwards, outwards).await;
 }
 
-async fn inwards(shard: &Shard, socket: &Socket, stream: &Stream) {
+async fn inwards(shard: &Shard, socket: &Transport, stream: &Stream) {
     while let Ok(room) = stream.room().await {
         match shard.buffers().read(socket, room, |frame| {
             assert!(frame.len() > FRAME_HEADER_BYTES);
@@ -110,7 +112,7 @@ async fn inwards(shard: &Shard, socket: &Socket, stream: &Stream) {
     }
 }
 
-async fn outwards(socket: &Socket, stream: &Stream) {
+async fn outwards(socket: &Transport, stream: &Stream) {
     loop {
         match stream.next().await {
             Recv::Data(mut bytes) => {
@@ -134,8 +136,8 @@ async fn outwards(socket: &Socket, stream: &Stream) {
                     }
                 }
             }
-            Recv::Fin(_) => return socket.shutdown(Shutdown::Write),
-            Recv::Reset(..) | Recv::Gone | Recv::Pending => return socket.shutdown(Shutdown::Both),
+            Recv::Fin(_) => return socket.finish(),
+            Recv::Reset(..) | Recv::Gone | Recv::Pending => return socket.socket().shutdown(Shutdown::Both),
         }
     }
 }
@@ -314,10 +316,6 @@ impl Pair {
             },
             max_streams: 1_000,
             memory_bytes: crate::limits::CLIENT_MEMORY_BYTES,
-            trust: crate::bump::Trust {
-                roots: Arc::new(rustls::RootCertStore::empty()),
-                insecure: Default::default(),
-            },
         };
         client::start_with(config, self.services).unwrap()
     }

@@ -17,6 +17,7 @@ use super::mailbox::{Command, Event, Inbox, Outbox, mailbox};
 use super::runtime::{self, Driver, Runtime, Signal};
 use super::waiting::Waiting;
 use super::{Inner, Role, Services, Shard, run};
+use crate::bump::Bump;
 use crate::cache::Cache;
 use crate::error::Error;
 use crate::limits::{COMMANDS_MAX, EVENTS_MAX, STOP_MAX, WAITING_HEADS_MAX};
@@ -55,6 +56,8 @@ pub(crate) struct Start {
     pub dark_since: Option<Time>,
     /// Endpoint: shared by all shards.
     pub cache: Option<Arc<Cache>>,
+    /// … and this.
+    pub bump: Option<Arc<Bump>>,
 }
 
 impl Shards {
@@ -100,6 +103,7 @@ impl Shards {
                 budget: start.budget,
                 dark_since: start.dark_since,
                 cache: start.cache.clone(),
+                bump: start.bump.clone(),
                 counters: shards.counters.clone(),
                 events: outbox.clone(),
                 shards: shards.outboxes.clone(),
@@ -201,6 +205,7 @@ struct Seed {
     budget: BudgetConfig,
     dark_since: Option<Time>,
     cache: Option<Arc<Cache>>,
+    bump: Option<Arc<Bump>>,
     counters: Vec<Arc<Counters>>,
     events: Outbox<Event>,
     shards: Vec<Outbox<Command>>,
@@ -282,6 +287,7 @@ impl Seed {
             next_probe: Cell::new(0),
             browsers: RefCell::default(),
             cache: self.cache,
+            bump: self.bump,
             landings,
             refreshes: Rc::default(),
         }));

@@ -159,7 +159,7 @@ fn the_client_refuses_by_its_own_rules_what_the_endpoint_lets_through() {
     let (tunnel, config) = Tunnel::without_client(Driver::Auto);
     let list = |text: &str| [text.to_owned()];
     let rules = Rules {
-        fast_fail: FastFail::compile(&list("/secret|^https://opaque")).unwrap(),
+        fast_fail: FastFail::compile(&list("/secret|^https://127\\.0\\.0\\.2")).unwrap(),
         routes: Routes {
             direct: Domains::parse(&list("direct.test"), false).unwrap(),
             tunnel: Domains::default(),
@@ -191,11 +191,22 @@ fn the_client_refuses_by_its_own_rules_what_the_endpoint_lets_through() {
         );
         assert!(body.contains(words), "{url}: {body}");
     }
-    for authority in ["direct.test:443", "opaque.test:443"] {
+    let connect = |authority: &str| {
         let mut browser = tunnel.browser();
         browser.send(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes());
-        assert_eq!(browser.answer("CONNECT").status, 403, "{authority}");
-    }
+        (browser.answer("CONNECT").status, browser)
+    };
+    assert_eq!(connect("direct.test:443").0, 403);
+    // What is opaque is known with its first bytes.
+    let opaque = TcpListener::bind("127.0.0.2:0").unwrap();
+    let (status, mut browser) = connect(&opaque.local_addr().unwrap().to_string());
+    assert_eq!(status, 200);
+    let (mut inside, _) = opaque.accept().unwrap();
+    browser.send(b"no HTTP\r\n");
+    assert!(browser.rest().0.is_empty());
+    let mut reached = Vec::new();
+    let _ = inside.read_to_end(&mut reached);
+    assert!(reached.is_empty(), "{reached:?}");
     assert_eq!(tunnel.get(&format!("http://{site}/open")).status, 200);
     assert!(
         told.recv().unwrap().starts_with("GET /open"),

@@ -13,7 +13,6 @@ const MOMENT: Duration = Duration::from_micros(1);
 const SITE: Site<'_> = Site {
     host: "app.test",
     port: 443,
-    sni: "app.test",
 };
 
 #[test]
@@ -40,7 +39,7 @@ fn a_report_is_about_host_port_and_name() {
         ..SITE
     }));
     assert!(!known(Site { port: 8_443, ..SITE }));
-    assert!(!known(Site { sni: "", ..SITE }));
+
     assert!(!known(Site { host: "b.test", ..SITE }));
 }
 

@@ -1,0 +1,119 @@
+//! What a browser's ClientHello says (RFC 8446 section 4.1.2).
+
+use rustls::server::Acceptor;
+
+use crate::limits::HELLO_BYTES_MAX;
+
+/// What matters of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// SNI: none where the site is an address.
+    pub name: Option<String>,
+    /// HTTP/1.1 will do: it is offered, or nothing is.
+    pub http11: bool,
+}
+
+/// There is none, or one that is too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoHello;
+
+impl Hello {
+    /// Of a connection's first bytes; none while it is not whole.
+    ///
+    /// # Errors
+    /// It will never be.
+    pub fn read(bytes: &[u8]) -> Result<Option<Self>, NoHello> {
+        let mut acceptor = Acceptor::default();
+        let mut left = bytes;
+        while !left.is_empty() {
+            acceptor.read_tls(&mut left).map_err(|_| NoHello)?;
+            if let Some(accepted) = acceptor.accept().map_err(|_| NoHello)? {
+                let hello = accepted.client_hello();
+                return Ok(Some(Self {
+                    name: hello.server_name().map(str::to_owned),
+                    http11: hello
+                        .alpn()
+                        .is_none_or(|mut names| names.any(|name| name == b"http/1.1")),
+                }));
+            }
+        }
+        if bytes.len() > HELLO_BYTES_MAX {
+            return Err(NoHello);
+        }
+        Ok(None)
+    }
+
+    /// Whether it is for this host, as CONNECT names it.
+    pub fn is_for(&self, host: &str) -> bool {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        self.name.as_deref().is_none_or(|name| name.eq_ignore_ascii_case(host))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use rustls::crypto::aws_lc_rs::default_provider;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+    use rustls_pki_types::ServerName;
+
+    use super::*;
+
+    fn hello(name: &str, protocols: &[&str]) -> Vec<u8> {
+        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let mut bytes = Vec::new();
+        let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
+        client.write_tls(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn name_and_protocols_are_read_once_all_is_there() {
+        for (name, protocols, sni, http11) in [
+            ("a.test", &[][..], Some("a.test"), true),
+            ("a.test", &["h2", "http/1.1"], Some("a.test"), true),
+            ("a.test", &["h2"], Some("a.test"), false),
+            ("127.0.0.1", &["http/1.1"], None, true),
+        ] {
+            let bytes = hello(name, protocols);
+            for end in [0, 1, 5, 6, bytes.len() / 2, bytes.len() - 1] {
+                assert_eq!(Hello::read(&bytes[..end]), Ok(None), "{end}");
+            }
+            let read = Hello::read(&bytes).unwrap().unwrap();
+            assert_eq!((read.name.as_deref(), read.http11), (sni, http11));
+            assert!(read.is_for(name) && read.is_for(&format!("{}.", name.to_uppercase())));
+            assert_eq!(read.is_for("b.test"), sni.is_none());
+        }
+    }
+
+    #[test]
+    fn what_is_none_is_found_out() {
+        let mut bytes = hello("a.test", &[]);
+        bytes[5] = 2;
+        assert_eq!(Hello::read(&bytes), Err(NoHello));
+        assert_eq!(Hello::read(b"\x16GET / HTTP/1.1\r\n"), Err(NoHello));
+        // Announces more than may come.
+        let mut long = vec![0x16, 3, 1, 0x3f, 0xff, 1, 0, 0xff, 0xff];
+        long.resize(HELLO_BYTES_MAX + 1, 0);
+        assert_eq!(Hello::read(&long), Err(NoHello));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(at in 0_usize..250, flip in 1_u8.., end in 0_usize..400) {
+            let mut bytes = hello("a.test", &["http/1.1"]);
+            let at = at % bytes.len();
+            bytes[at] ^= flip;
+            bytes.truncate(end);
+            let _ = Hello::read(&bytes);
+        }
+    }
+}

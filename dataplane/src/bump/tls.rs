@@ -1,0 +1,342 @@
+//! TLS towards a browser or a site, sans-IO. While nothing is under way it holds no buffer.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use rustls::client::UnbufferedClientConnection;
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus, WriteTraffic,
+};
+use rustls::{ClientConfig, CommonState, Error, ServerConfig};
+use rustls_pki_types::ServerName;
+
+use crate::limits::{HANDSHAKE_BYTES_MAX, TLS_WRITE_BYTES_MAX};
+
+/// One connection. What it has for the peer is in [`Tls::unsent`] after each call, also after an error: then it is the
+/// alert that tells the peer why.
+pub struct Tls {
+    side: Side,
+    /// Records that are not opened: the beginning of one, or whole ones that there was no room for.
+    sealed: BytesMut,
+    /// Content that there was no room for.
+    content: Bytes,
+    unsent: BytesMut,
+    /// Bytes of the peer before the handshake was done.
+    taken: usize,
+    done: bool,
+    /// The peer has said that it sends no more.
+    ended: bool,
+    closed: bool,
+}
+
+enum Side {
+    Client(Box<UnbufferedClientConnection>),
+    Server(Box<UnbufferedServerConnection>),
+}
+
+/// One step of rustls' state machine.
+enum Step {
+    Again,
+    /// Nothing more without input.
+    Rest,
+    Ended,
+}
+
+impl Tls {
+    /// Towards a site: the ClientHello is unsent.
+    ///
+    /// # Errors
+    /// What rustls says of the configuration.
+    pub fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, Error> {
+        let client = Box::new(UnbufferedClientConnection::new(config, name)?);
+        let mut tls = Self::new(Side::Client(client));
+        tls.shake()?;
+        Ok(tls)
+    }
+
+    /// Towards a browser, whose ClientHello is its first input.
+    ///
+    /// # Errors
+    /// What rustls says of the configuration.
+    pub fn server(config: Arc<ServerConfig>) -> Result<Self, Error> {
+        Ok(Self::new(Side::Server(Box::new(UnbufferedServerConnection::new(
+            config,
+        )?))))
+    }
+
+    fn new(side: Side) -> Self {
+        Self {
+            side,
+            sealed: BytesMut::new(),
+            content: Bytes::new(),
+            unsent: BytesMut::new(),
+            taken: 0,
+            done: false,
+            ended: false,
+            closed: false,
+        }
+    }
+
+    /// Where bytes of the peer are appended, for [`Tls::shake`] or [`Tls::open`].
+    pub fn input(&mut self) -> &mut BytesMut {
+        &mut self.sealed
+    }
+
+    /// Goes on with the handshake; true once content may be sent.
+    ///
+    /// # Errors
+    /// Why the handshake failed; more bytes than a handshake may have are [`Error::General`].
+    pub fn shake(&mut self) -> Result<bool, Error> {
+        let before = self.sealed.len();
+        // Content may stand behind the last message.
+        while self.content.is_empty() {
+            match self.step(&mut |_| 0)? {
+                Step::Again => {}
+                Step::Rest => break,
+                Step::Ended => return Err(Error::General("the peer ended the handshake".to_owned())),
+            }
+        }
+        self.done = !self.facts().is_handshaking();
+        self.taken += before - self.sealed.len();
+        if self.taken.max(self.sealed.len()) > HANDSHAKE_BYTES_MAX {
+            return Err(Error::General("the peer's handshake is too long".to_owned()));
+        }
+        Ok(self.done)
+    }
+
+    /// Opens what was put in, as long as there is room: `sink` takes content and says how much of it.
+    ///
+    /// # Errors
+    /// The peer's records are not what they should be, or its alert.
+    pub fn open(&mut self, mut sink: impl FnMut(&[u8]) -> usize) -> Result<(), Error> {
+        while !self.content.is_empty() {
+            let taken = sink(&self.content);
+            if taken == 0 {
+                return Ok(());
+            }
+            // Not advanced: an empty one would still hold its buffer.
+            drop(self.content.split_to(taken));
+        }
+        while self.content.is_empty() && !self.ended {
+            match self.step(&mut sink)? {
+                Step::Again => {}
+                Step::Rest => break,
+                Step::Ended => self.ended = true,
+            }
+        }
+        if self.sealed.is_empty() {
+            self.sealed = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    /// Content or records wait for room: nothing of the peer is needed to go on.
+    pub fn is_ready(&self) -> bool {
+        !self.content.is_empty() || self.ended
+    }
+
+    /// The peer has said that it sends no more.
+    pub fn has_ended(&self) -> bool {
+        self.ended && self.content.is_empty()
+    }
+
+    /// Seals content, at most [`TLS_WRITE_BYTES_MAX`] of it; returns how much.
+    ///
+    /// # Errors
+    /// The keys are used up, or the handshake is not done.
+    pub fn seal(&mut self, slices: &[IoSlice<'_>]) -> Result<usize, Error> {
+        let mut gathered = BytesMut::new();
+        let content = match slices {
+            [only] => &only[..only.len().min(TLS_WRITE_BYTES_MAX)],
+            _ => {
+                gathered.reserve(slices.iter().map(|s| s.len()).sum::<usize>().min(TLS_WRITE_BYTES_MAX));
+                for slice in slices {
+                    let room = TLS_WRITE_BYTES_MAX - gathered.len();
+                    gathered.extend_from_slice(&slice[..slice.len().min(room)]);
+                }
+                &gathered[..]
+            }
+        };
+        if content.is_empty() {
+            return Ok(0);
+        }
+        self.settle()?;
+        let out = &mut self.unsent;
+        let sealed = match &mut self.side {
+            Side::Client(client) => writing(client.process_tls_records(&mut []), |w| encrypt(w, content, out)),
+            Side::Server(server) => writing(server.process_tls_records(&mut []), |w| encrypt(w, content, out)),
+        };
+        sealed.map(|()| content.len())
+    }
+
+    /// Takes what rustls itself has to say.
+    fn settle(&mut self) -> Result<(), Error> {
+        let (out, rest, sink) = (&mut self.unsent, &mut Bytes::new(), &mut |_: &[u8]| 0);
+        loop {
+            let (_, step) = match &mut self.side {
+                Side::Client(client) => act(client.process_tls_records(&mut []), out, rest, sink),
+                Side::Server(server) => act(server.process_tls_records(&mut []), out, rest, sink),
+            };
+            match step? {
+                Step::Again => {}
+                Step::Ended if !self.ended => self.ended = true,
+                Step::Rest | Step::Ended => return Ok(()),
+            }
+        }
+    }
+
+    /// Says that no more content follows (RFC 8446 section 6.1).
+    pub fn close(&mut self) {
+        if !self.done || std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        if self.settle().is_err() {
+            return;
+        }
+        let out = &mut self.unsent;
+        // Whoever gets no notice sees the end of the connection.
+        let _ = match &mut self.side {
+            Side::Client(client) => writing(client.process_tls_records(&mut []), |w| notify(w, out)),
+            Side::Server(server) => writing(server.process_tls_records(&mut []), |w| notify(w, out)),
+        };
+    }
+
+    /// What is to be written, in order.
+    pub fn unsent(&self) -> &[u8] {
+        &self.unsent
+    }
+
+    /// The socket took so much of it.
+    pub fn sent(&mut self, bytes: usize) {
+        self.unsent.advance(bytes);
+        if self.unsent.is_empty() {
+            self.unsent = BytesMut::new();
+        }
+    }
+
+    /// What the handshake came to.
+    pub fn facts(&self) -> &CommonState {
+        match &self.side {
+            Side::Client(client) => client,
+            Side::Server(server) => server,
+        }
+    }
+
+    fn step(&mut self, sink: &mut impl FnMut(&[u8]) -> usize) -> Result<Step, Error> {
+        let (out, rest) = (&mut self.unsent, &mut self.content);
+        let (discard, step) = match &mut self.side {
+            Side::Client(client) => act(client.process_tls_records(&mut self.sealed), out, rest, sink),
+            Side::Server(server) => act(server.process_tls_records(&mut self.sealed), out, rest, sink),
+        };
+        match step {
+            Ok(step) => {
+                self.sealed.advance(discard);
+                Ok(step)
+            }
+            Err(error) => {
+                self.collect_alert();
+                Err(error)
+            }
+        }
+    }
+
+    /// After an error: what rustls still has to say. Asked for only while something is queued, because the next look
+    /// at the input would find the same error again.
+    fn collect_alert(&mut self) {
+        while self.facts().wants_write() {
+            let (out, rest) = (&mut self.unsent, &mut self.content);
+            let sink = &mut |_: &[u8]| 0;
+            let result = match &mut self.side {
+                Side::Client(client) => act(client.process_tls_records(&mut self.sealed), out, rest, sink).1,
+                Side::Server(server) => act(server.process_tls_records(&mut self.sealed), out, rest, sink).1,
+            };
+            if result.is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Does what rustls asks for; returns the bytes that it is done with.
+fn act<Data>(
+    status: UnbufferedStatus<'_, '_, Data>,
+    out: &mut BytesMut,
+    rest: &mut Bytes,
+    sink: &mut impl FnMut(&[u8]) -> usize,
+) -> (usize, Result<Step, Error>) {
+    let step = match status.state {
+        Err(error) => Err(error),
+        Ok(ConnectionState::ReadTraffic(mut traffic)) => traffic.next_record().transpose().map(|record| {
+            if let Some(record) = record {
+                let taken = sink(record.payload);
+                *rest = Bytes::copy_from_slice(&record.payload[taken..]);
+            }
+            Step::Again
+        }),
+        Ok(ConnectionState::EncodeTlsData(data)) => encode(data, out).map(|()| Step::Again),
+        Ok(ConnectionState::TransmitTlsData(data)) => {
+            data.done();
+            Ok(Step::Again)
+        }
+        Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_)) => Ok(Step::Rest),
+        Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Ok(Step::Ended),
+        Ok(_) => Err(Error::General("early data was not offered".to_owned())),
+    };
+    (status.discard, step)
+}
+
+fn encode<Data>(mut data: EncodeTlsData<'_, Data>, out: &mut BytesMut) -> Result<(), Error> {
+    let size = match data.encode(&mut []) {
+        Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => required_size,
+        Err(error) => return Err(Error::General(error.to_string())),
+        Ok(_) => return Ok(()),
+    };
+    let start = out.len();
+    out.resize(start + size, 0);
+    let encoded = data.encode(&mut out[start..]);
+    encoded.map(|_| ()).map_err(|e| Error::General(e.to_string()))
+}
+
+fn writing<Data>(
+    status: UnbufferedStatus<'_, '_, Data>,
+    write: impl FnOnce(&mut WriteTraffic<'_, Data>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    match status.state? {
+        ConnectionState::WriteTraffic(mut traffic) => write(&mut traffic),
+        _ => Err(Error::HandshakeNotComplete),
+    }
+}
+
+fn encrypt<Data>(traffic: &mut WriteTraffic<'_, Data>, content: &[u8], out: &mut BytesMut) -> Result<(), Error> {
+    append(out, |room| traffic.encrypt(content, room))
+}
+
+fn notify<Data>(traffic: &mut WriteTraffic<'_, Data>, out: &mut BytesMut) -> Result<(), Error> {
+    append(out, |room| traffic.queue_close_notify(room))
+}
+
+fn append(out: &mut BytesMut, mut write: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>) -> Result<(), Error> {
+    let start = out.len();
+    let mut size = 0;
+    loop {
+        out.resize(start + size, 0);
+        match write(&mut out[start..]) {
+            Ok(written) => {
+                out.truncate(start + written);
+                return Ok(());
+            }
+            Err(EncryptError::InsufficientSize(InsufficientSizeError { required_size })) if required_size > size => {
+                size = required_size;
+            }
+            Err(error) => {
+                out.truncate(start);
+                return Err(Error::General(error.to_string()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+//! A browser's TLS ends here: it is shown a leaf that is as good or as bad as the site's own certificate.
+
+use std::future::pending;
+use std::io;
+use std::sync::Arc;
+
+use rustls::AlertDescription;
+use rustls_pki_types::UnixTime;
+
+use super::browser::{Browser, read_into, watch};
+use crate::bump::{Bump, Hello, NoHello, Seen, Site, Tls};
+use crate::rules::Route;
+use crate::shard::Stream;
+use crate::shard::runtime::{self, Either, select};
+use crate::shard::{Level, Shard};
+
+/// What becomes of a connection that begins with TLS.
+pub(super) enum Bumped {
+    /// It is for the site alone.
+    Opaque,
+    /// As `Opaque`, but not over this stream.
+    Anew,
+    /// Requests come out of it.
+    Secured,
+    /// The browser left, or would not have our leaf.
+    Gone,
+}
+
+/// Whether TLS for this site ends here, as far as is known before anybody has spoken. What goes past the tunnel is left
+/// alone.
+pub(super) fn may_end_here(shard: &Shard, host: &str, port: u16) -> bool {
+    let Some(bump) = shard.bump() else { return false };
+    let rules = shard.rules();
+    !rules.no_bump.contains(host)
+        && rules.routes.of(host) == Route::Tunnel
+        && !bump.reports.is_opaque(host, port, runtime::now())
+}
+
+/// How the site was seen a moment ago, if its TLS may end here: then the browser can be shown a leaf at once.
+pub(super) fn known(shard: &Shard, host: &str, port: u16) -> Option<Arc<Seen>> {
+    let seen = shard.bump()?.reports.fresh(Site { host, port }, runtime::now())?;
+    may_end_here(shard, host, port).then_some(seen)
+}
+
+/// Decides, and shakes hands with the browser where that is right. What it has sent is in the inbox. `stream`: to the
+/// connected site, if it is not known how that is `seen`.
+pub(super) async fn serve(
+    browser: &mut Browser,
+    stream: Option<&Stream>,
+    seen: Option<Arc<Seen>>,
+    host: &str,
+    port: u16,
+) -> Bumped {
+    let Some(bump) = browser.shard.bump().cloned() else {
+        return Bumped::Opaque;
+    };
+    if stream.is_some_and(Stream::is_direct) || !may_end_here(&browser.shard, host, port) {
+        return Bumped::Opaque;
+    }
+    let input = async {
+        match stream {
+            Some(stream) => stream.input().await,
+            None => pending().await,
+        }
+    };
+    let hello = match select(hello(browser), input).await {
+        Either::Left(Some(hello)) => hello,
+        // No TLS after all, or the site speaks first.
+        Either::Left(None) | Either::Right(()) => return Bumped::Opaque,
+    };
+    // Another name than the CONNECT's, or only protocols that are not spoken here: that is between the two.
+    if !hello.is_for(host) || !hello.http11 {
+        return Bumped::Opaque;
+    }
+    let seen = match (seen, stream) {
+        (Some(seen), _) => seen,
+        (None, Some(stream)) => match look(browser, &bump, stream, host, port).await {
+            Some(seen) => seen,
+            None => return Bumped::Gone,
+        },
+        (None, None) => return Bumped::Opaque,
+    };
+    if seen.spoke_first() {
+        return Bumped::Opaque;
+    }
+    if seen.verdict.is_opaque() {
+        bump.reports.learn_opaque(host, port, runtime::now());
+        let text = format!("{host}:{port}: TLS with it is left to browsers for a while; the log of sc says why");
+        browser.shard.log(Level::Info, text);
+        return Bumped::Anew;
+    }
+    let config = match bump.leaves.config(host, &seen, UnixTime::now()) {
+        Ok(config) => config,
+        Err(error) => {
+            let text = format!("making a leaf for {host}: {error}");
+            browser.shard.log(Level::Error, text);
+            return Bumped::Anew;
+        }
+    };
+    match secure(browser, config).await {
+        Some(Ok(())) => {
+            browser.shown = Some(seen.shown());
+            Bumped::Secured
+        }
+        Some(Err(error)) => {
+            if refuses_leaf(&error) && seen.verdict.is_good() {
+                pinned(&browser.shard, &bump, host, port);
+            }
+            Bumped::Gone
+        }
+        None => Bumped::Gone,
+    }
+}
+
+/// Shakes hands under a good leaf, for a page of our own. False if that came to nothing.
+pub(super) async fn serve_page(browser: &mut Browser, host: &str) -> bool {
+    let Some(bump) = browser.shard.bump().cloned() else {
+        return false;
+    };
+    let fits = hello(browser)
+        .await
+        .is_some_and(|hello| hello.is_for(host) && hello.http11);
+    let Some(Ok(config)) = fits.then(|| bump.leaves.plain(host, UnixTime::now())) else {
+        return false;
+    };
+    matches!(secure(browser, config).await, Some(Ok(())))
+}
+
+/// None if it took too long.
+async fn secure(browser: &mut Browser, config: Arc<rustls::ServerConfig>) -> Option<io::Result<()>> {
+    let mut tls = match Tls::server(config) {
+        Ok(tls) => tls,
+        Err(error) => return Some(Err(io::Error::other(error))),
+    };
+    *tls.input() = std::mem::take(&mut browser.inbox);
+    let time = browser.shard.times().browser_head;
+    runtime::timeout(time, browser.socket.secure(tls)).await
+}
+
+/// Has `sc` look at the site. None if the browser left, or the stream ended.
+async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, port: u16) -> Option<Arc<Seen>> {
+    stream.start_tls(host);
+    let (inbox, eof) = (&mut browser.inbox, &mut browser.eof);
+    let left = watch(&browser.socket, inbox, eof, 0, || false);
+    let report = match select(stream.tls_reported(), left).await {
+        Either::Left(Ok(report)) => report,
+        Either::Left(Err(_)) | Either::Right(()) => return None,
+    };
+    let seen = match Seen::from_report(&report) {
+        Ok(seen) => Arc::new(seen),
+        Err(text) => {
+            let text = format!("{host}: what was reported of its TLS: {text}");
+            browser.shard.log(Level::Warn, text);
+            return None;
+        }
+    };
+    if !seen.verdict.is_opaque() {
+        bump.reports.insert(Site { host, port }, seen.clone(), runtime::now());
+    }
+    Some(seen)
+}
+
+/// The whole ClientHello; none if there is none.
+async fn hello(browser: &mut Browser) -> Option<Hello> {
+    let deadline = runtime::now() + browser.shard.times().browser_head;
+    loop {
+        match Hello::read(&browser.inbox) {
+            Ok(Some(hello)) => return Some(hello),
+            Err(NoHello) => return None,
+            Ok(None) => {}
+        }
+        let left = deadline.since(runtime::now());
+        match runtime::timeout(left, read_into(&browser.socket, &mut browser.inbox)).await {
+            Some(Ok(0)) => {
+                browser.eof = true;
+                return None;
+            }
+            Some(Ok(_)) => {}
+            None | Some(Err(_)) => return None,
+        }
+    }
+}
+
+/// It has something against this very leaf.
+fn refuses_leaf(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    matches!(
+        inner,
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::BadCertificate
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+                | AlertDescription::UnsupportedCertificate
+        ))
+    )
+}
+
+fn pinned(shard: &Shard, bump: &Bump, host: &str, port: u16) {
+    let rules = shard.rules();
+    // What an operator wants done to decrypted requests is not given up for an app.
+    let exempt = rules.auth.contains(host, port) || !rules.fast_fail.is_empty();
+    if bump.reports.refused(host, port, exempt, runtime::now()) {
+        let text = format!("{host}:{port}: its clients refuse the tunnel's certificate: left alone for a while");
+        shard.log(Level::Info, text);
+    }
+}

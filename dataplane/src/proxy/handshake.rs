@@ -1,0 +1,47 @@
+//! TLS with a site, at `sc`.
+
+use std::io;
+
+use rustls_pki_types::{ServerName, UnixTime};
+
+use super::dial::{Site, Unreached, micros};
+use crate::bump::{self, Seen, Tls};
+use crate::mux::Code;
+use crate::shard::Shard;
+use crate::shard::runtime;
+
+/// Shakes hands and says what the site showed. From then on the connection's bytes are TLS's.
+///
+/// # Errors
+/// Why there is no TLS with this site: it may do with another client, a browser.
+pub(super) async fn shake(shard: &Shard, site: &mut Site, host: &str, port: u16) -> Result<Seen, Unreached> {
+    let failed = |text: &str| (Code::Tls, format!("{host}: {text}"));
+    let judge = shard.judge();
+    let judge = judge.ok_or_else(|| failed("sites past the tunnel are not spoken TLS to"))?;
+    let name = host.strip_suffix('.').unwrap_or(host).to_owned();
+    let name = ServerName::try_from(name).map_err(|_| failed("no name that TLS knows"))?;
+    let config = bump::client_config(judge, host, port);
+    let tls = Tls::client(config, name.clone()).map_err(|e| failed(&bump::failed(&e)))?;
+    let begun = runtime::now();
+    let time = shard.times().dial;
+    match runtime::timeout(time, site.socket.secure(tls)).await {
+        None => return Err(failed("the site did not shake hands in time")),
+        Some(Err(e)) => return Err(failed(&told(&e))),
+        Some(Ok(())) => {}
+    }
+    let tls_us = micros(runtime::now().since(begun));
+    let tls = site.socket.tls();
+    let seen = tls.map(|tls| bump::see(judge, tls.borrow().facts(), &name, host, UnixTime::now()));
+    let seen = seen.filter(|seen| !seen.verdict.is_opaque());
+    let seen = seen.ok_or_else(|| failed("its certificate cannot be judged any more"))?;
+    Ok(Seen { tls_us, ..seen })
+}
+
+fn told(error: &io::Error) -> String {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(error) => bump::failed(error),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => "the site ended the handshake".to_owned(),
+        None => format!("the site broke the handshake off: {error}"),
+    }
+}

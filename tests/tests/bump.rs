@@ -1,0 +1,416 @@
+//! TLS of browsers ends at the endpoint: under a leaf of the tunnel's own CA that is as good or as bad as the site's.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, mpsc};
+
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, date_time_ymd};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, version};
+use tests::both_drivers;
+use tests::certificate::{self, Company, Site};
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel};
+use tests::http::{Answer, Client, connect, dial};
+use tests::origin::Origin;
+use tests::tls;
+use tests::websocket::WebSocket;
+
+both_drivers![
+    good_sites_are_served_from_within,
+    rules_and_cache_hold_within,
+    bad_certificates_stay_bad,
+    other_defects_are_the_browsers_to_judge,
+    whoever_changes_its_certificate_gets_nothing,
+    what_is_not_https_goes_through,
+    hosts_can_be_left_alone,
+    a_known_site_is_dialled_with_the_first_request,
+    what_cannot_be_reached_is_a_page,
+    apps_that_pin_their_site_are_left_alone,
+    a_site_that_speaks_first_is_relayed,
+];
+
+/// Of a site that does not wait to be spoken to.
+const GREETING: &[u8] = b"220 here I am\r\n";
+const NAMES: &[&str] = &["localhost", "127.0.0.1"];
+
+struct World {
+    cloud: Cloud,
+    tunnel: Tunnel,
+    company: Company,
+    /// What a browser trusts: the cloud's root and nothing else.
+    trust: Arc<ClientConfig>,
+}
+
+impl World {
+    fn start(driver: Driver) -> Self {
+        Self::with(driver, &[])
+    }
+
+    fn with(driver: Driver, arguments: &[&str]) -> Self {
+        let company = Company::new();
+        let cloud = Cloud::with(CloudOptions::new(driver));
+        let file = cloud.state.path().join("company.pem");
+        fs::write(&file, &company.root_pem).unwrap();
+        let mut all = vec!["--shards", "1", "--cacert-file", file.to_str().unwrap()];
+        all.extend_from_slice(arguments);
+        let tunnel = cloud.start_bumping_tunnel(&all);
+        let trust = tls::trust_file(&cloud.ca()).unwrap();
+        Self {
+            cloud,
+            tunnel,
+            company,
+            trust,
+        }
+    }
+
+    /// A site under the company's root.
+    fn origin(&self) -> Origin {
+        Origin::of(self.company.site(NAMES, |_| {}))
+    }
+
+    /// A browser's connection to the site.
+    fn browser(&self, origin: &Origin) -> io::Result<Client> {
+        self.browser_of(origin, &self.trust)
+    }
+
+    fn browser_of(&self, origin: &Origin, trust: &Arc<ClientConfig>) -> io::Result<Client> {
+        let client = tls::client_through(self.tunnel.proxy, trust, "localhost", origin.https.port())?;
+        Ok(client.expect("CONNECT is answered with 200"))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.tunnel.folder.path().join("sc.log")).unwrap()
+    }
+}
+
+fn assert_blocked(answer: &Answer, name: &str) {
+    assert_eq!(answer.head.field("Culvert-Error"), Some(name), "{:?}", answer.head);
+}
+
+fn good_sites_are_served_from_within(driver: Driver) {
+    let world = World::start(driver);
+    let origin = world.origin();
+    let mut client = world.browser(&origin).unwrap();
+    for length in [0, 1, 16_384, 100_000, 20 << 20] {
+        client.download("", 3, length, "").unwrap();
+        client.download("", 3, length, "&chunked").unwrap();
+    }
+    let body = tests::body::bytes(5, 3_000_000);
+    let posted = client.request("POST", "/upload", &[], &body).unwrap();
+    assert_eq!(posted.json()["length"], 3_000_000);
+    let counts = origin.counters();
+    assert_eq!(
+        (counts.requests, counts.connections),
+        (11, 1),
+        "one connection serves all: {counts:?}"
+    );
+    // Until its end, and another browser.
+    let mut closing = world.browser(&origin).unwrap();
+    closing.download("", 3, 100_000, "&close").unwrap();
+    let cut = world.browser(&origin).unwrap().get("/bytes?seed=1&length=200000&cut");
+    // Where the end overtakes all of it, there is a page of ours.
+    assert!(cut.is_err() || cut.unwrap().status() == 502, "half an answer is none");
+    // Many at once.
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                let mut client = world.browser(&origin).unwrap();
+                for _ in 0..5 {
+                    client.download("", 9, 50_000, "").unwrap();
+                }
+            });
+        }
+    });
+    let socket = WebSocket::open(world.browser(&origin).unwrap(), "/ws");
+    let mut socket = socket.unwrap();
+    for length in [0, 5, 70_000] {
+        socket.echo(&vec![b'x'; length]).unwrap();
+    }
+    socket.close().unwrap();
+    // The site sees the request as the browser wrote it.
+    let head = world.browser(&origin).unwrap().get("/echo-head").unwrap().text();
+    assert!(head.starts_with("GET /echo-head HTTP/1.1\r\n"), "{head}");
+    let misdirected = world
+        .browser(&origin)
+        .unwrap()
+        .request("GET", "https://other.test/", &[], &[])
+        .unwrap();
+    assert_eq!(misdirected.status(), 421);
+}
+
+fn rules_and_cache_hold_within(driver: Driver) {
+    let world = World::with(
+        driver,
+        &["-F", r"https://localhost(:\d+)?/unwanted/.*\.js,.*blocked-host.*"],
+    );
+    let origin = world.origin();
+    let mut client = world.browser(&origin).unwrap();
+    let blocked = client.get("/unwanted/a.js").unwrap();
+    assert_eq!(blocked.status(), 403);
+    assert_blocked(&blocked, "blocked");
+    client.download("", 1, 1_000, "&path=/unwanted/a.css").unwrap();
+    let fresh = "/bytes/a?seed=1&length=1000&field=Cache-Control:max-age=600";
+    for _ in 0..3 {
+        assert_eq!(client.get(fresh).unwrap().status(), 200);
+    }
+    let hit = world.browser(&origin).unwrap().get(fresh).unwrap();
+    let status = hit.head.field("Cache-Status").unwrap_or_default();
+    assert!(status.starts_with("culvert; hit"), "{status}");
+    // The scheme is part of what is asked for.
+    let http = format!("http://localhost:{}{fresh}", origin.https.port());
+    assert_ne!(world.tunnel.client().get(&http).unwrap().status(), 200);
+    let counts = origin.counters();
+    assert_eq!(counts.path("/bytes/a"), 1, "{counts:?}");
+    assert_eq!(counts.path("/unwanted/a.js"), 0);
+}
+
+/// What a browser holds against a certificate, without the particulars.
+fn defect(shaken: io::Result<Client>) -> String {
+    let error = shaken.err().expect("it is bad").to_string();
+    let kind = error.strip_prefix("invalid peer certificate: ").expect("that is why");
+    kind.split([':', ';']).next().unwrap_or(kind).to_owned()
+}
+
+/// Each kind of bad certificate, as a browser sees it through the tunnel and as one inside the firewall does.
+fn bad_certificates_stay_bad(driver: Driver) {
+    let world = World::start(driver);
+    type Change = fn(&mut CertificateParams);
+    let expired: Change = |c| {
+        c.not_before = date_time_ymd(2020, 1, 1);
+        c.not_after = date_time_ymd(2020, 2, 1);
+    };
+    let early: Change = |c| {
+        c.not_before = date_time_ymd(2090, 1, 1);
+        c.not_after = date_time_ymd(2091, 1, 1);
+    };
+    let good: Change = |_| {};
+    let stranger = Company::new();
+    let elsewhere = &["other.test"][..];
+    for (company, names, change) in [
+        (&world.company, NAMES, expired),
+        (&world.company, NAMES, early),
+        (&world.company, elsewhere, good),
+        (&world.company, elsewhere, expired),
+        (&stranger, NAMES, good),
+        (&stranger, NAMES, early),
+        (&stranger, elsewhere, good),
+        (&stranger, elsewhere, expired),
+    ] {
+        let origin = Origin::of(company.site(names, change));
+        let trust = tls::trust_file(&world.cloud.state.path().join("company.pem")).unwrap();
+        let direct = tls::client(&trust, "localhost", dial(origin.https).unwrap());
+        let seen = defect(direct);
+        assert_eq!(defect(world.browser(&origin)), seen);
+        // Whoever goes on all the same gets the site, and nothing of it is stored.
+        let careless = certificate::careless();
+        let mut client = world.browser_of(&origin, &careless).unwrap();
+        for asked in 1..=2 {
+            let answer = client
+                .get("/bytes/a?seed=1&length=10&field=Cache-Control:max-age=600")
+                .unwrap();
+            assert_eq!((answer.status(), answer.body.len()), (200, 10), "{seen}");
+            assert_eq!(origin.counters().path("/bytes/a"), asked, "{seen}");
+        }
+    }
+}
+
+/// They get the site's own certificate.
+fn other_defects_are_the_browsers_to_judge(driver: Driver) {
+    let world = World::start(driver);
+    let site_trust = |site: &Site| site.client_config();
+    // Client certificates: the site asks the browser itself.
+    let site = world.company.site(NAMES, |_| {});
+    let asking = site.server_config_of(&[&version::TLS12], true);
+    let trust = site_trust(&site);
+    let origin = Origin::of(site);
+    origin.set_tls(asking);
+    let refused = world.browser_of(&origin, &trust).and_then(|mut c| c.get("/"));
+    refused.expect_err("the browser has no certificate either");
+    assert!(world.log().contains("certificate"), "{}", world.log());
+    // What was learnt holds for the next connection, without another look.
+    origin.set_tls(origin.site.server_config());
+    let mut client = world.browser_of(&origin, &trust).unwrap();
+    client.download("", 1, 1_000, "").unwrap();
+
+    let misused = world.company.site(NAMES, |c| {
+        c.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection]
+    });
+    let trust = site_trust(&misused);
+    let origin = Origin::of(misused);
+    let error = world
+        .browser_of(&origin, &trust)
+        .err()
+        .expect("not for servers")
+        .to_string();
+    assert!(error.contains("extended key usage"), "{error}");
+}
+
+fn whoever_changes_its_certificate_gets_nothing(driver: Driver) {
+    let world = World::start(driver);
+    let origin = world.origin();
+    let expired = world.company.site(NAMES, |c| {
+        c.not_before = date_time_ymd(2020, 1, 1);
+        c.not_after = date_time_ymd(2020, 2, 1);
+    });
+    let careless = certificate::careless();
+    for (now, next) in [
+        (origin.site.server_config(), expired.server_config()),
+        (expired.server_config(), origin.site.server_config()),
+    ] {
+        origin.set_tls(now);
+        let mut client = world.browser_of(&origin, &careless).unwrap();
+        // The site's connection ends with it: the next request needs another one.
+        client.download("", 1, 1_000, "").unwrap();
+        let last = client.request("GET", "/bytes/last?seed=1&length=10", &[("X-Last", "1")], &[]);
+        assert_eq!(last.unwrap().status(), 200);
+        origin.set_tls(next);
+        origin.close_connections();
+        let before = origin.counters().requests;
+        let answer = client.request("POST", "/upload", &[], b"secret").unwrap();
+        assert_eq!(answer.status(), 502);
+        assert_blocked(&answer, "verdict-changed");
+        assert!(answer.head.has("Connection", "close"));
+        assert_eq!(origin.counters().requests, before, "nothing was sent");
+        // A new connection shows what is true now.
+        let mut client = world.browser_of(&origin, &careless).unwrap();
+        client.download("", 1, 1_000, "").unwrap();
+    }
+}
+
+fn what_is_not_https_goes_through(driver: Driver) {
+    let world = World::start(driver);
+    let origin = world.origin();
+    let tls12 = origin.site.server_config_of(&[&version::TLS12], false);
+    origin.set_tls(tls12);
+    world.browser(&origin).unwrap().download("", 1, 1_000, "").unwrap();
+    let roots = tls::read(&world.cloud.ca()).unwrap();
+    // A browser of TLS 1.2, and one that offers another protocol alone.
+    let old = certificate::client_config_of(&roots, &[&version::TLS12], &[]);
+    world
+        .browser_of(&origin, &old)
+        .unwrap()
+        .download("", 1, 1_000, "")
+        .unwrap();
+    let foreign = certificate::client_config_of(&roots, rustls::ALL_VERSIONS, &["acme-tls/1"]);
+    let error = world
+        .browser_of(&origin, &foreign)
+        .err()
+        .expect("the site's own leaf")
+        .to_string();
+    assert!(error.contains("UnknownIssuer"), "{error}");
+}
+
+fn hosts_can_be_left_alone(driver: Driver) {
+    let world = World::with(driver, &["-B", "localhost"]);
+    let origin = world.origin();
+    let error = world.browser(&origin).err().expect("the site's own leaf").to_string();
+    assert!(error.contains("UnknownIssuer"), "{error}");
+    let trust = origin.site.client_config();
+    world
+        .browser_of(&origin, &trust)
+        .unwrap()
+        .download("", 1, 1_000, "")
+        .unwrap();
+    // Another name of the same site is not on the list.
+    let client = tls::client_through(world.tunnel.proxy, &world.trust, "127.0.0.1", origin.https.port());
+    client.unwrap().unwrap().download("", 1, 1_000, "").unwrap();
+}
+
+fn a_known_site_is_dialled_with_the_first_request(driver: Driver) {
+    let world = World::start(driver);
+    let origin = world.origin();
+    world.browser(&origin).unwrap().download("", 1, 1_000, "").unwrap();
+    origin.close_connections();
+    let before = origin.counters().connections;
+    let mut clients: Vec<Client> = (0..5).map(|_| world.browser(&origin).unwrap()).collect();
+    world.tunnel.serves(&origin);
+    let with_that = before + 1;
+    assert_eq!(origin.counters().connections, with_that);
+    for client in &mut clients {
+        client.download("", 1, 1_000, "").unwrap();
+    }
+    assert_eq!(origin.counters().connections, with_that + 1, "one serves all in turn");
+}
+
+fn what_cannot_be_reached_is_a_page(driver: Driver) {
+    let world = World::start(driver);
+    // An address of loopback on which nobody listens.
+    for host in ["127.211.3.7", "nobody.invalid"] {
+        let mut client = tls::client_through(world.tunnel.proxy, &world.trust, host, 443)
+            .unwrap()
+            .expect("CONNECT is answered with 200");
+        let answer = client.get("/x").unwrap();
+        assert_eq!(answer.status(), 502, "{:?}", answer.head);
+        assert_blocked(&answer, if host == "nobody.invalid" { "dns" } else { "refused" });
+        assert!(answer.text().contains(&format!("https://{host}")), "{}", answer.text());
+    }
+    // Elsewhere it may be anything, and the answer to CONNECT says it.
+    let refused = connect(world.tunnel.proxy, "127.211.3.7:444").unwrap();
+    assert_blocked(&refused.expect_err("nobody listens"), "refused");
+}
+
+fn apps_that_pin_their_site_are_left_alone(driver: Driver) {
+    let world = World::start(driver);
+    let origin = world.origin();
+    let pinned = origin.site.client_config();
+    for _ in 0..3 {
+        let error = world
+            .browser_of(&origin, &pinned)
+            .err()
+            .expect("not the site's own leaf");
+        assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+    }
+    world
+        .browser_of(&origin, &pinned)
+        .unwrap()
+        .download("", 1, 1_000, "")
+        .unwrap();
+    // Where requests are to be looked at it is not given up.
+    let world = World::with(driver, &["-F", "/unwanted"]);
+    let origin = world.origin();
+    let pinned = origin.site.client_config();
+    for _ in 0..4 {
+        world
+            .browser_of(&origin, &pinned)
+            .err()
+            .expect("not the site's own leaf");
+    }
+}
+
+fn a_site_that_speaks_first_is_relayed(driver: Driver) {
+    let world = World::start(driver);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (connected, greets) = mpsc::channel();
+    std::thread::spawn(move || {
+        greets.recv().unwrap();
+        // Where it greets at the very moment when it is asked for TLS, the browser gets another connection.
+        for socket in listener.incoming() {
+            let _ = socket.and_then(greet_and_echo);
+        }
+    });
+    let mut socket = connect(world.tunnel.proxy, &address.to_string()).unwrap().unwrap();
+    connected.send(()).unwrap();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let mut hello = Vec::new();
+    ClientConnection::new(world.trust.clone(), name)
+        .unwrap()
+        .write_tls(&mut hello)
+        .unwrap();
+    socket.write_all(&hello).unwrap();
+    let mut came = vec![0; GREETING.len()];
+    socket.read_exact(&mut came).unwrap();
+    assert_eq!(came, GREETING);
+    socket.shutdown(Shutdown::Write).unwrap();
+    let mut echoed = Vec::new();
+    socket.read_to_end(&mut echoed).unwrap();
+    assert_eq!(echoed, hello);
+}
+
+fn greet_and_echo(mut socket: TcpStream) -> io::Result<()> {
+    socket.write_all(GREETING)?;
+    let mut all = Vec::new();
+    socket.read_to_end(&mut all)?;
+    socket.write_all(&all)
+}
