@@ -69,6 +69,11 @@ impl Site {
         Company::new().site(names, |_| {})
     }
 
+    /// The leaf, as DER.
+    pub fn leaf(&self) -> &[u8] {
+        &self.leaf
+    }
+
     pub fn server_config(&self) -> Arc<ServerConfig> {
         self.server_config_of(rustls::ALL_VERSIONS, false)
     }

@@ -1,5 +1,5 @@
 //! Harness of the suites: real binaries on ports of their own, readiness instead of sleeps, bodies that are checked
-//! byte by byte, a site with counters, a relay that cuts, a browser.
+//! byte by byte, a site with counters, a relay that cuts, browsers.
 //!
 //! Everything here blocks on plain threads, on purpose: nothing of the harness shares code with what it tests.
 

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use tests::both_drivers;
-use tests::browser::Browser;
+use tests::browser::{Browser, Kind};
 use tests::cloud::{Cloud, CloudOptions, Driver, binary};
 use tests::http::{self, PATIENCE};
 use tests::namespace::{Inner, WORLD, in_world};
@@ -38,7 +38,7 @@ fn loads_a_page_of_the_inside(driver: Driver) {
     sc.arg("--pidfile").arg(folder.path().join("sc.pid"));
     let tunnel = cloud.adopt(Process::start(&mut inner.enter(&sc)), folder);
     let root = std::fs::read_to_string(&ca).unwrap();
-    let browser = Browser::start(tunnel.proxy, &root);
+    let browser = Browser::start(Kind::Chromium, tunnel.proxy, &[&root]);
     for base in ["http://localhost:8080", "https://localhost:8443"] {
         browser.open(&format!("{base}/page?resources=50"));
         assert_eq!(browser.final_title(), "loaded 50, hello", "{base}");

@@ -1,0 +1,190 @@
+//! Real browsers that trust the cloud's root: a company's sites load in them through the tunnel, and bad certificates
+//! are seen as what they are. Nothing here leads to the outside, where browsers ask for this and that unasked.
+
+use std::fs;
+
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, date_time_ymd};
+use rustls::version;
+use tests::both_drivers;
+use tests::browser::{Browser, Kind, Refusal};
+use tests::certificate::Company;
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel};
+use tests::namespace::in_world;
+use tests::origin::Origin;
+
+both_drivers![
+    pages_of_the_company_load,
+    bad_certificates_are_seen_as_such,
+    other_defects_are_the_browsers_to_judge,
+];
+
+const BROWSERS: [Kind; 2] = [Kind::Chromium, Kind::Firefox];
+const NAMES: &[&str] = &["localhost", "127.0.0.1"];
+
+struct World {
+    tunnel: Tunnel,
+    company: Company,
+    cloud_root_pem: String,
+    _cloud: Cloud,
+}
+
+impl World {
+    /// `sc` trusts the company's root. None outside of the test's own namespaces.
+    fn enter(driver: Driver, test: &str) -> Option<Self> {
+        let module = if driver == Driver::IoUring { "io_uring" } else { "epoll" };
+        if !in_world(&format!("{module}::{test}")) {
+            return None;
+        }
+        let company = Company::new();
+        let cloud = Cloud::with(CloudOptions::new(driver));
+        let file = cloud.state.path().join("company.pem");
+        fs::write(&file, &company.root_pem).unwrap();
+        let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "--cacert-file", file.to_str().unwrap()]);
+        Some(Self {
+            tunnel,
+            company,
+            cloud_root_pem: fs::read_to_string(cloud.ca()).unwrap(),
+            _cloud: cloud,
+        })
+    }
+
+    /// A browser that trusts the cloud's root, and these.
+    fn browser(&self, kind: Kind, others: &[&str]) -> Browser {
+        let roots = [&[self.cloud_root_pem.as_str()], others].concat();
+        Browser::start(kind, self.tunnel.proxy, &roots)
+    }
+}
+
+fn url(origin: &Origin) -> String {
+    format!("https://localhost:{}/page?resources=50", origin.https.port())
+}
+
+fn pages_of_the_company_load(driver: Driver) {
+    let Some(world) = World::enter(driver, "pages_of_the_company_load") else {
+        return;
+    };
+    for kind in BROWSERS {
+        let origin = Origin::of(world.company.site(NAMES, |_| {}));
+        let browser = world.browser(kind, &[]);
+        for _ in 0..2 {
+            browser.new_tab();
+            browser.open(&url(&origin));
+            assert_eq!(browser.final_title(), "loaded 50, hello", "{kind:?}");
+        }
+        let counts = origin.counters();
+        assert_eq!((counts.path("/page"), counts.messages), (2, 2), "{kind:?}: {counts:?}");
+        assert!(
+            (0..50).all(|i| counts.path(&format!("/resource/{i}")) == 2),
+            "{kind:?}: {counts:?}"
+        );
+        // A browser has six for all tabs, and one for each WebSocket.
+        assert!(counts.connections <= 16, "they are used again: {kind:?}: {counts:?}");
+    }
+}
+
+fn bad_certificates_are_seen_as_such(driver: Driver) {
+    let Some(world) = World::enter(driver, "bad_certificates_are_seen_as_such") else {
+        return;
+    };
+    type Change = fn(&mut CertificateParams);
+    let expired: Change = |c| {
+        c.not_before = date_time_ymd(2020, 1, 1);
+        c.not_after = date_time_ymd(2020, 2, 1);
+    };
+    let early: Change = |c| {
+        c.not_before = date_time_ymd(2090, 1, 1);
+        c.not_after = date_time_ymd(2091, 1, 1);
+    };
+    let good: Change = |_| {};
+    let (ours, stranger) = (&world.company, &Company::new());
+    let elsewhere = &["other.test"][..];
+    for kind in BROWSERS {
+        let browser = world.browser(kind, &[]);
+        for (company, names, change, chromium, firefox) in [
+            (
+                ours,
+                NAMES,
+                expired,
+                "ERR_CERT_DATE_INVALID",
+                "SEC_ERROR_EXPIRED_CERTIFICATE",
+            ),
+            (
+                ours,
+                NAMES,
+                early,
+                "ERR_CERT_DATE_INVALID",
+                "MOZILLA_PKIX_ERROR_NOT_YET_VALID_CERTIFICATE",
+            ),
+            (
+                ours,
+                elsewhere,
+                good,
+                "ERR_CERT_COMMON_NAME_INVALID",
+                "SSL_ERROR_BAD_CERT_DOMAIN",
+            ),
+            (
+                ours,
+                &[],
+                good,
+                "ERR_CERT_COMMON_NAME_INVALID",
+                "SSL_ERROR_BAD_CERT_DOMAIN",
+            ),
+            (
+                stranger,
+                NAMES,
+                good,
+                "ERR_CERT_AUTHORITY_INVALID",
+                "SEC_ERROR_UNKNOWN_ISSUER",
+            ),
+        ] {
+            let origin = Origin::of(company.site(names, change));
+            let Refusal { error, leaf } = browser.refusal(&url(&origin));
+            let expected = if kind == Kind::Chromium { chromium } else { firefox };
+            assert_eq!(error, expected, "{kind:?}");
+            let leaf = leaf.expect("the certificate is what it complains of");
+            assert_ne!(leaf, origin.site.leaf(), "{kind:?}: {error}: seen past the tunnel");
+            assert_eq!(origin.counters().requests, 0, "{kind:?}: {error}");
+        }
+        // Not that nothing would load at all.
+        let origin = Origin::of(ours.site(NAMES, good));
+        browser.open(&url(&origin));
+        assert_eq!(browser.final_title(), "loaded 50, hello", "{kind:?}");
+    }
+}
+
+/// They get the site's own certificate: browsers that trust the company as well see nothing else amiss.
+fn other_defects_are_the_browsers_to_judge(driver: Driver) {
+    let Some(world) = World::enter(driver, "other_defects_are_the_browsers_to_judge") else {
+        return;
+    };
+    for kind in BROWSERS {
+        let browser = world.browser(kind, &[&world.company.root_pem]);
+        // In TLS 1.3 the refusal comes after the handshake, when the end of the connection may overtake it.
+        let asking = Origin::of(world.company.site(NAMES, |_| {}));
+        asking.set_tls(asking.site.server_config_of(&[&version::TLS12], true));
+        let refusal = browser.refusal(&url(&asking));
+        let expected = match kind {
+            Kind::Chromium => "ERR_BAD_SSL_CLIENT_AUTH_CERT",
+            Kind::Firefox => "SSL_ERROR_RX_CERTIFICATE_REQUIRED_ALERT",
+        };
+        assert_eq!(refusal.error, expected, "{kind:?}");
+
+        let misused = Origin::of(world.company.site(NAMES, |c| {
+            c.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection]
+        }));
+        let refusal = browser.refusal(&url(&misused));
+        let expected = match kind {
+            Kind::Chromium => "ERR_CERT_INVALID",
+            Kind::Firefox => "SEC_ERROR_INADEQUATE_CERT_TYPE",
+        };
+        assert_eq!(refusal.error, expected, "{kind:?}");
+        assert_eq!(refusal.leaf.as_deref(), Some(misused.site.leaf()), "{kind:?}");
+        for site in [&asking, &misused] {
+            assert_eq!(site.counters().requests, 0, "{kind:?}");
+        }
+    }
+    let log = world.tunnel.log();
+    for reason in ["client certificate", "extended key usage"] {
+        assert!(log.contains(reason), "{log}");
+    }
+}
