@@ -118,6 +118,12 @@ impl Inner {
     pub fn enter(&self, command: &Command) -> Command {
         let mut inside = self.command(command.get_program());
         inside.args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => inside.env(name, value),
+                None => inside.env_remove(name),
+            };
+        }
         inside
     }
 }
