@@ -341,7 +341,8 @@ pub struct Counts {
     pub resumes: u64,
     /// Frames that the endpoint wrote again after a cut.
     pub frames_replayed: u64,
-    /// Of the endpoint, which a pool has in common.
+    /// Of the endpoint, which a pool has in common. An earlier version's says nothing of it.
+    #[serde(default)]
     pub cache: CacheCounts,
 }
 

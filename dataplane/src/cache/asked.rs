@@ -37,6 +37,8 @@ pub struct Asked<'a> {
     pub(super) plan: Plan,
     pub(super) control: RequestControl,
     pub(super) authorized: bool,
+    /// Over TLS.
+    pub(super) secure: bool,
     /// The answer may be meant for one session.
     pub(super) cookie: bool,
     pub(super) range: Option<&'a [u8]>,
@@ -55,6 +57,7 @@ impl<'a> Asked<'a> {
             plan: Plan::Pass,
             control: RequestControl::default(),
             authorized: site.authorized,
+            secure: site.scheme == Scheme::Https,
             cookie: false,
             range: None,
             if_range: None,
@@ -71,7 +74,8 @@ impl<'a> Asked<'a> {
         };
         if matches!(asked.plan, Plan::Get | Plan::Head) {
             let odd = asked.read_fields();
-            if odd || !site.trusted || asked.control.no_store {
+            // What a hop keeps to itself cannot tell one answer from another.
+            if odd || !site.trusted || asked.control.no_store || request.lists_fields {
                 asked.plan = Plan::Pass;
             }
         }

@@ -125,7 +125,7 @@ impl Fetch {
                 return Answer::Stored(self.hit(entry, How::Failed(self.forward, status)));
             }
             // A 304 is then about what the browser has.
-            if status != 304 && !is_failure(status) {
+            if status != 304 && status != 416 && !is_failure(status) {
                 self.cache.remove(self.hash, &entry);
             }
         }

@@ -68,8 +68,12 @@ impl Policy {
         sent: Time,
         now: Now,
     ) -> Option<Self> {
-        let may = asked.plan == Plan::Get && status >= 200 && status != 206 && status != 304;
-        may.then_some(())?;
+        // What is wrong with the range that one asked for is no answer for those who ask for all of it.
+        let whole = status == 200 || (asked.range.is_none() && !matches!(status, 206 | 304 | 416));
+        let may = asked.plan == Plan::Get && status >= 200 && whole;
+        // TLS that ends unannounced counts as an end: nothing says that it was the content's.
+        let doubtful = framing == Framing::UntilClose && asked.secure;
+        (may && !doubtful).then_some(())?;
         let policy = Self::terms(status, facts, asked.cookie, sent, now);
         let policy = policy.filter(|policy| !asked.authorized || policy.shares_authorized)?;
         // RFC 9112 section 8 calls it complete, but its end looks like a cut: only where the site means it to be stored.

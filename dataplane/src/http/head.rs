@@ -93,7 +93,7 @@ pub struct Request<'a> {
     /// A Host field is there.
     pub(super) names_host: bool,
     /// Connection may list fields that stay behind.
-    pub(super) lists_fields: bool,
+    pub(crate) lists_fields: bool,
 }
 
 impl<'a> Request<'a> {

@@ -144,6 +144,10 @@ async fn send(browser: &mut Browser, request: &Request<'_>, asked: &Asked<'_>, m
     if write(&browser.shard, &browser.socket, pieces).await.is_err() {
         return Next::Abort;
     }
+    if !browser.inbox.is_empty() {
+        // Whoever pipelines such requests never waits, and would have the shard to itself.
+        runtime::yield_now().await;
+    }
     match reply.keep_alive {
         true => Next::Again,
         false if whole && !request.keep_alive => Next::Done,

@@ -202,7 +202,19 @@ async fn failed(
 ) -> Next {
     let unreachable = match &fault {
         Fault::MemberLost => true,
-        Fault::Stream(code, _) => !matches!(code, Code::Denied | Code::Tls | Code::VerdictChanged),
+        Fault::Stream(code, _) => matches!(
+            code,
+            Code::Dns
+                | Code::Refused
+                | Code::ConnectTimeout
+                | Code::Unreachable
+                | Code::SiteReset
+                | Code::FirstByteTimeout
+                | Code::TunnelDown
+                | Code::PeerRestarted
+                | Code::UpstreamProxy
+                | Code::Shutdown
+        ),
         _ => false,
     };
     if let Some(hit) = caching.filter(|_| unreachable).and_then(Caching::stand_in) {

@@ -48,6 +48,22 @@ fn a_range_beyond_the_end_is_416() {
 }
 
 #[test]
+fn what_a_range_provoked_is_nobody_elses_answer() {
+    for status in [416, 404, 400] {
+        let mut trial = Trial::new();
+        let told = ["Cache-Control: max-age=60"];
+        trial.get("/", &["Range: bytes=99-"], (status, &told, "none"));
+        assert!(!trial.probe("/", &[]).is_hit(), "{status}");
+    }
+    let mut trial = Trial::new();
+    let told = ["Cache-Control: max-age=60"];
+    trial.get("/", &[], (416, &told, "none"));
+    assert!(!trial.probe("/", &[]).is_hit());
+    trial.get("/", &["Range: bytes=0-"], (200, &told, "all"));
+    assert!(trial.probe("/", &[]).is_hit(), "all of it is");
+}
+
+#[test]
 fn what_need_not_be_cut_is_given_whole() {
     for line in ["Range: bytes=0-1,3-4", "Range: lines=0-1", "Range: bytes=x"] {
         let got = trial().probe("/", &[line]);

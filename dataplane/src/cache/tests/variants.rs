@@ -74,3 +74,11 @@ fn a_304_confirms_the_variant_that_was_asked_for() {
     assert_eq!(trial.probe("/", &["Foo: 1"]).body, "1");
     assert!(!trial.probe("/", &["Foo: 2"]).is_hit());
 }
+
+#[test]
+fn what_a_hop_keeps_to_itself_makes_no_variant() {
+    let mut trial = Trial::new();
+    let told = ["Cache-Control: max-age=60", "Vary: X-Lang"];
+    trial.get("/", &["X-Lang: de", "Connection: X-Lang"], (200, &told, "default"));
+    assert!(!trial.probe("/", &["X-Lang: de"]).is_hit());
+}
