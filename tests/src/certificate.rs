@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -52,6 +52,18 @@ impl Default for Company {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// For [`Company::site`]: its time is over.
+pub fn expired(leaf: &mut CertificateParams) {
+    leaf.not_before = date_time_ymd(2020, 1, 1);
+    leaf.not_after = date_time_ymd(2020, 2, 1);
+}
+
+/// For [`Company::site`]: its time has not come.
+pub fn not_yet_valid(leaf: &mut CertificateParams) {
+    leaf.not_before = date_time_ymd(2090, 1, 1);
+    leaf.not_after = date_time_ymd(2091, 1, 1);
 }
 
 /// A leaf and the root above it.

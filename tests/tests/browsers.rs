@@ -3,11 +3,11 @@
 
 use std::fs;
 
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, date_time_ymd};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
 use rustls::version;
 use tests::both_drivers;
 use tests::browser::{Browser, Kind, Refusal};
-use tests::certificate::Company;
+use tests::certificate::{self, Company};
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel};
 use tests::namespace::in_world;
 use tests::origin::Origin;
@@ -87,15 +87,7 @@ fn bad_certificates_are_seen_as_such(driver: Driver) {
         return;
     };
     type Change = fn(&mut CertificateParams);
-    let expired: Change = |c| {
-        c.not_before = date_time_ymd(2020, 1, 1);
-        c.not_after = date_time_ymd(2020, 2, 1);
-    };
-    let early: Change = |c| {
-        c.not_before = date_time_ymd(2090, 1, 1);
-        c.not_after = date_time_ymd(2091, 1, 1);
-    };
-    let good: Change = |_| {};
+    let (expired, early, good): (Change, Change, Change) = (certificate::expired, certificate::not_yet_valid, |_| {});
     let (ours, stranger) = (&world.company, &Company::new());
     let elsewhere = &["other.test"][..];
     for kind in BROWSERS {

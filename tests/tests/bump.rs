@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, mpsc};
 
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, date_time_ymd};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, version};
 use tests::both_drivers;
@@ -176,15 +176,7 @@ fn defect(shaken: io::Result<Client>) -> String {
 fn bad_certificates_stay_bad(driver: Driver) {
     let world = World::start(driver);
     type Change = fn(&mut CertificateParams);
-    let expired: Change = |c| {
-        c.not_before = date_time_ymd(2020, 1, 1);
-        c.not_after = date_time_ymd(2020, 2, 1);
-    };
-    let early: Change = |c| {
-        c.not_before = date_time_ymd(2090, 1, 1);
-        c.not_after = date_time_ymd(2091, 1, 1);
-    };
-    let good: Change = |_| {};
+    let (expired, early, good): (Change, Change, Change) = (certificate::expired, certificate::not_yet_valid, |_| {});
     let stranger = Company::new();
     let elsewhere = &["other.test"][..];
     for (company, names, change) in [
@@ -249,10 +241,7 @@ fn other_defects_are_the_browsers_to_judge(driver: Driver) {
 fn whoever_changes_its_certificate_gets_nothing(driver: Driver) {
     let world = World::start(driver);
     let origin = world.origin();
-    let expired = world.company.site(NAMES, |c| {
-        c.not_before = date_time_ymd(2020, 1, 1);
-        c.not_after = date_time_ymd(2020, 2, 1);
-    });
+    let expired = world.company.site(NAMES, certificate::expired);
     let careless = certificate::careless();
     for (now, next) in [
         (origin.site.server_config(), expired.server_config()),

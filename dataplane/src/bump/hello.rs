@@ -43,8 +43,12 @@ impl Hello {
         Ok(None)
     }
 
-    /// Whether it is for this host, as CONNECT names it.
-    pub fn is_for(&self, host: &str) -> bool {
+    /// Whether it can be answered in the place of this host, as CONNECT names it.
+    pub fn fits(&self, host: &str) -> bool {
+        self.http11 && self.is_for(host)
+    }
+
+    fn is_for(&self, host: &str) -> bool {
         let host = host.strip_suffix('.').unwrap_or(host);
         self.name.as_deref().is_none_or(|name| name.eq_ignore_ascii_case(host))
     }

@@ -18,7 +18,6 @@ mod names;
 mod reports;
 mod seen;
 mod sessions;
-mod shown;
 mod site;
 mod table;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::names;
 use super::verdict::Verdict;
 use crate::limits::{SITE_NAMES_BYTES_MAX, SITE_NAMES_MAX};
-use crate::mux::TlsReport;
+use crate::mux::{Shown, TlsReport};
 
 /// The application protocol of HTTP/1.1 (RFC 7301 section 6).
 pub(super) const HTTP11: &[u8] = b"http/1.1";
@@ -45,6 +45,24 @@ impl Seen {
             verdict,
             ..Self::default()
         }
+    }
+
+    /// As a stream names what a browser was shown.
+    pub fn shown(&self) -> Shown {
+        Shown {
+            verdict: self.verdict.0,
+            leaf: self.leaf,
+        }
+    }
+
+    /// Whether a browser that was shown this would be shown the same now. Certificates with nothing wrong are all alike.
+    pub fn is_as(&self, shown: &Shown) -> bool {
+        self.verdict.0 == shown.verdict && (self.verdict.is_good() || self.leaf == shown.leaf)
+    }
+
+    /// The site speaks before its client does: it does not speak TLS.
+    pub fn spoke_first(&self) -> bool {
+        self.verdict.has(Verdict::SPOKE_FIRST)
     }
 
     /// As a frame. What `sc` sees is within the bounds; of more names the first ones are told.

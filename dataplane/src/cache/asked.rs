@@ -37,8 +37,6 @@ pub struct Asked<'a> {
     pub(super) plan: Plan,
     pub(super) control: RequestControl,
     pub(super) authorized: bool,
-    /// Over TLS.
-    pub(super) secure: bool,
     /// The answer may be meant for one session.
     pub(super) cookie: bool,
     pub(super) range: Option<&'a [u8]>,
@@ -57,7 +55,6 @@ impl<'a> Asked<'a> {
             plan: Plan::Pass,
             control: RequestControl::default(),
             authorized: site.authorized,
-            secure: site.scheme == Scheme::Https,
             cookie: false,
             range: None,
             if_range: None,

@@ -20,6 +20,11 @@ pub struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
+    /// Over TLS.
+    pub fn is_secure(&self) -> bool {
+        self.scheme == Scheme::Https
+    }
+
     /// `scheme` where the target names none. `None` if the request names no site, or a site and nothing on it.
     pub fn of(request: &Request<'a>, scheme: Scheme) -> Option<Self> {
         use crate::http::Form;

@@ -72,7 +72,7 @@ impl Policy {
         let whole = status == 200 || (asked.range.is_none() && !matches!(status, 206 | 304 | 416));
         let may = asked.plan == Plan::Get && status >= 200 && whole;
         // TLS that ends unannounced counts as an end: nothing says that it was the content's.
-        let doubtful = framing == Framing::UntilClose && asked.secure;
+        let doubtful = framing == Framing::UntilClose && asked.key.is_secure();
         (may && !doubtful).then_some(())?;
         let policy = Self::terms(status, facts, asked.cookie, sent, now);
         let policy = policy.filter(|policy| !asked.authorized || policy.shares_authorized)?;

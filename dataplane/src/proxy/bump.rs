@@ -1,6 +1,5 @@
 //! A browser's TLS ends here: it is shown a leaf that is as good or as bad as the site's own certificate.
 
-use std::future::pending;
 use std::io;
 use std::sync::Arc;
 
@@ -8,10 +7,12 @@ use rustls::AlertDescription;
 use rustls_pki_types::UnixTime;
 
 use super::browser::{Browser, read_into, watch};
+use super::connect::speaks;
 use crate::bump::{Bump, Hello, NoHello, Seen, Site, Tls};
 use crate::rules::Route;
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, select};
+use crate::shard::transport::tls_error;
 use crate::shard::{Level, Shard};
 
 /// What becomes of a connection that begins with TLS.
@@ -57,19 +58,13 @@ pub(super) async fn serve(
     if stream.is_some_and(Stream::is_direct) || !may_end_here(&browser.shard, host, port) {
         return Bumped::Opaque;
     }
-    let input = async {
-        match stream {
-            Some(stream) => stream.input().await,
-            None => pending().await,
-        }
-    };
-    let hello = match select(hello(browser), input).await {
+    let hello = match select(hello(browser), speaks(stream)).await {
         Either::Left(Some(hello)) => hello,
         // No TLS after all, or the site speaks first.
         Either::Left(None) | Either::Right(()) => return Bumped::Opaque,
     };
     // Another name than the CONNECT's, or only protocols that are not spoken here: that is between the two.
-    if !hello.is_for(host) || !hello.http11 {
+    if !hello.fits(host) {
         return Bumped::Opaque;
     }
     let seen = match (seen, stream) {
@@ -117,9 +112,7 @@ pub(super) async fn serve_page(browser: &mut Browser, host: &str) -> bool {
     let Some(bump) = browser.shard.bump().cloned() else {
         return false;
     };
-    let fits = hello(browser)
-        .await
-        .is_some_and(|hello| hello.is_for(host) && hello.http11);
+    let fits = hello(browser).await.is_some_and(|hello| hello.fits(host));
     let Some(Ok(config)) = fits.then(|| bump.leaves.plain(host, UnixTime::now())) else {
         return false;
     };
@@ -183,9 +176,8 @@ async fn hello(browser: &mut Browser) -> Option<Hello> {
 
 /// It has something against this very leaf.
 fn refuses_leaf(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     matches!(
-        inner,
+        tls_error(error),
         Some(rustls::Error::AlertReceived(
             AlertDescription::BadCertificate
                 | AlertDescription::CertificateUnknown

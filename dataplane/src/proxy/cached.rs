@@ -10,8 +10,8 @@ use bytes::{Buf, BufMut, Bytes};
 use super::browser::{Browser, Next, is_bodyless, watch};
 use super::flow::{Inlet, SLICES_MAX, TURN_BYTES};
 use super::refresh;
-use crate::cache::{Answer, Asked, Fetch, Follow, Hit, Look, Now, Outcome, Site};
-use crate::http::{Request, Response, Scheme, Version, rewrite};
+use crate::cache::{Answer, Asked, Fetch, Fill, Follow, Hit, Look, Now, Outcome, Site};
+use crate::http::{BadBody, Body, Request, Response, Scheme, Version, rewrite};
 use crate::limits::{CACHE_FOLLOW_MAX, WAITING_EARLY_BYTES_MAX};
 use crate::shard::runtime::{self, Either, select};
 use crate::shard::transport::Transport;
@@ -196,5 +196,20 @@ fn advance(queue: &mut VecDeque<Bytes>, mut written: usize) {
             return;
         }
         queue.pop_front();
+    }
+}
+
+/// As [`Body::advance`], and gives the content to the cache.
+pub(super) fn kept(body: &mut Body, slice: &[u8], fill: &mut Fill) -> Result<usize, BadBody> {
+    let mut taken = 0;
+    loop {
+        let run = body.run(&slice[taken..])?;
+        if run.data {
+            fill.append(&slice[taken..taken + run.bytes]);
+        }
+        taken += run.bytes;
+        if run.done || run.bytes == 0 {
+            return Ok(taken);
+        }
     }
 }

@@ -172,14 +172,16 @@ enum First {
     Dismissed,
 }
 
+/// Waits until the site says something; without a stream there is none.
+pub(super) async fn speaks(stream: Option<&Stream>) {
+    match stream {
+        Some(stream) => stream.input().await,
+        None => pending().await,
+    }
+}
+
 /// Waits until somebody says something; without a stream, the browser.
 async fn first_bytes(browser: &mut Browser, stream: Option<&Stream>) -> First {
-    let input = async {
-        match stream {
-            Some(stream) => stream.input().await,
-            None => pending().await,
-        }
-    };
     let Browser {
         shard,
         socket,
@@ -200,7 +202,7 @@ async fn first_bytes(browser: &mut Browser, stream: Option<&Stream>) -> First {
             (None, None) => runtime::sleep(DRAIN_SILENCE_MAX).await,
         }
     };
-    let mut site = pin!(select(input, dismissed));
+    let mut site = pin!(select(speaks(stream), dismissed));
     loop {
         match sniffed(inbox) {
             Sniffed::Http => return First::Http,

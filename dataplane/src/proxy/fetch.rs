@@ -7,7 +7,7 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 
 use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
-use super::cached::{self, Caching, now};
+use super::cached::{self, Caching, kept, now};
 use super::connect;
 use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES, cut_at_end};
 use super::probe;
@@ -459,21 +459,6 @@ async fn deliver_body(
             }
             Some(end) => return Err(Fault::ended(end)),
             None => inlet.fill().await,
-        }
-    }
-}
-
-/// As [`Body::advance`], and gives the content to the cache.
-fn kept(body: &mut Body, slice: &[u8], fill: &mut Fill) -> Result<usize, BadBody> {
-    let mut taken = 0;
-    loop {
-        let run = body.run(&slice[taken..])?;
-        if run.data {
-            fill.append(&slice[taken..taken + run.bytes]);
-        }
-        taken += run.bytes;
-        if run.done || run.bytes == 0 {
-            return Ok(taken);
         }
     }
 }

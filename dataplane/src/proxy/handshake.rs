@@ -9,6 +9,7 @@ use crate::bump::{self, Seen, Tls};
 use crate::mux::Code;
 use crate::shard::Shard;
 use crate::shard::runtime;
+use crate::shard::transport::tls_error;
 
 /// Shakes hands and says what the site showed. From then on the connection's bytes are TLS's.
 ///
@@ -38,8 +39,7 @@ pub(super) async fn shake(shard: &Shard, site: &mut Site, host: &str, port: u16)
 }
 
 fn told(error: &io::Error) -> String {
-    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
-    match inner {
+    match tls_error(error) {
         Some(error) => bump::failed(error),
         None if error.kind() == io::ErrorKind::UnexpectedEof => "the site ended the handshake".to_owned(),
         None => format!("the site broke the handshake off: {error}"),

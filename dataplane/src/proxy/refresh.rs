@@ -1,7 +1,7 @@
 //! Requests that no browser waits for: an answer that was given stale is asked for anew (RFC 5861 section 3).
 
 use super::browser::open_of;
-use super::cached::{ask, now};
+use super::cached::{ask, kept, now};
 use super::flow::{End, Inlet};
 use crate::cache::{Answer, Fetch, Fill};
 use crate::http::{Body, Finder, Framing, Request, Response, Scheme, Version};
@@ -116,14 +116,11 @@ async fn keep(inlet: &mut Inlet<'_>, framing: Framing, mut fill: Fill) -> Option
             Some(_) => return None,
             None => {}
         }
-        let run = body.run(inlet.slice()).ok()?;
-        if run.data {
-            fill.append(&inlet.slice()[..run.bytes]);
-            if fill.is_given_up() {
-                return None;
-            }
+        let taken = kept(&mut body, inlet.slice(), &mut fill).ok()?;
+        if fill.is_given_up() {
+            return None;
         }
-        inlet.skip(run.bytes);
+        inlet.skip(taken);
     }
     fill.commit(now());
     Some(())

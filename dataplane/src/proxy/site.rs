@@ -157,17 +157,18 @@ impl Call<'_> {
 
     /// Dials; `None` if it failed or nobody waits for it any more.
     async fn dial(&self) -> Option<Dialled> {
-        match select(self.sites.dial(self.shard, self.host, self.port), self.stream.stopped()).await {
-            Either::Left(Ok(dialled)) => Some(dialled),
-            Either::Left(Err(unreached)) => {
-                self.unreached(unreached);
-                None
-            }
-            Either::Right(_) => {
-                self.stream.reset(Code::Cancelled, "");
-                None
-            }
+        let dialled = self.sites.dial(self.shard, self.host, self.port);
+        self.reached(select(dialled, self.stream.stopped()).await)
+    }
+
+    /// What an attempt has come to; the stream is told if it failed or nobody waits for it any more.
+    fn reached<T>(&self, attempt: Either<Result<T, Unreached>, Code>) -> Option<T> {
+        match attempt {
+            Either::Left(Ok(reached)) => return Some(reached),
+            Either::Left(Err(unreached)) => self.unreached(unreached),
+            Either::Right(_) => self.stream.reset(Code::Cancelled, ""),
         }
+        None
     }
 
     fn unreached(&self, (code, text): Unreached) {
@@ -290,26 +291,18 @@ impl Call<'_> {
     /// Shakes hands, and makes sure that the site is what the browser was shown: nothing is sent to another one. Returns the
     /// µs that it took; `None` if it came to nothing.
     async fn as_shown(&self, site: &mut Site, shown: &Shown) -> Option<u32> {
-        match select(shake(self.shard, site, self.host, self.port), self.stream.stopped()).await {
-            Either::Left(Ok(seen)) if seen.is_as(shown) => Some(seen.tls_us),
-            Either::Left(Ok(seen)) => {
-                let text = format!(
-                    "the site's certificate is {} now, the browser was shown one that is {}",
-                    seen.verdict,
-                    Verdict(shown.verdict)
-                );
-                self.reset(Code::VerdictChanged, &text);
-                None
-            }
-            Either::Left(Err(unreached)) => {
-                self.unreached(unreached);
-                None
-            }
-            Either::Right(_) => {
-                self.stream.reset(Code::Cancelled, "");
-                None
-            }
+        let shaken = shake(self.shard, site, self.host, self.port);
+        let seen = self.reached(select(shaken, self.stream.stopped()).await)?;
+        if seen.is_as(shown) {
+            return Some(seen.tls_us);
         }
+        let text = format!(
+            "the site's certificate is {} now, the browser was shown one that is {}",
+            seen.verdict,
+            Verdict(shown.verdict)
+        );
+        self.reset(Code::VerdictChanged, &text);
+        None
     }
 
     /// After a whole answer: keeps the connection if all of the request went over it, else stops the endpoint.

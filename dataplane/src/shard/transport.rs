@@ -231,6 +231,11 @@ async fn flush(socket: &Socket, tls: &mut Tls) -> io::Result<()> {
     }
 }
 
+/// What TLS says, if an error of a [`Transport`] is of it.
+pub fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
 fn invalid(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
