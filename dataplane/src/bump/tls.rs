@@ -3,16 +3,15 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus, WriteTraffic,
-};
+use rustls::unbuffered::{ConnectionState, EncryptError, InsufficientSizeError, UnbufferedStatus};
 use rustls::{ClientConfig, CommonState, Error, ServerConfig};
 use rustls_pki_types::ServerName;
 
 use crate::limits::{HANDSHAKE_BYTES_MAX, TLS_WRITE_BYTES_MAX};
+use crate::tls::encode;
 
 /// One connection. What it has for the peer is in [`Tls::unsent`] after each call, also after an error: then it is the
 /// alert that tells the peer why.
@@ -21,7 +20,7 @@ pub struct Tls {
     /// Records that are not opened: the beginning of one, or whole ones that there was no room for.
     sealed: BytesMut,
     /// Content that there was no room for.
-    content: Bytes,
+    content: BytesMut,
     unsent: BytesMut,
     /// Bytes of the peer before the handshake was done.
     taken: usize,
@@ -70,7 +69,7 @@ impl Tls {
         Self {
             side,
             sealed: BytesMut::new(),
-            content: Bytes::new(),
+            content: BytesMut::new(),
             unsent: BytesMut::new(),
             taken: 0,
             done: false,
@@ -116,9 +115,9 @@ impl Tls {
             if taken == 0 {
                 return Ok(());
             }
-            // Not advanced: an empty one would still hold its buffer.
-            drop(self.content.split_to(taken));
+            self.content.advance(taken);
         }
+        self.content = BytesMut::new();
         while self.content.is_empty() && !self.ended {
             match self.step(&mut sink)? {
                 Step::Again => {}
@@ -163,27 +162,27 @@ impl Tls {
             return Ok(0);
         }
         self.settle()?;
-        let out = &mut self.unsent;
-        let sealed = match &mut self.side {
-            Side::Client(client) => writing(client.process_tls_records(&mut []), |w| encrypt(w, content, out)),
-            Side::Server(server) => writing(server.process_tls_records(&mut []), |w| encrypt(w, content, out)),
-        };
-        sealed.map(|()| content.len())
+        self.write(Some(content))?;
+        Ok(content.len())
     }
 
-    /// Takes what rustls itself has to say.
+    /// Takes what rustls itself has to say: it goes before what is ours. What the peer has sent by now is opened.
     fn settle(&mut self) -> Result<(), Error> {
-        let (out, rest, sink) = (&mut self.unsent, &mut Bytes::new(), &mut |_: &[u8]| 0);
         loop {
-            let (_, step) = match &mut self.side {
-                Side::Client(client) => act(client.process_tls_records(&mut []), out, rest, sink),
-                Side::Server(server) => act(server.process_tls_records(&mut []), out, rest, sink),
-            };
-            match step? {
+            match self.step(&mut |_: &[u8]| 0)? {
                 Step::Again => {}
                 Step::Ended if !self.ended => self.ended = true,
                 Step::Rest | Step::Ended => return Ok(()),
             }
+        }
+    }
+
+    /// Seals content, or the notice that none follows.
+    fn write(&mut self, content: Option<&[u8]>) -> Result<(), Error> {
+        let (sealed, out) = (&mut self.sealed, &mut self.unsent);
+        match &mut self.side {
+            Side::Client(client) => put(client.process_tls_records(sealed), content, out),
+            Side::Server(server) => put(server.process_tls_records(sealed), content, out),
         }
     }
 
@@ -192,15 +191,8 @@ impl Tls {
         if !self.done || std::mem::replace(&mut self.closed, true) {
             return;
         }
-        if self.settle().is_err() {
-            return;
-        }
-        let out = &mut self.unsent;
         // Whoever gets no notice sees the end of the connection.
-        let _ = match &mut self.side {
-            Side::Client(client) => writing(client.process_tls_records(&mut []), |w| notify(w, out)),
-            Side::Server(server) => writing(server.process_tls_records(&mut []), |w| notify(w, out)),
-        };
+        let _ = self.settle().and_then(|()| self.write(None));
     }
 
     /// What is to be written, in order.
@@ -225,37 +217,26 @@ impl Tls {
     }
 
     fn step(&mut self, sink: &mut impl FnMut(&[u8]) -> usize) -> Result<Step, Error> {
+        let step = self.turn(sink);
+        if step.is_err() {
+            // What rustls still has to say. Asked for only while something is queued, because the next look at the input
+            // would find the same error again.
+            while self.facts().wants_write() && self.turn(sink).is_ok() {}
+        }
+        step
+    }
+
+    /// Always over all that is sealed: rustls remembers how far it has come in it.
+    fn turn(&mut self, sink: &mut impl FnMut(&[u8]) -> usize) -> Result<Step, Error> {
         let (out, rest) = (&mut self.unsent, &mut self.content);
         let (discard, step) = match &mut self.side {
             Side::Client(client) => act(client.process_tls_records(&mut self.sealed), out, rest, sink),
             Side::Server(server) => act(server.process_tls_records(&mut self.sealed), out, rest, sink),
         };
-        match step {
-            Ok(step) => {
-                self.sealed.advance(discard);
-                Ok(step)
-            }
-            Err(error) => {
-                self.collect_alert();
-                Err(error)
-            }
+        if step.is_ok() {
+            self.sealed.advance(discard);
         }
-    }
-
-    /// After an error: what rustls still has to say. Asked for only while something is queued, because the next look
-    /// at the input would find the same error again.
-    fn collect_alert(&mut self) {
-        while self.facts().wants_write() {
-            let (out, rest) = (&mut self.unsent, &mut self.content);
-            let sink = &mut |_: &[u8]| 0;
-            let result = match &mut self.side {
-                Side::Client(client) => act(client.process_tls_records(&mut self.sealed), out, rest, sink).1,
-                Side::Server(server) => act(server.process_tls_records(&mut self.sealed), out, rest, sink).1,
-            };
-            if result.is_err() {
-                break;
-            }
-        }
+        step
     }
 }
 
@@ -263,7 +244,7 @@ impl Tls {
 fn act<Data>(
     status: UnbufferedStatus<'_, '_, Data>,
     out: &mut BytesMut,
-    rest: &mut Bytes,
+    rest: &mut BytesMut,
     sink: &mut impl FnMut(&[u8]) -> usize,
 ) -> (usize, Result<Step, Error>) {
     let step = match status.state {
@@ -271,11 +252,14 @@ fn act<Data>(
         Ok(ConnectionState::ReadTraffic(mut traffic)) => traffic.next_record().transpose().map(|record| {
             if let Some(record) = record {
                 let taken = sink(record.payload);
-                *rest = Bytes::copy_from_slice(&record.payload[taken..]);
+                rest.extend_from_slice(&record.payload[taken..]);
             }
             Step::Again
         }),
-        Ok(ConnectionState::EncodeTlsData(data)) => encode(data, out).map(|()| Step::Again),
+        Ok(ConnectionState::EncodeTlsData(data)) => match encode(data, out) {
+            Ok(()) => Ok(Step::Again),
+            Err(error) => Err(Error::General(error.to_string())),
+        },
         Ok(ConnectionState::TransmitTlsData(data)) => {
             data.done();
             Ok(Step::Again)
@@ -287,34 +271,15 @@ fn act<Data>(
     (status.discard, step)
 }
 
-fn encode<Data>(mut data: EncodeTlsData<'_, Data>, out: &mut BytesMut) -> Result<(), Error> {
-    let size = match data.encode(&mut []) {
-        Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => required_size,
-        Err(error) => return Err(Error::General(error.to_string())),
-        Ok(_) => return Ok(()),
+/// Writes content, or the notice that none follows.
+fn put<Data>(status: UnbufferedStatus<'_, '_, Data>, content: Option<&[u8]>, out: &mut BytesMut) -> Result<(), Error> {
+    let ConnectionState::WriteTraffic(mut traffic) = status.state? else {
+        return Err(Error::HandshakeNotComplete);
     };
-    let start = out.len();
-    out.resize(start + size, 0);
-    let encoded = data.encode(&mut out[start..]);
-    encoded.map(|_| ()).map_err(|e| Error::General(e.to_string()))
-}
-
-fn writing<Data>(
-    status: UnbufferedStatus<'_, '_, Data>,
-    write: impl FnOnce(&mut WriteTraffic<'_, Data>) -> Result<(), Error>,
-) -> Result<(), Error> {
-    match status.state? {
-        ConnectionState::WriteTraffic(mut traffic) => write(&mut traffic),
-        _ => Err(Error::HandshakeNotComplete),
+    match content {
+        Some(content) => append(out, |room| traffic.encrypt(content, room)),
+        None => append(out, |room| traffic.queue_close_notify(room)),
     }
-}
-
-fn encrypt<Data>(traffic: &mut WriteTraffic<'_, Data>, content: &[u8], out: &mut BytesMut) -> Result<(), Error> {
-    append(out, |room| traffic.encrypt(content, room))
-}
-
-fn notify<Data>(traffic: &mut WriteTraffic<'_, Data>, out: &mut BytesMut) -> Result<(), Error> {
-    append(out, |room| traffic.queue_close_notify(room))
 }
 
 fn append(out: &mut BytesMut, mut write: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus};
@@ -229,7 +229,10 @@ impl Side {
 fn act<Data>(status: UnbufferedStatus<'_, '_, Data>, output: &mut Vec<u8>) -> (usize, Result<Step, Error>) {
     let step = match status.state {
         Err(error) => Err(explain(error)),
-        Ok(ConnectionState::EncodeTlsData(data)) => encode(data, output).map(|()| Step::Again),
+        Ok(ConnectionState::EncodeTlsData(data)) => match encode(data, output) {
+            Ok(()) => Ok(Step::Again),
+            Err(error) => Err(Error::Tls(error.to_string())),
+        },
         Ok(ConnectionState::TransmitTlsData(data)) => {
             data.done();
             Ok(Step::Again)
@@ -241,15 +244,18 @@ fn act<Data>(status: UnbufferedStatus<'_, '_, Data>, output: &mut Vec<u8>) -> (u
     (status.discard, step)
 }
 
-fn encode<Data>(mut data: EncodeTlsData<'_, Data>, output: &mut Vec<u8>) -> Result<(), Error> {
-    let failed = |e: EncodeError| Error::Tls(e.to_string());
+/// Appends what rustls has to say.
+///
+/// # Errors
+/// What rustls says of it.
+pub(crate) fn encode<Data>(mut data: EncodeTlsData<'_, Data>, output: &mut impl BufMut) -> Result<(), EncodeError> {
     let size = match data.encode(&mut []) {
         Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => required_size,
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(error),
         Ok(_) => return Ok(()),
     };
-    let start = output.len();
-    output.resize(start + size, 0);
-    data.encode(&mut output[start..]).map_err(failed)?;
+    let mut bytes = vec![0; size];
+    data.encode(&mut bytes)?;
+    output.put_slice(&bytes);
     Ok(())
 }

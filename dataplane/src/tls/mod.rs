@@ -24,6 +24,7 @@ mod tests;
 pub use config::{Fingerprint, Identity, client_config, server_config};
 #[cfg(any(test, fuzzing))]
 pub use fuzz::fuzz_open;
+pub(crate) use handshake::encode;
 pub use handshake::{Handshake, Progress};
 pub use opener::{Opener, Record};
 pub use rustls::AlertDescription;

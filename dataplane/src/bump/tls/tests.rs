@@ -201,6 +201,39 @@ fn content_right_behind_the_handshake_is_kept() {
     }
 }
 
+/// After the handshake a message may be spread over records, and ours goes out between them.
+#[test]
+fn half_a_message_of_the_peer_holds_nothing_up() {
+    let mut world = World::of(&TLS13, true);
+    Arc::get_mut(&mut world.server).unwrap().max_fragment_size = Some(64);
+    let (mut ours, mut peer) = world.pair(true);
+    let mut back = Vec::new();
+    while !ours.shake().unwrap() {
+        deliver(&mut ours, &mut peer, 10_000).unwrap();
+        while peer.wants_write() {
+            peer.write_tls(&mut back).unwrap();
+        }
+        ours.input().extend_from_slice(&std::mem::take(&mut back));
+    }
+    deliver(&mut ours, &mut peer, 10_000).unwrap();
+    peer.writer().write_all(b"answer").unwrap();
+    while peer.wants_write() {
+        peer.write_tls(&mut back).unwrap();
+    }
+    // Tickets, each in several records.
+    let first = 5 + usize::from(u16::from_be_bytes([back[3], back[4]]));
+    ours.input().extend_from_slice(&back[..first]);
+    assert!(open_all(&mut ours, 100).is_empty());
+    assert_eq!(ours.seal(&[IoSlice::new(b"request")]).unwrap(), 7);
+    assert_eq!(deliver(&mut ours, &mut peer, 10_000).unwrap(), b"request");
+    // What is whole by the next write is not lost by it.
+    ours.input().extend_from_slice(&back[first..]);
+    assert_eq!(ours.seal(&[IoSlice::new(b"more")]).unwrap(), 4);
+    ours.close();
+    assert_eq!(deliver(&mut ours, &mut peer, 10_000).unwrap(), b"more");
+    assert_eq!(open_all(&mut ours, 2), b"answer");
+}
+
 #[test]
 fn the_peer_is_told_why() {
     for version in [&TLS12, &TLS13] {
