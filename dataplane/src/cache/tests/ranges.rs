@@ -64,6 +64,18 @@ fn what_a_range_provoked_is_nobody_elses_answer() {
 }
 
 #[test]
+fn what_a_range_provoked_ends_nothing_that_is_stored() {
+    for (status, ends) in [(416, false), (206, true), (200, true), (404, true)] {
+        let mut trial = Trial::new();
+        trial.get("/", &[], (200, &["Cache-Control: max-age=5", "ETag: \"a\""], "old"));
+        trial.sleep(10);
+        trial.get("/", &["Range: bytes=9-"], (status, &["Cache-Control: no-store"], "x"));
+        let got = trial.probe("/", &["Cache-Control: max-stale"]);
+        assert_eq!(got.is_hit(), !ends, "{status}");
+    }
+}
+
+#[test]
 fn what_need_not_be_cut_is_given_whole() {
     for line in ["Range: bytes=0-1,3-4", "Range: lines=0-1", "Range: bytes=x"] {
         let got = trial().probe("/", &[line]);

@@ -59,6 +59,24 @@ fn a_part_that_nobody_asked_for_is_not_stored() {
 }
 
 #[test]
+fn what_may_have_been_cut_is_not_stored() {
+    let told: &[&str] = &["Cache-Control: max-age=100"];
+    let by_close = head(&[&["HTTP/1.1 200 OK"], told].concat());
+    for (scheme, hit) in [(Scheme::Http, true), (Scheme::Https, false)] {
+        let mut trial = Trial::new();
+        trial.site.scheme = scheme;
+        let asked = head(&["GET / HTTP/1.1", "Host: a.test"]);
+        trial.exchange(&asked, &by_close, "page");
+        assert_eq!(trial.exchange(&asked, &by_close, "page").is_hit(), hit, "{scheme:?}");
+        trial.exchange(&asked, &response(200, told, "page"), "page");
+        assert!(
+            trial.exchange(&asked, &by_close, "page").is_hit(),
+            "its length was told"
+        );
+    }
+}
+
+#[test]
 fn only_get_is_stored_and_only_get_and_head_look_up() {
     let told: &[&str] = &["Cache-Control: public, max-age=100"];
     for method in ["HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "REPORT", "get"] {
