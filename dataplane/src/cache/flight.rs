@@ -17,6 +17,8 @@ pub enum Outcome {
 /// A request on its way.
 #[derive(Debug, Default)]
 pub(super) struct Flight {
+    /// Of the moment that it was sent: an invalidation since then makes what it brings worthless for others.
+    pub stamp: u64,
     state: Mutex<State>,
 }
 
@@ -29,6 +31,11 @@ struct State {
 }
 
 impl Flight {
+    pub fn new(stamp: u64) -> Arc<Self> {
+        let state = Mutex::default();
+        Arc::new(Self { stamp, state })
+    }
+
     /// Joins those who wait; nothing if they are too many.
     pub fn follow(self: &Arc<Self>) -> Option<Follow> {
         let mut state = self.state();

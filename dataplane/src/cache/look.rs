@@ -59,7 +59,7 @@ impl Cache {
             stored.counts.stale_hits += u64::from(usage != Use::Fresh);
             stored.counts.collapsed += u64::from(waited);
             let refreshes = usage == Use::WhileRevalidate && asked.plan == Plan::Get;
-            let refresh = if refreshes && !stored.flights.contains_key(&name) {
+            let refresh = if refreshes && stored.flight(hash, name).is_none() {
                 fetch.lead = Some(fetch.take_lead(stored, name));
                 fetch.is_refresh = true;
                 Some(fetch)
@@ -79,7 +79,7 @@ impl Cache {
             return Look::Absent;
         }
         let waits = waited.is_none() && asked.is_common() && !stored.is_passed(hash, now.time);
-        if waits && let Some(flight) = stored.flights.get(&name) {
+        if waits && let Some(flight) = stored.flight(hash, name) {
             if let Some(follow) = flight.follow() {
                 return Look::Follow(follow);
             }
@@ -122,7 +122,7 @@ impl Fetch {
     }
 
     fn take_lead(&self, stored: &mut Stored, name: u64) -> Lead {
-        let flight = Arc::new(Flight::default());
+        let flight = Flight::new(self.stamp);
         stored.flights.insert(name, Arc::clone(&flight));
         Lead {
             cache: Arc::clone(&self.cache),

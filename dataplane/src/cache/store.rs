@@ -317,6 +317,12 @@ impl Stored {
         self.stamp
     }
 
+    /// The request that others may wait for; what an invalidation has overtaken brings them nothing.
+    pub fn flight(&self, hash: u64, name: u64) -> Option<&Arc<Flight>> {
+        let flight = self.flights.get(&name)?;
+        (!self.is_outdated(hash, flight.stamp)).then_some(flight)
+    }
+
     /// Whether this key was invalidated after that moment, or may have been.
     fn is_outdated(&self, hash: u64, stamp: u64) -> bool {
         let since = (self.stamp - stamp) as usize;

@@ -218,6 +218,42 @@ fn a_validation_is_waited_for_too() {
 }
 
 #[test]
+fn nobody_follows_what_was_sent_before_a_change() {
+    let change: [fn(&mut Trial); 2] = [
+        |trial| drop(trial.get("POST /", &[], (200, &[], ""))),
+        |trial| trial.cache.clear(),
+    ];
+    for change in change {
+        let mut trial = Trial::new();
+        let outdated = lead(&trial);
+        change(&mut trial);
+        let first = lead(&trial);
+        let waiting = follow(&trial);
+        drop(outdated);
+        assert_eq!(
+            waiting.poll(Waker::noop()),
+            None,
+            "it waits for the one after the change"
+        );
+        drop(first);
+        assert_eq!(waiting.poll(Waker::noop()), Some(Outcome::Alone));
+    }
+}
+
+#[test]
+fn what_was_sent_before_a_change_renews_nothing() {
+    let mut trial = Trial::new();
+    let told: &[&str] = &["Cache-Control: max-age=1, stale-while-revalidate=600"];
+    let outdated = lead(&trial);
+    trial.get("POST /", &[], (200, &[], ""));
+    trial.get_alone("/", (200, told, "new"));
+    trial.sleep(10);
+    let Look::Hit(hit) = second(&trial, &[]) else { panic!() };
+    assert!(hit.refresh.is_some());
+    drop(outdated);
+}
+
+#[test]
 fn where_each_has_to_ask_nobody_waits_for_long() {
     let mut trial = Trial::new();
     let told: &[&str] = &["Cache-Control: no-cache", "ETag: \"a\""];
