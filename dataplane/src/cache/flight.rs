@@ -86,6 +86,11 @@ impl Follow {
         }
         state.outcome
     }
+
+    /// Whether there is an outcome.
+    pub fn has_landed(&self) -> bool {
+        self.flight.state().outcome.is_some()
+    }
 }
 
 impl Drop for Follow {

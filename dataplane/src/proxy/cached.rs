@@ -77,7 +77,7 @@ pub(super) async fn look_up<'a>(
                 let whole = is_bodyless(request);
                 return Err(browser.answer(request, "only-if-cached", detail, whole).await);
             }
-            Look::Follow(follow) => match landed(browser, request, &follow).await {
+            Look::Follow(follow) => match landed(browser, request, follow).await {
                 Some(outcome) => waited = Some(outcome),
                 None => return Err(Next::Abort),
             },
@@ -86,7 +86,7 @@ pub(super) async fn look_up<'a>(
 }
 
 /// Waits for an equal request, as long as the browser does: none if it has left.
-async fn landed(browser: &mut Browser, request: &Request<'_>, follow: &Follow) -> Option<Outcome> {
+async fn landed(browser: &mut Browser, request: &Request<'_>, follow: Follow) -> Option<Outcome> {
     let may_ask = || request.version == Version::Http11;
     let landed = runtime::timeout(CACHE_FOLLOW_MAX, browser.shard.landed(follow));
     let (inbox, eof) = (&mut browser.inbox, &mut browser.eof);

@@ -203,7 +203,7 @@ impl Shard {
     }
 
     /// Waits for what another request brings, on whatever shard that is. May be dropped.
-    pub async fn landed(&self, follow: &Follow) -> Flown {
+    pub async fn landed(&self, follow: Follow) -> Flown {
         self.0.landings.landed(follow).await
     }
 
