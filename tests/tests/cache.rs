@@ -1,13 +1,14 @@
 //! The endpoint's response cache, as browsers and sites see it.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dataplane::limits::CACHE_FOLLOW_MAX;
+use dataplane::limits::{CACHE_FOLLOW_MAX, DRAIN_SILENCE_MAX};
 use tests::body::{self, Check};
 use tests::both_drivers;
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel};
-use tests::http::{Answer, Client, connect, dial};
+use tests::http::{Answer, Client, Connection, connect, dial};
 use tests::origin::Origin;
 
 both_drivers![
@@ -18,6 +19,7 @@ both_drivers![
     equal_requests_go_once,
     who_leaves_lets_the_others_go_on,
     stale_answers_are_renewed_in_the_background,
+    a_renewal_holds_up_no_drain,
     large_bodies_are_exact,
     a_cut_body_is_never_stored,
     requests_in_a_connect_are_cached,
@@ -66,6 +68,12 @@ impl World {
         assert_eq!(answer.status(), 200, "{:?}", answer.head);
         assert_eq!(answer.body, body::bytes(1, LENGTH as usize));
         answer
+    }
+
+    /// Nothing new begins, and what is open goes on.
+    fn drain(&self) {
+        let path = format!("/{}/tunnels/{}?wait_for_jobs=true", self.cloud.user, self.tunnel.id);
+        assert_eq!(self.cloud.rest("DELETE", &path).status(), 200);
     }
 
     fn counted(&self, field: &str) -> u64 {
@@ -244,6 +252,34 @@ fn stale_answers_are_renewed_in_the_background(driver: Driver) {
     let stale = world.get(&url, &[]);
     assert!(status(&stale).starts_with("culvert; hit; ttl="), "{:?}", stale.head);
     world.origin.wait("the renewal", |c| c.path("/bytes/a") == 2);
+}
+
+fn a_renewal_holds_up_no_drain(driver: Driver) {
+    let world = World::start(driver);
+    let site = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let asked = || {
+        let mut site = Connection::over(site.accept().unwrap().0);
+        site.read_head().unwrap().expect("a request");
+        site
+    };
+    let url = format!("http://{}/", site.local_addr().unwrap());
+    let mut client = world.tunnel.client();
+    client.send("GET", &url, &[], &[]).unwrap();
+    asked()
+        .write(
+            b"HTTP/1.1 200 OK\r\nCache-Control: max-age=0, stale-while-revalidate=600\r\n\
+              Content-Length: 0\r\nConnection: close\r\n\r\n",
+        )
+        .unwrap();
+    client.read_answer("GET").unwrap();
+    let stale = client.get(&url).unwrap();
+    assert!(status(&stale).starts_with("culvert; hit; ttl="), "{:?}", stale.head);
+    let never_answered = asked();
+    let begun = Instant::now();
+    world.drain();
+    world.cloud.await_end(&world.tunnel.id);
+    assert!(begun.elapsed() < DRAIN_SILENCE_MAX, "{:?}", begun.elapsed());
+    drop(never_answered);
 }
 
 fn large_bodies_are_exact(driver: Driver) {

@@ -3,12 +3,12 @@
 use super::browser::open_of;
 use super::cached::{ask, kept, now};
 use super::flow::{End, Inlet};
-use crate::cache::{Answer, Fetch, Fill};
+use crate::cache::{Answer, Asked, Fetch, Fill};
 use crate::http::{Body, Finder, Framing, Request, Response, Scheme, Version};
 use crate::limits::{CACHE_REFRESH_TIME_MAX, INTERIM_ANSWERS_MAX};
 use crate::mux::Kind;
 use crate::rules::Route;
-use crate::shard::runtime;
+use crate::shard::runtime::{self, Either, select};
 use crate::shard::{Shard, Stream, buffers};
 
 /// What the target and a condition add to a head.
@@ -54,30 +54,36 @@ async fn refresh(shard: &Shard, head: &[u8], mut fetch: Fetch) -> Option<()> {
     for _ in 0..2 {
         let stream = open(shard, &request).await?;
         stream.count_request();
-        let mut out = buffers::head_room(head.len() + HEAD_GROWTH_BYTES);
-        fetch.write_request(&asked, &[], &mut out);
-        stream.send_frame(out).await.ok()?;
-        stream.finish(None);
-        let mut inlet = Inlet::new(&stream);
-        let answer = final_head(&mut inlet).await?;
-        let response = Response::parse(&answer, request.method, false).ok()?;
-        match fetch.answer(&asked, &response, now()) {
-            Answer::Keep(_, fill) => {
-                keep(&mut inlet, response.framing, *fill).await?;
-                inlet.settle().await;
-                return Some(());
-            }
-            Answer::Relay(_) | Answer::Stored(_) => {
-                inlet.settle().await;
-                return Some(());
-            }
-            Answer::Again(again) => {
-                inlet.settle().await;
-                fetch = again;
-            }
-        }
+        // Nobody waits for it: least of all a drain.
+        fetch = match select(exchange(&stream, &asked, fetch), stream.draining()).await {
+            Either::Left(Some(Some(again))) => again,
+            Either::Left(Some(None)) => return Some(()),
+            Either::Left(None) | Either::Right(()) => return None,
+        };
     }
     None
+}
+
+/// Asks the site and stores its answer; gives back what to ask it with once more, if need be.
+async fn exchange(stream: &Stream, asked: &Asked<'_>, fetch: Fetch) -> Option<Option<Fetch>> {
+    let request = asked.request();
+    let mut out = buffers::head_room(request.head_bytes() + HEAD_GROWTH_BYTES);
+    fetch.write_request(asked, &[], &mut out);
+    stream.send_frame(out).await.ok()?;
+    stream.finish(None);
+    let mut inlet = Inlet::new(stream);
+    let answer = final_head(&mut inlet).await?;
+    let response = Response::parse(&answer, request.method, false).ok()?;
+    let again = match fetch.answer(asked, &response, now()) {
+        Answer::Keep(_, fill) => {
+            keep(&mut inlet, response.framing, *fill).await?;
+            None
+        }
+        Answer::Relay(_) | Answer::Stored(_) => None,
+        Answer::Again(again) => Some(again),
+    };
+    inlet.settle().await;
+    Some(again)
 }
 
 async fn open(shard: &Shard, request: &Request<'_>) -> Option<Stream> {
