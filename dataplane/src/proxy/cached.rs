@@ -58,11 +58,12 @@ pub(super) async fn look_up<'a>(
     request: &Request<'a>,
 ) -> Result<Option<Box<Caching<'a>>>, Next> {
     let trusted = browser.shown.is_none_or(|shown| shown.verdict == 0);
-    let Some(asked) = ask(&browser.shard, request, trusted) else {
-        return Ok(None);
-    };
     let mut waited = None;
     loop {
+        // Each time: the rules may have changed while it waited.
+        let Some(asked) = ask(&browser.shard, request, trusted) else {
+            return Ok(None);
+        };
         let Some(cache) = browser.shard.cache() else {
             return Ok(None);
         };

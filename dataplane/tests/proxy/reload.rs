@@ -4,12 +4,13 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
 
 use dataplane::client::Driver;
 use dataplane::rules::{Rules, Sites};
 use dataplane::settings::Settings;
 
-use crate::tunnel::{Answer, SETTINGS, Tunnel, on_both_drivers, read_head, site};
+use crate::tunnel::{Answer, PATIENCE, SETTINGS, Tunnel, on_both_drivers, read_head, site};
 
 /// A site that counts what it is asked; each answer may be kept.
 fn counting() -> (SocketAddr, Arc<AtomicUsize>) {
@@ -18,11 +19,29 @@ fn counting() -> (SocketAddr, Arc<AtomicUsize>) {
     let site = site(move |mut connection| {
         read_head(&mut connection);
         count.fetch_add(1, Ordering::SeqCst);
-        let answer =
-            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nCache-Control: max-age=600\r\nConnection: close\r\n\r\nx";
-        connection.get_mut().write_all(answer).unwrap();
+        connection.get_mut().write_all(ANSWER).unwrap();
     });
     (site, asked)
+}
+
+const ANSWER: &[u8] =
+    b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nCache-Control: max-age=600\r\nConnection: close\r\n\r\nx";
+
+/// The same, but its first answer waits for a word.
+fn holding() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (tell, told) = mpsc::channel();
+    let (release, released) = mpsc::channel();
+    let first = Mutex::new(Some((tell, released)));
+    let site = site(move |mut connection| {
+        read_head(&mut connection);
+        let held = first.lock().unwrap().take();
+        if let Some((tell, released)) = held {
+            tell.send(()).unwrap();
+            released.recv_timeout(PATIENCE).unwrap();
+        }
+        connection.get_mut().write_all(ANSWER).unwrap();
+    });
+    (site, told, release)
 }
 
 fn switch(tunnel: &Tunnel, version: u32, rules: Rules) {
@@ -80,4 +99,33 @@ fn what_a_site_shows_to_credentials_of_the_tunnel_is_not_shared() {
         assert_eq!(asked.load(Ordering::SeqCst), wanted);
     }
     tunnel.stop();
+}
+
+#[test]
+fn who_waits_for_an_equal_request_goes_on_under_the_rules_that_are_in_force_then() {
+    on_both_drivers(|tunnel| {
+        let (site, told, release) = holding();
+        let url = format!("http://{site}/");
+        let (mut first, mut second) = (tunnel.browser(), tunnel.browser());
+        first.get(&url);
+        told.recv_timeout(PATIENCE).unwrap();
+        second.get(&url);
+        let auth = Sites::parse(&[site.to_string()]).unwrap();
+        switch(
+            tunnel,
+            SETTINGS + 1,
+            Rules {
+                auth,
+                ..Rules::default()
+            },
+        );
+        release.send(()).unwrap();
+        assert_eq!(first.answer("GET").status, 200);
+        let answer = second.answer("GET");
+        let status = answer.field("Cache-Status").unwrap();
+        assert!(
+            answer.status == 200 && !status.contains("stored"),
+            "shown to credentials: {status}"
+        );
+    });
 }
