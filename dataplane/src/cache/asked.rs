@@ -109,6 +109,11 @@ impl<'a> Asked<'a> {
         &self.request
     }
 
+    /// What is stored may not be true any more once it has succeeded.
+    pub fn is_unsafe(&self) -> bool {
+        self.plan == Plan::Unsafe
+    }
+
     pub(super) fn headers(&self) -> Fields<'a> {
         self.request.fields()
     }

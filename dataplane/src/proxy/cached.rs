@@ -86,6 +86,17 @@ pub(super) async fn look_up<'a>(
     }
 }
 
+/// Takes the head of the final answer to a request that began while nothing was cached: what it makes untrue may have
+/// been stored since.
+pub(super) fn late_answer(shard: &Shard, request: &Request<'_>, response: &Response<'_>) {
+    let asked = ask(shard, request, true).filter(Asked::is_unsafe);
+    if let (Some(asked), Some(cache)) = (asked, shard.cache())
+        && let Look::Ask(fetch) = cache.look_up(&asked, None, now())
+    {
+        fetch.answer(&asked, response, now());
+    }
+}
+
 /// Waits for an equal request, as long as the browser does: none if it has left.
 async fn landed(browser: &mut Browser, request: &Request<'_>, follow: Follow) -> Option<Outcome> {
     let may_ask = || request.version == Version::Http11;

@@ -361,6 +361,9 @@ async fn deliver(
             return Err(Fault::BadAnswer("101 before the request was complete"));
         }
         let is_final = !response.is_interim() && !response.is_upgrade();
+        if is_final && caching.is_none() {
+            cached::late_answer(stream.shard(), request, &response);
+        }
         let (status, mut fill) = match caching.filter(|_| is_final).and_then(|c| c.answer(&response)) {
             None => (None, None),
             Some(Answer::Relay(status)) => (Some(status), None),

@@ -129,3 +129,29 @@ fn who_waits_for_an_equal_request_goes_on_under_the_rules_that_are_in_force_then
         );
     });
 }
+
+#[test]
+fn what_began_while_nothing_was_cached_ends_what_was_stored_since() {
+    on_both_drivers(|tunnel| {
+        let off = Rules {
+            no_cache: true,
+            ..Rules::default()
+        };
+        switch(tunnel, SETTINGS + 1, off);
+        let (site, told, release) = holding();
+        let url = format!("http://{site}/");
+        let is_hit = || {
+            let answer = tunnel.get(&url);
+            answer.field("Cache-Status").unwrap().contains("hit")
+        };
+        let mut poster = tunnel.browser();
+        poster.send(format!("POST {url} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").as_bytes());
+        told.recv_timeout(PATIENCE).unwrap();
+        switch(tunnel, SETTINGS + 2, Rules::default());
+        assert_eq!((is_hit(), is_hit()), (false, true));
+        release.send(()).unwrap();
+        let posted = poster.answer("POST");
+        assert_eq!((posted.status, posted.field("Cache-Status")), (200, None));
+        assert_eq!((is_hit(), is_hit()), (false, true));
+    });
+}
