@@ -1,14 +1,15 @@
 //! The endpoint's response cache, as browsers and sites see it.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use dataplane::limits::{CACHE_FOLLOW_MAX, DRAIN_SILENCE_MAX};
 use tests::body::{self, Check};
 use tests::both_drivers;
-use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel};
-use tests::http::{Answer, Client, Connection, connect, dial};
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
+use tests::http::{Answer, Client, Connection, PATIENCE, connect, dial};
 use tests::origin::Origin;
 
 both_drivers![
@@ -20,6 +21,7 @@ both_drivers![
     who_leaves_lets_the_others_go_on,
     stale_answers_are_renewed_in_the_background,
     a_renewal_holds_up_no_drain,
+    a_drain_waits_for_what_is_being_sent,
     large_bodies_are_exact,
     a_cut_body_is_never_stored,
     requests_in_a_connect_are_cached,
@@ -280,6 +282,43 @@ fn a_renewal_holds_up_no_drain(driver: Driver) {
     world.cloud.await_end(&world.tunnel.id);
     assert!(begun.elapsed() < DRAIN_SILENCE_MAX, "{:?}", begun.elapsed());
     drop(never_answered);
+}
+
+fn a_drain_waits_for_what_is_being_sent(driver: Driver) {
+    // More than the sockets between hold.
+    const LONG: u64 = 7 << 20;
+    let world = World::start(driver);
+    let url = format!("{}/bytes/a?seed=1&length={LONG}{FRESH}", world.origin.base());
+    let mut idle = dial(world.tunnel.proxy).unwrap();
+    let mut client = Client::over(idle.try_clone().unwrap());
+    client.send("GET", &url, &[], &[]).unwrap();
+    assert_exact(&mut client, 1, LONG);
+
+    let mut slow = Client::over(narrow(world.tunnel.proxy));
+    slow.send("GET", &url, &[], &[]).unwrap();
+    let head = slow.read_head().unwrap();
+    assert!(
+        head.field("Cache-Status").is_some_and(|s| s.contains("hit")),
+        "{head:?}"
+    );
+    world.drain();
+    assert_eq!(idle.read(&mut [0]).unwrap(), 0, "who asks for nothing goes");
+    fault_lasts(Duration::from_secs(1));
+    let mut check = Check::new(1);
+    slow.read_body(&head, &mut |piece| check.update(piece)).unwrap();
+    assert_eq!(check.offset(), LONG);
+    drop(slow);
+    world.cloud.await_end(&world.tunnel.id);
+    assert_eq!(world.asked("a"), 1);
+}
+
+/// A connection that takes little at a time.
+fn narrow(address: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    socket.connect(&address.into()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.into()
 }
 
 fn large_bodies_are_exact(driver: Driver) {

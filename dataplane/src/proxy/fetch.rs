@@ -104,6 +104,8 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
             return browser.answer(request, "denied", detail, whole).await;
         }
     };
+    // What comes from the cache, or from a request that it waits for, has no stream that a drain would see.
+    let _held = browser.shard.hold();
     let caching = match cached::look_up(browser, request).await {
         Ok(caching) => caching,
         Err(next) => return next,

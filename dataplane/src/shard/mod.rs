@@ -110,6 +110,8 @@ struct Inner {
     bump: Option<Arc<Bump>>,
     landings: Landings,
     refreshes: Rc<Cell<usize>>,
+    /// Exchanges that a drain waits for.
+    held: Cell<usize>,
 }
 
 /// What is particular to one of the two programs.
@@ -157,6 +159,17 @@ pub struct Refresh(Rc<Cell<usize>>);
 impl Drop for Refresh {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A browser's exchange that a drain waits for, whether a stream carries it or not.
+pub struct Held(Shard);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Inner { held, .. } = &*self.0.0;
+        held.set(held.get() - 1);
+        self.0.note_drained();
     }
 }
 
@@ -214,6 +227,12 @@ impl Shard {
             refreshes.set(refreshes.get() + 1);
             Refresh(refreshes.clone())
         })
+    }
+
+    /// Has a drain wait while the guard lives.
+    pub fn hold(&self) -> Held {
+        self.0.held.set(self.0.held.get() + 1);
+        Held(self.clone())
     }
 
     /// The time limits in force.
@@ -384,8 +403,11 @@ impl Shard {
 
     /// To be called after whatever may have been the last thing that a drain waits for.
     fn note_drained(&self) {
-        let all_finished = self.0.links.borrow().iter().all(|l| l.is_finished());
-        if self.is_draining() && all_finished && self.0.pipes.borrow().is_empty() {
+        let rests = || {
+            let all_finished = self.0.links.borrow().iter().all(|l| l.is_finished());
+            all_finished && self.0.pipes.borrow().is_empty() && self.0.held.get() == 0
+        };
+        if self.is_draining() && rests() {
             self.0.drained.raise();
         }
     }

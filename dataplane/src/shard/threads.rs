@@ -290,6 +290,7 @@ impl Seed {
             bump: self.bump,
             landings,
             refreshes: Rc::default(),
+            held: Cell::new(0),
         }));
         (shard, self.browsers)
     }
