@@ -449,6 +449,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn counts_of_an_earlier_version_are_read() {
+        let counts: Counts =
+            serde_json::from_str(r#"{"requests":1,"streams":0,"resumes":0,"frames_replayed":0}"#).unwrap();
+        assert_eq!((counts.requests, counts.cache), (1, CacheCounts::default()));
+    }
+
+    #[test]
     fn nulls_absence_and_unknown_fields_are_all_the_same() {
         let empty: TunnelRequest = serde_json::from_str("{}").unwrap();
         let nulls: TunnelRequest = serde_json::from_str(
