@@ -110,7 +110,8 @@ impl Policy {
             stale_if_error: control.stale_if_error.unwrap_or(0),
         };
         let has_validator = can_be_validated(status) && (facts.etag.is_some() || facts.last_modified.is_some());
-        let usable = policy.ttl(now.time) + policy.stale_while_revalidate as i64 > 0 && !policy.no_cache;
+        // Also what is stale when it arrives: for `max-stale`, and dates are whole seconds, which is much of a short life.
+        let usable = policy.lifetime + policy.stale_while_revalidate > 0 && !policy.no_cache;
         (has_validator || usable).then_some(policy)
     }
 

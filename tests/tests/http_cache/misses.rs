@@ -83,10 +83,6 @@ const OF_BOTH: &[Miss] = &[
         tests: &["heuristic-delta-5", "heuristic-delta-10", "heuristic-delta-30"],
     },
     Miss {
-        why: "What is stale when it arrives and cannot be validated is not stored.",
-        tests: &["ccreq-max-stale-age"],
-    },
-    Miss {
         why: "A tag without quotes is compared and sent on as it is (RFC 9110 section 8.8.3 knows none).",
         tests: &[
             "conditional-etag-forward-unquoted",

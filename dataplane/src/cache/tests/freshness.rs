@@ -249,6 +249,10 @@ fn a_request_may_want_more_or_less() {
     reused(stale, 2_500, &["Cache-Control: max-stale=2000"], true);
     reused(stale, 2_500, &["Cache-Control: max-stale=1999"], false);
     reused(stale, 99_999, &["Cache-Control: max-stale"], true);
+    // Its second is over before it arrives.
+    let brief: (u16, &[&str]) = (200, &["Cache-Control: max-age=1", &format!("Date: {}", date(-1))]);
+    reused(brief, 0, &["Cache-Control: max-stale"], true);
+    reused(brief, 0, &[], false);
     for strict in ["must-revalidate", "proxy-revalidate", "s-maxage=1500"] {
         let line = format!("Cache-Control: max-age=1500, {strict}");
         reused((200, &[&line]), 2_500, &["Cache-Control: max-stale"], false);
