@@ -42,6 +42,9 @@ pub struct Variant {
 impl Variant {
     /// Of the answer to a request with these fields.
     pub fn of(names: &Names<'_>, fields: &Fields<'_>) -> Self {
+        if names.len == 0 {
+            return Self::default();
+        }
         let mut lower: Vec<Box<[u8]>> = names.names[..names.len]
             .iter()
             .map(|name| name.to_ascii_lowercase().into())
