@@ -336,7 +336,8 @@ impl Session {
                 "a frame that this stream does not have, not now, or not twice",
             ));
         }
-        if s.rx == Rx::Open && !s.released {
+        // The site may have ended already: a TLS_REPORT says what it was all the same.
+        if !matches!(s.rx, Rx::Reset(..) | Rx::Done) && !s.released {
             self.events.push_back(event(r));
         }
         Ok(())

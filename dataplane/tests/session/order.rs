@@ -53,6 +53,35 @@ fn fill_reserve(p: &mut Pair, endpoint: bool) -> Bytes {
     host.transmit(p.now).freeze()
 }
 
+/// What `sc` saw is told also where the site has ended meanwhile: the endpoint waits for it.
+#[test]
+fn a_report_behind_the_end_arrives() {
+    let mut p = Pair::new();
+    p.connect();
+    p.settle();
+    let (e, s) = tcp(&mut p);
+    p.sc.session.opened(s, CONNECTED);
+    p.exchange();
+    // They cross.
+    p.sc.session.finish(p.now, s, None);
+    p.endpoint
+        .session
+        .start_tls(e, Bytes::from_static(b"site"), Bytes::new());
+    p.exchange();
+    let report = TlsReport {
+        verdict: 0x80,
+        leaf: [0; 32],
+        tlvs: Bytes::new(),
+    };
+    p.sc.session.tls_report(s, report);
+    p.exchange();
+    assert!(
+        p.endpoint
+            .saw(|e| matches!(e, Event::TlsReport(_, report) if report.verdict == 0x80))
+    );
+    assert!(!p.endpoint.saw(|e| matches!(e, Event::SessionEnded { .. })));
+}
+
 #[test]
 fn data_waits_for_the_frames_before_it_while_the_reserve_is_full() {
     type Step = fn(&mut Host, StreamRef);
