@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::seen::Seen;
 use super::table::{Key, KeyOf, Table};
-use crate::limits::{OPAQUE_HOSTS_MAX, OPAQUE_TIME, PINNED_REFUSALS, PINNED_SPAN, REPORT_FRESH_MAX, REPORTS_MAX};
+use crate::limits::{
+    OPAQUE_HOSTS_MAX, OPAQUE_TIME, PINNED_APART, PINNED_REFUSALS, PINNED_SPAN, REPORT_FRESH_MAX, REPORTS_MAX,
+};
 use crate::time::Time;
 
 /// A site as a CONNECT names it: a ClientHello for another name is relayed as it is.
@@ -73,13 +75,17 @@ impl Reports {
     }
 
     /// A browser answered our leaf, a good one, with an alert about certificates at once: an app may have pinned the
-    /// site's. After [`PINNED_REFUSALS`] within [`PINNED_SPAN`] the host is opaque, and true is returned, but never if it
+    /// site's. After [`PINNED_REFUSALS`] within [`PINNED_SPAN`], each [`PINNED_APART`] from the one before, the host is opaque, and true is returned, but never if it
     /// is `exempt`: somebody wants to see its requests.
     pub fn refused(&self, host: &str, port: u16, exempt: bool, now: Time) -> bool {
         if exempt {
             return false;
         }
         self.with_host(host, port, |host| {
+            let last = host.refusals[(host.next + PINNED_REFUSALS - 1) % PINNED_REFUSALS];
+            if last.is_some_and(|last| now.since(last) < PINNED_APART) {
+                return false;
+            }
             host.refusals[host.next] = Some(now);
             host.next = (host.next + 1) % PINNED_REFUSALS;
             let recent = |at: &Option<Time>| at.is_some_and(|at| now.since(at) <= PINNED_SPAN);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bump::{Reports, Seen, Site};
-use crate::limits::{OPAQUE_HOSTS_MAX, OPAQUE_TIME, PINNED_SPAN, REPORT_FRESH_MAX, REPORTS_MAX};
+use crate::limits::{OPAQUE_HOSTS_MAX, OPAQUE_TIME, PINNED_APART, PINNED_SPAN, REPORT_FRESH_MAX, REPORTS_MAX};
 use crate::time::Time;
 
 const START: Time = Time::from_micros(1_000_000_000);
@@ -58,16 +58,30 @@ fn the_third_refusal_within_ten_minutes_makes_a_host_opaque() {
     let reports = Reports::new();
     let refused = |now| reports.refused("app.test", 443, false, now);
     assert!(!refused(START));
-    assert!(!refused(START + MOMENT));
+    assert!(!refused(START + PINNED_APART * 2));
     let late = START + PINNED_SPAN + MOMENT;
     assert!(!refused(late), "the first was too long ago");
     assert!(!reports.is_opaque("app.test", 443, late));
+    let late = late + PINNED_APART;
     assert!(refused(late));
     assert!(reports.is_opaque("app.test", 443, late + OPAQUE_TIME - MOMENT));
     let over = late + OPAQUE_TIME;
     assert!(!reports.is_opaque("app.test", 443, over));
     // And then counting begins anew.
-    assert!(!refused(over) && !refused(over) && refused(over));
+    let next = |n| refused(over + PINNED_APART * n);
+    assert!(!next(0) && !next(1) && next(2));
+}
+
+#[test]
+fn connections_that_a_browser_opens_at_once_are_one_refusal() {
+    let reports = Reports::new();
+    let refused = |now| reports.refused("app.test", 443, false, now);
+    for _ in 0..10 {
+        assert!(!refused(START));
+    }
+    assert!(!refused(START + PINNED_APART));
+    assert!(!refused(START + PINNED_APART * 2 - MOMENT));
+    assert!(refused(START + PINNED_APART * 2));
 }
 
 #[test]
