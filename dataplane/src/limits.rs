@@ -182,6 +182,8 @@ pub const TLS_WRITE_BYTES_MAX: usize = 16 * KIB;
 pub const TLS_WRITES_MAX: usize = 4;
 /// One read of it.
 pub const TLS_READ_BYTES: usize = 32 * KIB;
+/// Reads in a row that bring no content: session tickets, and the beginnings of long records.
+pub const TLS_FILLS_MAX: usize = 4;
 /// A browser's ClientHello: those with post-quantum shares have 2 KiB.
 pub const HELLO_BYTES_MAX: usize = 16 * KIB;
 /// Frames up to this size share a record by copying; above it a record of its own (22 bytes) is cheaper than a copy.
@@ -492,8 +494,10 @@ pub const OPAQUE_HOSTS_MAX: usize = 1_024;
 pub const OPAQUE_TIME: Duration = Duration::from_secs(600);
 /// An app that pins its certificate refuses our leaf so many times …
 pub const PINNED_REFUSALS: usize = 3;
-/// … within this time: one alert may be a tester's mistake.
+/// … within this time: one alert may be a tester's mistake …
 pub const PINNED_SPAN: Duration = Duration::from_secs(600);
+/// … and those that follow one another sooner are one: a browser opens several connections at once.
+pub const PINNED_APART: Duration = Duration::from_secs(1);
 /// Parts with a lock each that these tables have.
 pub const BUMP_PARTS: usize = 16;
 

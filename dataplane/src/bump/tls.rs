@@ -13,6 +13,9 @@ use rustls_pki_types::ServerName;
 use crate::limits::{HANDSHAKE_BYTES_MAX, TLS_WRITE_BYTES_MAX};
 use crate::tls::encode;
 
+/// Why a handshake fails in which the peer says that it sends no more.
+pub(super) const ENDED: &str = "the peer ended the handshake";
+
 /// One connection. What it has for the peer is in [`Tls::unsent`] after each call, also after an error: then it is the
 /// alert that tells the peer why.
 pub struct Tls {
@@ -27,6 +30,8 @@ pub struct Tls {
     done: bool,
     /// The peer has said that it sends no more.
     ended: bool,
+    /// Why it is over. rustls is not to be asked again.
+    failed: Option<Error>,
     closed: bool,
 }
 
@@ -74,6 +79,7 @@ impl Tls {
             taken: 0,
             done: false,
             ended: false,
+            failed: None,
             closed: false,
         }
     }
@@ -94,7 +100,7 @@ impl Tls {
             match self.step(&mut |_| 0)? {
                 Step::Again => {}
                 Step::Rest => break,
-                Step::Ended => return Err(Error::General("the peer ended the handshake".to_owned())),
+                Step::Ended => return Err(Error::General(ENDED.to_owned())),
             }
         }
         self.done = !self.facts().is_handshaking();
@@ -133,7 +139,7 @@ impl Tls {
 
     /// Content or records wait for room: nothing of the peer is needed to go on.
     pub fn is_ready(&self) -> bool {
-        !self.content.is_empty() || self.ended
+        !self.content.is_empty() || self.ended || self.failed.is_some()
     }
 
     /// The peer has said that it sends no more.
@@ -217,13 +223,20 @@ impl Tls {
     }
 
     fn step(&mut self, sink: &mut impl FnMut(&[u8]) -> usize) -> Result<Step, Error> {
+        self.has_failed()?;
         let step = self.turn(sink);
-        if step.is_err() {
+        if let Err(error) = &step {
+            self.failed = Some(error.clone());
             // What rustls still has to say. Asked for only while something is queued, because the next look at the input
             // would find the same error again.
             while self.facts().wants_write() && self.turn(sink).is_ok() {}
         }
         step
+    }
+
+    /// The error that it ended with.
+    fn has_failed(&self) -> Result<(), Error> {
+        self.failed.clone().map_or(Ok(()), Err)
     }
 
     /// Always over all that is sealed: rustls remembers how far it has come in it.

@@ -78,7 +78,7 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, counted: Counte
     };
     match next {
         Next::Again | Next::Close => linger(&browser.socket).await,
-        Next::Done if browser.socket.tls().is_some() => browser.socket.finish(),
+        Next::Done if browser.socket.tls().is_some() => browser.socket.finish().await,
         Next::Done => {}
         Next::Abort => cut_at_end(&browser.socket),
         Next::Relay(stream) => {
@@ -184,8 +184,20 @@ impl Browser {
             Ok(request) => request,
             Err(bad) => return self.refuse_head(bad).await,
         };
-        if let Some(Err(bad)) = inside.map(|inside| inside.place(&mut request)) {
-            return self.refuse_head(bad).await;
+        if let Some(inside) = inside {
+            if let Err(bad) = inside.place(&mut request) {
+                return self.refuse_head(bad).await;
+            }
+            // Rules may have changed since the handshake. Whoever reads 421 asks again over another connection, also what
+            // cannot be repeated (RFC 9110 section 15.5.20).
+            if inside.scheme == Scheme::Https && !bump::is_allowed(&self.shard, &inside.host) {
+                return self
+                    .refuse_head(Bad {
+                        status: 421,
+                        reason: "the rules in force leave this site's TLS alone: it takes a new connection",
+                    })
+                    .await;
+            }
         }
         if let Some(rule) = self.blocked_by(&request) {
             let detail = format!("the rule is {rule}");

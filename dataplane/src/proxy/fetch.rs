@@ -232,7 +232,7 @@ async fn failed(
         Fault::BadRequest(BadBody(reason)) => browser.refuse_head(Bad { status: 400, reason }).await,
         Fault::BadAnswer(reason) => browser.answer(request, Code::Protocol.name(), reason, sent).await,
         // What the browser was shown is not true any more: it has to look again.
-        Fault::Stream(code @ Code::VerdictChanged, text) => {
+        Fault::Stream(code @ (Code::VerdictChanged | Code::Tls), text) => {
             connect::forget(browser, request);
             browser.answer(request, code.name(), &text, false).await
         }
@@ -455,7 +455,13 @@ async fn deliver_body(
         }
         outlet.flush(socket, inlet).await.map_err(|_| Fault::BrowserGone)?;
         if body.is_done() && !inlet.has_lost() {
-            return Ok(());
+            // A cut behind all of it takes nothing away.
+            let idle = inlet.stream().shard().times().idle;
+            let flushed = runtime::timeout(idle, socket.flush()).await;
+            return flushed
+                .is_some_and(|flushed| flushed.is_ok())
+                .then_some(())
+                .ok_or(Fault::BrowserGone);
         }
         match inlet.end() {
             Some(End::Fin) if body.clean_end() => {

@@ -89,6 +89,10 @@ impl<'a> Inlet<'a> {
         }
     }
 
+    pub fn stream(&self) -> &'a Stream {
+        self.stream
+    }
+
     /// What is there and not taken.
     pub fn slice(&self) -> &[u8] {
         &self.slice
@@ -208,8 +212,15 @@ impl Outlet {
                 inlet.taken_before -= n;
                 self.push(inlet.take(n));
             }
-            if self.pieces.is_empty() && !socket.has_unsent() {
-                break;
+            if self.pieces.is_empty() {
+                if !socket.has_unsent() {
+                    break;
+                }
+                // TLS has the rest: a cut waits for none of it.
+                inlet.refill_now();
+                if matches!(inlet.end(), Some(End::Cut(..))) {
+                    break;
+                }
             }
             match self.write(socket) {
                 Ok(written) => self.written(written, inlet.stream),
@@ -320,7 +331,7 @@ pub fn cut_at_end(socket: &Transport) {
 /// bytes is reset, and a reset may overtake the answer.
 pub async fn linger(socket: &Transport) {
     let _ = socket2::SockRef::from(socket).set_linger(None);
-    socket.finish();
+    socket.finish().await;
     let socket = socket.socket();
     let drained = async {
         let mut dropped = 0;

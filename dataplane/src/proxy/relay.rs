@@ -106,7 +106,7 @@ async fn download(socket: &Transport, inlet: &mut Inlet<'_>, activity: &Activity
         }
         match inlet.end() {
             Some(End::Fin) => {
-                socket.finish();
+                socket.finish().await;
                 return Ok(());
             }
             Some(End::Cut(..)) => return Err(Cut::Peer),

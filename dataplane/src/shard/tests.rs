@@ -136,7 +136,7 @@ async fn outwards(socket: &Transport, stream: &Stream) {
                     }
                 }
             }
-            Recv::Fin(_) => return socket.finish(),
+            Recv::Fin(_) => return socket.finish().await,
             Recv::Reset(..) | Recv::Gone | Recv::Pending => return socket.socket().shutdown(Shutdown::Both),
         }
     }

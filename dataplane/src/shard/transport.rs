@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use bytes::BytesMut;
 
-use super::runtime::Socket;
+use super::runtime::{self, Socket};
 use crate::bump::Tls;
-use crate::limits::{TLS_READ_BYTES, TLS_WRITES_MAX};
+use crate::limits::{LINGER_MAX, TLS_FILLS_MAX, TLS_READ_BYTES, TLS_WRITES_MAX};
 
 /// One of them. Waits may be dropped; one task waits for each direction.
 pub struct Transport {
@@ -82,7 +82,7 @@ impl Transport {
             return self.socket.try_read(buffers, limit);
         };
         let tls = &mut *tls.borrow_mut();
-        let (mut taken, mut at) = (0, 0);
+        let (mut taken, mut at, mut fills) = (0, 0, 0);
         loop {
             let opened = tls.open(|content| {
                 let mut copied = 0;
@@ -105,6 +105,11 @@ impl Transport {
                 return Ok(taken);
             }
             opened.map_err(invalid)?;
+            // Records without content are few; who sends nothing else does not keep the shard.
+            fills += 1;
+            if fills > TLS_FILLS_MAX {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
             if fill(&self.socket, tls)? == 0 {
                 return Ok(0);
             }
@@ -169,13 +174,20 @@ impl Transport {
         self.tls.is_some() && matches!(self.try_read(&mut byte, 1), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Ends our direction.
-    pub fn finish(&self) {
+    /// Writes what was taken and waits for the socket.
+    ///
+    /// # Errors
+    /// As [`Socket::write_all`].
+    pub async fn flush(&self) -> io::Result<()> {
+        self.write_all(&[]).await
+    }
+
+    /// Ends our direction; waits at most [`LINGER_MAX`] for a full socket. Whoever gets no notice then sees the end of the
+    /// connection.
+    pub async fn finish(&self) {
         if let Some(tls) = &self.tls {
-            let tls = &mut *tls.borrow_mut();
-            tls.close();
-            // Whoever gets no notice sees the end of the connection.
-            let _ = write(&self.socket, tls);
+            tls.borrow_mut().close();
+            runtime::timeout(LINGER_MAX, self.flush()).await;
         }
         self.socket.shutdown(Shutdown::Write);
     }

@@ -4,4 +4,5 @@ mod connections;
 mod exchanges;
 mod failures;
 mod reload;
+mod secure;
 mod tunnel;

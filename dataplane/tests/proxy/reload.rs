@@ -44,7 +44,7 @@ fn holding() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
     (site, told, release)
 }
 
-fn switch(tunnel: &Tunnel, version: u32, rules: Rules) {
+pub fn switch(tunnel: &Tunnel, version: u32, rules: Rules) {
     let settings = Arc::new(Settings {
         version,
         rules: Arc::new(rules),

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::bump::TunnelCa;
 use dataplane::client::{self, Client, ClientConfig, Driver};
 use dataplane::endpoint::{self, Endpoint, EndpointConfig, Member};
 use dataplane::settings::Settings;
@@ -54,6 +55,11 @@ impl Tunnel {
 
     /// An endpoint that nobody has dialled, and what a client needs for it.
     pub fn without_client(driver: Driver) -> (Self, ClientConfig) {
+        Self::under(driver, None)
+    }
+
+    /// The same, with the CA under which TLS of browsers ends.
+    pub fn under(driver: Driver, ca: Option<TunnelCa>) -> (Self, ClientConfig) {
         let (identity, own) = (
             Arc::new(Identity::generate().unwrap()),
             Arc::new(Identity::generate().unwrap()),
@@ -75,7 +81,7 @@ impl Tunnel {
             max_streams: 1_000,
             memory_bytes: dataplane::limits::ENDPOINT_MEMORY_BYTES,
             browsers: vec![browsers],
-            ca: None,
+            ca,
             dark: None,
         };
         let endpoint = Arc::new(endpoint::prepare(config).unwrap().run());

@@ -234,6 +234,31 @@ fn half_a_message_of_the_peer_holds_nothing_up() {
     assert_eq!(open_all(&mut ours, 2), b"answer");
 }
 
+/// Whoever waits for the peer's next byte would wait in vain.
+#[test]
+fn an_error_behind_content_is_ready_to_be_found() {
+    for version in [&TLS12, &TLS13] {
+        let (mut ours, mut peer) = World::of(version, true).pair(true);
+        exchange(&mut ours, &mut peer, 10_000).unwrap();
+        peer.writer().write_all(b"content").unwrap();
+        let mut back = Vec::new();
+        while peer.wants_write() {
+            peer.write_tls(&mut back).unwrap();
+        }
+        ours.input().extend_from_slice(&back);
+        ours.input().extend_from_slice(b"this is no record");
+        let mut came = Vec::new();
+        let opened = ours.open(|content| {
+            came.extend_from_slice(content);
+            content.len()
+        });
+        assert_eq!(came, b"content");
+        opened.unwrap_err();
+        assert!(ours.is_ready());
+        ours.open(|_| panic!("no more content")).unwrap_err();
+    }
+}
+
 #[test]
 fn the_peer_is_told_why() {
     for version in [&TLS12, &TLS13] {

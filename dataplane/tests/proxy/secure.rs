@@ -1,0 +1,187 @@
+//! Browsers whose TLS ends at the endpoint.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dataplane::bump::{Trust, TunnelCa};
+use dataplane::client::{ClientConfig as Sc, Driver};
+use dataplane::rules::{Domains, Rules};
+use dataplane::settings::{Settings, Times};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedKey, IsCa, KeyPair, generate_simple_self_signed};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls_pki_types::{PrivateKeyDer, ServerName};
+use socket2::SockRef;
+
+use crate::reload::switch;
+use crate::tunnel::{Browser, SETTINGS, Tunnel, field, read_head, site};
+
+/// A tunnel, and what its browsers trust: its CA alone. `sc` takes any certificate.
+fn bumping(driver: Driver) -> (Tunnel, Arc<ClientConfig>) {
+    bumping_within(driver, Times::default().idle)
+}
+
+/// The same, where `sc` waits so long for the next byte.
+fn bumping_within(driver: Driver, idle: Duration) -> (Tunnel, Arc<ClientConfig>) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let certificate = params.self_signed(&key).unwrap();
+    let ca = TunnelCa {
+        chain: vec![certificate.der().clone()],
+        key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+    };
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.der().clone()).unwrap();
+    let browser = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let (tunnel, sc) = Tunnel::under(driver, Some(ca));
+    let trust = Trust {
+        roots: Arc::new(RootCertStore::empty()),
+        insecure: domains("all"),
+    };
+    let times = Times {
+        idle,
+        ..Times::default()
+    };
+    let settings = Arc::new(Settings {
+        times,
+        ..(*sc.settings).clone()
+    });
+    let sc = Sc { trust, settings, ..sc };
+    (tunnel.joined_by(sc), Arc::new(browser))
+}
+
+fn domains(list: &str) -> Domains {
+    Domains::parse(&[list.to_owned()], true).unwrap()
+}
+
+type Secured<C> = BufReader<StreamOwned<C, TcpStream>>;
+
+/// A site with a certificate that nobody knows.
+fn secure_site(serve: impl Fn(Secured<ServerConnection>) + Send + Sync + 'static) -> SocketAddr {
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    site(move |socket| {
+        let connection = ServerConnection::new(config.clone()).unwrap();
+        serve(BufReader::new(StreamOwned::new(connection, socket.into_inner())));
+    })
+}
+
+/// A browser's CONNECT, and its TLS with whoever answers.
+fn connected(
+    mut browser: Browser,
+    trust: &Arc<ClientConfig>,
+    site: SocketAddr,
+) -> std::io::Result<Secured<ClientConnection>> {
+    let authority = format!("localhost:{}", site.port());
+    browser.send(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes());
+    assert_eq!(browser.answer("CONNECT").status, 200);
+    let mut socket = browser.0.into_inner();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut connection = ClientConnection::new(trust.clone(), name).unwrap();
+    while connection.is_handshaking() {
+        connection.complete_io(&mut socket)?;
+    }
+    Ok(BufReader::new(StreamOwned::new(connection, socket)))
+}
+
+/// The head of the answer to a POST.
+fn post(client: &mut Secured<ClientConnection>, site: SocketAddr) -> String {
+    client
+        .get_mut()
+        .write_all(
+            format!(
+                "POST / HTTP/1.1\r\nHost: localhost:{}\r\nContent-Length: 0\r\n\r\n",
+                site.port()
+            )
+            .as_bytes(),
+        )
+        .unwrap();
+    read_head(client)
+}
+
+#[test]
+fn rules_that_leave_a_site_alone_reach_browsers_within() {
+    let left_alone = Rules {
+        no_bump: domains("localhost"),
+        ..Rules::default()
+    };
+    for driver in [Driver::Epoll, Driver::Auto] {
+        let (tunnel, trust) = bumping(driver);
+        let site = secure_site(|mut socket| {
+            while read_head(&mut socket).starts_with("POST") {
+                socket
+                    .get_mut()
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                    .unwrap();
+            }
+        });
+        let mut client = connected(tunnel.browser(), &trust, site).unwrap();
+        let answer = post(&mut client, site);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        switch(&tunnel, SETTINGS + 1, left_alone.clone());
+        let answer = post(&mut client, site);
+        assert!(answer.starts_with("HTTP/1.1 421"), "{answer}");
+        assert_eq!(field(&answer, "Connection"), Some("close"));
+        tunnel.stop();
+    }
+}
+
+#[test]
+fn a_cut_does_not_wait_for_a_browser_that_reads_nothing() {
+    for driver in [Driver::Epoll, Driver::Auto] {
+        // `sc` gives up what does not move; the endpoint would wait for minutes.
+        let (tunnel, trust) = bumping_within(driver, Duration::from_millis(500));
+        let site = secure_site(move |mut socket| {
+            if !read_head(&mut socket).is_empty() {
+                let head = "HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n";
+                let _ = socket
+                    .get_mut()
+                    .write_all(&[head.as_bytes(), &[b'x'; 9_000_000]].concat());
+            }
+        });
+        let (near, far) = small_pair();
+        tunnel.hand_over(&near, 0);
+        drop(near);
+        let mut client = connected(Browser(BufReader::new(far)), &trust, site).unwrap();
+        let request = format!("GET / HTTP/1.1\r\nHost: localhost:{}\r\n\r\n", site.port());
+        client.get_mut().write_all(request.as_bytes()).unwrap();
+        client.fill_buf().unwrap();
+        until("the stream has ended", || tunnel.endpoint.report().streams_open == 0);
+        tunnel.stop();
+    }
+}
+
+/// Waits until something holds.
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(10), "{what}: in vain");
+        std::thread::yield_now();
+    }
+}
+
+/// Both ends of a connection that holds few bytes.
+fn small_pair() -> (TcpStream, TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    SockRef::from(&listener).set_send_buffer_size(2 * 1024).unwrap();
+    let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    SockRef::from(&far).set_recv_buffer_size(2 * 1024).unwrap();
+    far.set_read_timeout(Some(crate::tunnel::PATIENCE)).unwrap();
+    let (near, _) = listener.accept().unwrap();
+    near.set_nonblocking(true).unwrap();
+    (near, far)
+}
