@@ -4,15 +4,19 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
+use dataplane::limits::PINNED_APART;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
+use rustix::process::Signal;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, version};
 use tests::both_drivers;
 use tests::certificate::{self, Company, Site};
-use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel};
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::{Answer, Client, connect, dial};
 use tests::origin::Origin;
+use tests::process::PATIENCE;
 use tests::tls;
 use tests::websocket::WebSocket;
 
@@ -28,6 +32,10 @@ both_drivers![
     what_cannot_be_reached_is_a_page,
     apps_that_pin_their_site_are_left_alone,
     a_site_that_speaks_first_is_relayed,
+    what_passes_is_a_page_and_teaches_nothing,
+    a_site_that_cannot_be_bumped_any_more_is_left_alone,
+    another_tunnel_of_the_pool_looks,
+    what_only_ends_is_not_denied,
 ];
 
 /// Of a site that does not wait to be spoken to.
@@ -343,18 +351,18 @@ fn apps_that_pin_their_site_are_left_alone(driver: Driver) {
     let world = World::start(driver);
     let origin = world.origin();
     let pinned = origin.site.client_config();
-    for _ in 0..3 {
-        let error = world
-            .browser_of(&origin, &pinned)
-            .err()
-            .expect("not the site's own leaf");
-        assert!(error.to_string().contains("UnknownIssuer"), "{error}");
-    }
-    world
-        .browser_of(&origin, &pinned)
-        .unwrap()
-        .download("", 1, 1_000, "")
-        .unwrap();
+    // Refusals close upon each other are one.
+    let started = Instant::now();
+    let mut client = loop {
+        match world.browser_of(&origin, &pinned) {
+            Ok(client) => break client,
+            Err(error) => assert!(error.to_string().contains("UnknownIssuer"), "{error}"),
+        }
+        assert!(started.elapsed() < PATIENCE, "it is never left alone");
+        fault_lasts(Duration::from_millis(100));
+    };
+    assert!(started.elapsed() >= 2 * PINNED_APART);
+    client.download("", 1, 1_000, "").unwrap();
     // Where requests are to be looked at it is not given up.
     let world = World::with(driver, &["-F", "/unwanted"]);
     let origin = world.origin();
@@ -402,4 +410,128 @@ fn greet_and_echo(mut socket: TcpStream) -> io::Result<()> {
     let mut all = Vec::new();
     socket.read_to_end(&mut all)?;
     socket.write_all(&all)
+}
+
+/// A way to the site whose first connection is `first`'s.
+fn by_way_of(origin: &Origin, first: impl FnOnce(TcpStream) + Send + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, site) = (listener.local_addr().unwrap().port(), origin.https);
+    std::thread::spawn(move || {
+        first(listener.accept().unwrap().0);
+        for near in listener.incoming() {
+            let (near, far) = (near.unwrap(), TcpStream::connect(site).unwrap());
+            for (mut from, mut to) in [(&near, &far), (&far, &near)].map(|(a, b)| (dup(a), dup(b))) {
+                std::thread::spawn(move || {
+                    let _ = io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    port
+}
+
+fn dup(socket: &TcpStream) -> TcpStream {
+    socket.try_clone().unwrap()
+}
+
+fn what_passes_is_a_page_and_teaches_nothing(driver: Driver) {
+    let world = World::start(driver);
+    let origin = world.origin();
+    let port = by_way_of(&origin, |mut socket| {
+        // It dies when it has been spoken to.
+        socket.read_exact(&mut [0]).unwrap();
+    });
+    let through = || tls::client_through(world.tunnel.proxy, &world.trust, "localhost", port);
+    let mut client = through().unwrap().expect("CONNECT is answered with 200");
+    let answer = client.get("/x").unwrap();
+    assert_eq!(answer.status(), 502, "{:?}", answer.head);
+    assert_blocked(&answer, "site-reset");
+    let mut client = through().unwrap().expect("CONNECT is answered with 200");
+    client.download("", 1, 1_000, "").unwrap();
+}
+
+fn a_site_that_cannot_be_bumped_any_more_is_left_alone(driver: Driver) {
+    let world = World::start(driver);
+    let origin = world.origin();
+    let mut client = world.browser(&origin).unwrap();
+    client.download("", 1, 1_000, "").unwrap();
+    // It asks for client certificates from now on.
+    origin.set_tls(origin.site.server_config_of(&[&version::TLS12], true));
+    origin.close_connections();
+    let answer = client.get("/bytes?seed=1&length=10").unwrap();
+    assert_blocked(&answer, "tls");
+    assert!(answer.head.has("Connection", "close"));
+    // The next browser is on its own with it.
+    let own = origin.site.client_config();
+    let refused = world.browser_of(&origin, &own).and_then(|mut client| client.get("/"));
+    let error = refused.expect_err("it has no certificate").to_string();
+    assert!(!error.contains("UnknownIssuer"), "{error}");
+    origin.set_tls(origin.site.server_config());
+    let mut client = world.browser_of(&origin, &own).unwrap();
+    client.download("", 1, 1_000, "").unwrap();
+}
+
+/// The process at the other end of a connection on loopback.
+fn is_peer(process: u32, socket: &TcpStream) -> bool {
+    let port = format!(":{:04X}", socket.peer_addr().unwrap().port());
+    let table = fs::read_to_string(format!("/proc/{process}/net/tcp")).unwrap();
+    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let row = rows.into_iter().find(|row| row[1].ends_with(&port));
+    let name = format!("socket:[{}]", row.expect("the connection is there")[9]);
+    let fds = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok())
+        .any(|link| link.as_os_str() == name.as_str())
+}
+
+fn another_tunnel_of_the_pool_looks(driver: Driver) {
+    let world = World::with(driver, &["-i", "pool", "--tunnel-pool"]);
+    let company = world.cloud.state.path().join("company.pem");
+    let second = world.cloud.start_bumping_tunnel(&[
+        "--shards",
+        "1",
+        "--cacert-file",
+        company.to_str().unwrap(),
+        "-i",
+        "pool",
+        "--tunnel-pool",
+    ]);
+    let origin = world.origin();
+    let (tell, told) = mpsc::channel();
+    let port = by_way_of(&origin, move |mut socket| {
+        // It says nothing, and its client dies.
+        socket.read_exact(&mut [0]).unwrap();
+        tell.send(socket).unwrap();
+    });
+    std::thread::scope(|scope| {
+        let browser = scope.spawn(|| tls::client_through(world.tunnel.proxy, &world.trust, "localhost", port));
+        let silent = told.recv_timeout(PATIENCE).unwrap();
+        let looks = [&world.tunnel, &second]
+            .into_iter()
+            .find(|tunnel| is_peer(tunnel.process.id(), &silent))
+            .expect("one of the two");
+        looks.process.signal(Signal::KILL);
+        let mut client = browser.join().unwrap().unwrap().expect("CONNECT is answered with 200");
+        client.download("", 1, 1_000, "").unwrap();
+    });
+}
+
+fn what_only_ends_is_not_denied(driver: Driver) {
+    let world = World::with(driver, &["-F", "^https://localhost"]);
+    let origin = world.origin();
+    // Whoever asks for nothing.
+    let idle = connect(world.tunnel.proxy, &format!("localhost:{}", origin.https.port())).unwrap();
+    origin.wait("the site's connection", |c| c.connections_open == 1);
+    drop(idle);
+    origin.wait("its end", |c| c.connections_open == 0);
+    assert!(!world.log().contains("denied"), "{}", world.log());
+    // HTTP in a CONNECT is none of what is dropped, and goes over the connection that was made for it.
+    let before = origin.counters().connections;
+    let name = format!("localhost:{}", origin.http.port());
+    let socket = connect(world.tunnel.proxy, &name).unwrap().unwrap();
+    let mut client = Client::over(socket).of_host(&name);
+    client.download("", 1, 1_000, "").unwrap();
+    client.download("", 2, 1_000, "").unwrap();
+    assert_eq!(origin.counters().connections, before + 1);
+    assert!(!world.log().contains("denied"), "{}", world.log());
 }

@@ -4,6 +4,7 @@ use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerInco
 
 use super::judge::Defect;
 use super::site::CLIENT_CERTIFICATE;
+use super::tls::ENDED;
 
 /// Which check failed, as a sentence without its full stop.
 pub fn failed(error: &Error) -> String {
@@ -33,6 +34,14 @@ pub fn failed(error: &Error) -> String {
         other => return format!("TLS with the site failed: {other}"),
     };
     fixed.to_owned()
+}
+
+/// It says nothing of what the site can do: the next handshake may succeed.
+pub fn is_passing(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::AlertReceived(AlertDescription::InternalError | AlertDescription::UserCanceled)
+    ) || matches!(error, Error::General(text) if text == ENDED)
 }
 
 #[allow(deprecated, reason = "both forms still occur")]

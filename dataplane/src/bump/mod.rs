@@ -33,7 +33,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::rules::Domains;
 
-pub use failure::failed;
+pub use failure::{failed, is_passing};
 pub use hello::{Hello, NoHello};
 pub use judge::{Defect, Judged};
 pub use leaves::Leaves;

@@ -9,6 +9,7 @@ use rustls_pki_types::UnixTime;
 use super::browser::{Browser, read_into, watch};
 use super::connect::speaks;
 use crate::bump::{Bump, Hello, NoHello, Seen, Site, Tls};
+use crate::mux::Code;
 use crate::rules::Route;
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, select};
@@ -25,16 +26,21 @@ pub(super) enum Bumped {
     Secured,
     /// The browser left, or would not have our leaf.
     Gone,
+    /// The stream ended before `sc` said anything of the site.
+    Unseen(Code, String),
 }
 
 /// Whether TLS for this site ends here, as far as is known before anybody has spoken. What goes past the tunnel is left
 /// alone.
 pub(super) fn may_end_here(shard: &Shard, host: &str, port: u16) -> bool {
     let Some(bump) = shard.bump() else { return false };
+    is_allowed(shard, host) && !bump.reports.is_opaque(host, port, runtime::now())
+}
+
+/// Whether the rules in force let TLS of this site end here.
+pub(super) fn is_allowed(shard: &Shard, host: &str) -> bool {
     let rules = shard.rules();
-    !rules.no_bump.contains(host)
-        && rules.routes.of(host) == Route::Tunnel
-        && !bump.reports.is_opaque(host, port, runtime::now())
+    !rules.no_bump.contains(host) && rules.routes.of(host) == Route::Tunnel
 }
 
 /// How the site was seen a moment ago, if its TLS may end here: then the browser can be shown a leaf at once.
@@ -70,8 +76,8 @@ pub(super) async fn serve(
     let seen = match (seen, stream) {
         (Some(seen), _) => seen,
         (None, Some(stream)) => match look(browser, &bump, stream, host, port).await {
-            Some(seen) => seen,
-            None => return Bumped::Gone,
+            Ok(seen) => seen,
+            Err(unseen) => return unseen,
         },
         (None, None) => return Bumped::Opaque,
     };
@@ -130,27 +136,38 @@ async fn secure(browser: &mut Browser, config: Arc<rustls::ServerConfig>) -> Opt
     runtime::timeout(time, browser.socket.secure(tls)).await
 }
 
-/// Has `sc` look at the site. None if the browser left, or the stream ended.
-async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, port: u16) -> Option<Arc<Seen>> {
+/// Has `sc` look at the site.
+///
+/// # Errors
+/// What becomes of the connection instead: [`Bumped::Gone`] or [`Bumped::Unseen`].
+async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, port: u16) -> Result<Arc<Seen>, Bumped> {
     stream.start_tls(host);
     let (inbox, eof) = (&mut browser.inbox, &mut browser.eof);
     let left = watch(&browser.socket, inbox, eof, 0, || false);
-    let report = match select(stream.tls_reported(), left).await {
-        Either::Left(Ok(report)) => report,
-        Either::Left(Err(_)) | Either::Right(()) => return None,
+    let reported = select(stream.tls_reported(), stream.forsaken());
+    let report = match select(reported, left).await {
+        Either::Left(Either::Left(Ok(report))) => report,
+        Either::Left(Either::Left(Err((code, text)))) => {
+            return Err(Bumped::Unseen(code, String::from_utf8_lossy(&text).into_owned()));
+        }
+        Either::Left(Either::Right(())) => {
+            let text = "its tunnel was lost while it looked at the site";
+            return Err(Bumped::Unseen(Code::TunnelDown, text.to_owned()));
+        }
+        Either::Right(()) => return Err(Bumped::Gone),
     };
     let seen = match Seen::from_report(&report) {
         Ok(seen) => Arc::new(seen),
         Err(text) => {
-            let text = format!("{host}: what was reported of its TLS: {text}");
-            browser.shard.log(Level::Warn, text);
-            return None;
+            let text = format!("what was reported of {host}: {text}");
+            browser.shard.log(Level::Warn, text.clone());
+            return Err(Bumped::Unseen(Code::Protocol, text));
         }
     };
     if !seen.verdict.is_opaque() {
         bump.reports.insert(Site { host, port }, seen.clone(), runtime::now());
     }
-    Some(seen)
+    Ok(seen)
 }
 
 /// The whole ClientHello; none if there is none.

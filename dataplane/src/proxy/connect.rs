@@ -2,11 +2,12 @@
 
 use std::future::pending;
 use std::pin::pin;
+use std::sync::Arc;
 
 use super::browser::{Browser, Inside, Next, PROBE_HOST, read_into, watch};
 use super::bump::{self, Bumped};
 use super::relay::DISMISSED;
-use crate::bump::Site;
+use crate::bump::{Seen, Site};
 use crate::http::{CONNECTED, Request, Scheme, Version};
 use crate::limits::{DRAIN_SILENCE_MAX, EARLY_BYTES_MAX, METHOD_BYTES_MAX, MOVES_MAX, SNIFF_MAX};
 use crate::mux::{Code, Kind};
@@ -46,19 +47,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
             browser.inside = Some(Inside::of(request, host, port, Scheme::Http));
             Next::Again
         }
-        First::Tls => match bump::serve(browser, stream.as_ref(), known, host, port).await {
-            Bumped::Opaque => opaque(browser, request, stream, host, port).await,
-            Bumped::Secured => {
-                browser.inside = Some(Inside::of(request, host, port, Scheme::Https));
-                Next::Again
-            }
-            // TLS with the site began on that stream: the browser needs a connection of its own.
-            Bumped::Anew => {
-                drop(stream);
-                opaque(browser, request, None, host, port).await
-            }
-            Bumped::Gone => Next::Abort,
-        },
+        First::Tls => tls(browser, request, stream, known, host, port).await,
         First::Opaque => opaque(browser, request, stream, host, port).await,
         First::Gone => Next::Abort,
         First::Dismissed => {
@@ -66,6 +55,49 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
                 stream.reset(Code::Shutdown, DISMISSED);
             }
             Next::Abort
+        }
+    }
+}
+
+/// The browser has begun TLS. `stream` and `known` are as [`bump::serve`] takes them.
+async fn tls(
+    browser: &mut Browser,
+    request: &Request<'_>,
+    mut stream: Option<Stream>,
+    known: Option<Arc<Seen>>,
+    host: &str,
+    port: u16,
+) -> Next {
+    let mut moves = 0;
+    loop {
+        match bump::serve(browser, stream.as_ref(), known.clone(), host, port).await {
+            Bumped::Opaque => return opaque(browser, request, stream, host, port).await,
+            Bumped::Secured => {
+                browser.inside = Some(Inside::of(request, host, port, Scheme::Https));
+                return Next::Again;
+            }
+            // TLS with the site began on that stream: the browser needs a connection of its own.
+            Bumped::Anew => {
+                drop(stream);
+                return opaque(browser, request, None, host, port).await;
+            }
+            Bumped::Gone => return Next::Abort,
+            // Another member may look as well.
+            Bumped::Unseen(code, text) => {
+                moves += 1;
+                let another = moves <= MOVES_MAX && stream.as_ref().is_some_and(|stream| stream.is_orphaned(code));
+                drop(stream.take());
+                match another {
+                    false => return page_inside(browser, request, host, port, code, text).await,
+                    true => match open(browser, request, host, port).await {
+                        Ok(opened) => stream = Some(opened),
+                        Err(Unopened::Gone) => return Next::Abort,
+                        Err(Unopened::Refused(code, text)) => {
+                            return page_inside(browser, request, host, port, code, text).await;
+                        }
+                    },
+                }
+            }
         }
     }
 }
@@ -89,6 +121,18 @@ async fn refused(
     let First::Tls = first_bytes(browser, None).await else {
         return Next::Abort;
     };
+    page_inside(browser, request, host, port, code, text).await
+}
+
+/// Inside the TLS that the browser has begun.
+async fn page_inside(
+    browser: &mut Browser,
+    request: &Request<'_>,
+    host: &str,
+    port: u16,
+    code: Code,
+    text: String,
+) -> Next {
     if !bump::serve_page(browser, host).await {
         return Next::Abort;
     }

@@ -14,7 +14,8 @@ use crate::shard::transport::tls_error;
 /// Shakes hands and says what the site showed. From then on the connection's bytes are TLS's.
 ///
 /// # Errors
-/// Why there is no TLS with this site: it may do with another client, a browser.
+/// `tls`: there is no TLS between this site and us; it may do with another client, a browser. Any other code is of what
+/// passes.
 pub(super) async fn shake(shard: &Shard, site: &mut Site, host: &str, port: u16) -> Result<Seen, Unreached> {
     let failed = |text: &str| (Code::Tls, format!("{host}: {text}"));
     let judge = shard.judge();
@@ -26,8 +27,16 @@ pub(super) async fn shake(shard: &Shard, site: &mut Site, host: &str, port: u16)
     let begun = runtime::now();
     let time = shard.times().dial;
     match runtime::timeout(time, site.socket.secure(tls)).await {
-        None => return Err(failed("the site did not shake hands in time")),
-        Some(Err(e)) => return Err(failed(&told(&e))),
+        None => {
+            return Err((
+                Code::ConnectTimeout,
+                format!("{host}: the site did not shake hands in time"),
+            ));
+        }
+        Some(Err(e)) => {
+            let (code, text) = told(&e);
+            return Err((code, format!("{host}: {text}")));
+        }
         Some(Ok(())) => {}
     }
     let tls_us = micros(runtime::now().since(begun));
@@ -38,10 +47,13 @@ pub(super) async fn shake(shard: &Shard, site: &mut Site, host: &str, port: u16)
     Ok(Seen { tls_us, ..seen })
 }
 
-fn told(error: &io::Error) -> String {
+fn told(error: &io::Error) -> (Code, String) {
     match tls_error(error) {
-        Some(error) => bump::failed(error),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => "the site ended the handshake".to_owned(),
-        None => format!("the site broke the handshake off: {error}"),
+        Some(error) if bump::is_passing(error) => (Code::SiteReset, bump::failed(error)),
+        Some(error) => (Code::Tls, bump::failed(error)),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            (Code::SiteReset, "the site ended the handshake".to_owned())
+        }
+        None => (Code::SiteReset, format!("the site broke the handshake off: {error}")),
     }
 }

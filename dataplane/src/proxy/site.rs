@@ -73,11 +73,13 @@ impl Call<'_> {
         let activity = Activity::new();
         let url = || Some(rules::opaque_url(self.host, self.port));
         if self.is_blocked(url) {
-            // Only what stays opaque is: in TLS that ends at the endpoint each request is asked about.
-            return match select(self.stream.tls_asked(), self.stream.input()).await {
-                Either::Left(sni) if self.may_shake(&site, &sni, &activity) => self.tls(site, inlet).await,
-                _ => self.reset(Code::Denied, UNWANTED),
-            };
+            // Only what stays opaque is: where the endpoint ends TLS, or finds HTTP, each request is asked about.
+            match select(self.stream.tls_asked(), inlet.fill()).await {
+                Either::Left(sni) if self.may_shake(&site, &sni, &activity) => return self.tls(site, inlet).await,
+                Either::Right(()) if matches!(inlet.end(), Some(End::Cut(..))) => {}
+                _ => return self.reset(Code::Denied, UNWANTED),
+            }
+            return self.keep_unused(site, &inlet, &activity);
         }
         let relayed = self.relay(&site, &mut inlet, &activity);
         if let Either::Right(sni) = select(relayed, self.stream.tls_asked()).await {
@@ -86,8 +88,12 @@ impl Call<'_> {
             }
             self.relay(&site, &mut inlet, &activity).await;
         }
+        self.keep_unused(site, &inlet, &activity);
+    }
+
+    /// Where the endpoint has found HTTP in a stream, what was dialled serves the first request.
+    fn keep_unused(&self, site: Site, inlet: &Inlet<'_>, activity: &Activity) {
         if !activity.any() && matches!(inlet.end(), Some(End::Cut(Code::Cancelled, _))) {
-            // The endpoint has found HTTP in it: what was dialled serves the first request.
             let _ = socket2::SockRef::from(&site.socket).set_linger(None);
             self.keep(Key::new(self.host.as_bytes(), self.port), site);
         }
@@ -121,10 +127,11 @@ impl Call<'_> {
                 self.keep(key, site);
                 seen
             }
-            Either::Left(Err((code, text))) => {
-                self.shard.log(Level::Info, format!("{}: {text}", code.name()));
+            Either::Left(Err((Code::Tls, text))) => {
+                self.shard.log(Level::Info, format!("{}: {text}", Code::Tls.name()));
                 Seen::opaque(Verdict::OPAQUE)
             }
+            Either::Left(Err(broken)) => return self.unreached(broken),
             Either::Right(_) => return,
         };
         self.stream.tls_report(seen.to_report());
