@@ -3,15 +3,19 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use memchr::{memchr, memmem};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, connect, send, socket_with, sockopt};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
 
+use super::certificates;
 use super::poller::{Interest, Poller};
+use super::wire::Wire;
 
 const READ_BYTES: usize = 256 * 1024;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -30,6 +34,10 @@ pub enum Form {
     Origin,
     /// The target is an HTTP proxy, `GET http://SITE/…`.
     Absolute,
+    /// As `Absolute`, for what may be kept.
+    Fresh,
+    /// The target is an HTTP proxy: CONNECT first, then TLS with whoever answers, requests inside.
+    Secure,
     /// The target is an HTTP proxy: CONNECT first, requests inside that nobody on the way takes for such.
     Connect,
 }
@@ -38,9 +46,13 @@ impl Form {
     /// Of a GET. Culvert relays what does not begin with a method as they are written, and only that, as it is.
     pub fn method(self) -> &'static str {
         match self {
-            Self::Origin | Self::Absolute => "GET",
+            Self::Origin | Self::Absolute | Self::Fresh | Self::Secure => "GET",
             Self::Connect => "get",
         }
+    }
+
+    fn opens(self) -> bool {
+        matches!(self, Self::Connect | Self::Secure)
     }
 }
 
@@ -76,7 +88,7 @@ pub struct Outcome {
 }
 
 struct Connection {
-    socket: OwnedFd,
+    wire: Wire,
     phase: Phase,
     started: Instant,
     /// The part of a head that has come.
@@ -89,6 +101,8 @@ enum Phase {
     Dialling,
     /// CONNECT is out.
     Opening,
+    /// TLS has begun.
+    Shaking,
     /// The request is out.
     Head,
     Body(u64),
@@ -100,6 +114,7 @@ struct Clients<'a> {
     connections: Vec<Option<Connection>>,
     open: Vec<u8>,
     request: Vec<u8>,
+    tls: Arc<ClientConfig>,
     buffer: Vec<u8>,
     outcome: Outcome,
     all_failures: u64,
@@ -118,6 +133,7 @@ pub fn run(load: &Load, mut mark: impl FnMut(Mark)) -> io::Result<Outcome> {
         connections: Vec::new(),
         open: format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\nUser-Agent: {USER_AGENT}\r\n\r\n").into_bytes(),
         request: request(load),
+        tls: certificates::browser(),
         buffer: vec![0; READ_BYTES],
         outcome: outcome()?,
         all_failures: 0,
@@ -160,7 +176,8 @@ fn request(load: &Load) -> Vec<u8> {
     let (site, path) = (load.origin, load.body_bytes);
     let target = match load.form {
         Form::Absolute => format!("http://{site}/{path}"),
-        Form::Origin | Form::Connect => format!("/{path}"),
+        Form::Fresh => format!("http://{site}/fresh/{path}"),
+        Form::Origin | Form::Connect | Form::Secure => format!("/{path}"),
     };
     let close = if load.fresh { "Connection: close\r\n" } else { "" };
     let method = load.form.method();
@@ -201,7 +218,7 @@ impl Clients<'_> {
             Err(e) => return Err(e.into()),
         }
         let mut connection = Connection {
-            socket,
+            wire: Wire::new(socket),
             phase: Phase::Dialling,
             started,
             head: Vec::new(),
@@ -216,20 +233,20 @@ impl Clients<'_> {
         } else {
             Interest::IN
         };
-        self.poller.add(&connection.socket, index as u64, interest)?;
+        self.poller.add(&connection.wire.socket, index as u64, interest)?;
         Ok(connection)
     }
 
     /// Sends what comes first on a new connection, or the next request.
     fn send(&self, connection: &mut Connection) -> Result<(), Errno> {
-        let opens = connection.phase == Phase::Dialling && self.load.form == Form::Connect;
+        let opens = connection.phase == Phase::Dialling && self.load.form.opens();
         let (bytes, next) = if opens {
             (&self.open, Phase::Opening)
         } else {
             (&self.request, Phase::Head)
         };
         // The socket's buffer is empty: a part of it means that the peer is gone.
-        if send(&connection.socket, bytes, SendFlags::NOSIGNAL)? != bytes.len() {
+        if connection.wire.send(bytes, SendFlags::empty())? != bytes.len() {
             return Err(Errno::PIPE);
         }
         connection.phase = next;
@@ -278,17 +295,22 @@ impl Clients<'_> {
         self.send(connection)?;
         connection.waits_for_room = false;
         self.poller
-            .modify(&connection.socket, index as u64, Interest::IN)
+            .modify(&connection.wire.socket, index as u64, Interest::IN)
             .map_err(|_| Errno::IO)?;
         Ok(false)
     }
 
     /// Reads once; whether an answer is whole.
     fn receive(&mut self, connection: &mut Connection) -> Result<bool, Errno> {
-        let read = match rustix::io::read(&connection.socket, &mut self.buffer) {
+        let read = match connection.wire.read(&mut self.buffer) {
             Ok(0) => return Err(Errno::CONNRESET),
             Ok(read) => read,
-            Err(Errno::AGAIN) => return Ok(false),
+            Err(Errno::AGAIN) => {
+                if connection.phase == Phase::Shaking && !connection.wire.is_handshaking() {
+                    self.send(connection)?;
+                }
+                return Ok(false);
+            }
             Err(e) => return Err(e),
         };
         let body = match connection.phase {
@@ -337,6 +359,13 @@ impl Clients<'_> {
         let opened = connection.phase == Phase::Opening;
         let length = if opened { 0 } else { length(head).ok_or(Errno::PROTO)? };
         connection.head.clear();
+        if opened && self.load.form == Form::Secure {
+            let name = ServerName::IpAddress(self.load.origin.ip().into());
+            let tls = ClientConnection::new(self.tls.clone(), name).map_err(|_| Errno::INVAL)?;
+            connection.wire.secure(tls.into())?;
+            connection.phase = Phase::Shaking;
+            return Ok(None);
+        }
         if opened {
             self.send(connection)?;
             return Ok(None);

@@ -180,7 +180,7 @@ impl Client {
     fn ask(&self, socket: &mut TcpStream, form: Form, bytes: u64) -> io::Result<()> {
         let site = match form {
             Form::Absolute => format!("http://{}", self.origin),
-            Form::Origin | Form::Connect => String::new(),
+            _ => String::new(),
         };
         let text = format!(
             "{} {site}/{bytes} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",

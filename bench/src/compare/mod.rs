@@ -1,6 +1,7 @@
 //! Culvert beside other programs under the same load on the same machine, in turns: A B C A B C, medians. Absolute
 //! figures do not travel from one machine to another, ratios within one run do; the steadiest is CPU time a request.
 
+mod certificates;
 mod clients;
 mod delay;
 mod distance;
@@ -13,6 +14,7 @@ mod systems;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod wire;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -32,7 +34,7 @@ pub struct Options {
     /// Fewer and shorter rounds
     #[arg(long)]
     pub quick: bool,
-    /// Only these systems: direct, hop-tcp, hop-http, culvert, tls-pair, rathole, ssh
+    /// Only these systems: direct, hop-tcp, hop-http, culvert, culvert-cache, culvert-2, squid, tls-pair, rathole, ssh
     #[arg(long, value_delimiter = ',', value_name = "SYSTEMS")]
     pub only: Vec<String>,
     /// Only these scenarios: small, bulk, churn, distance
@@ -77,8 +79,11 @@ pub struct Results {
 pub fn run(options: &Options) -> io::Result<()> {
     let kinds = chosen(&options.only, &Kind::ALL, Kind::key)?;
     let folder = tempfile::tempdir()?;
+    let (site, root) = certificates::site();
     let place = Place {
-        origin: origin::start()?,
+        origin: origin::start(None)?,
+        secure_origin: origin::start(Some(site))?,
+        root,
         programs: std::env::current_exe()?.with_file_name(""),
         rathole: options.rathole.clone(),
         folder: folder.path().to_owned(),
@@ -161,7 +166,7 @@ fn run_near(options: &Options, kinds: &[Kind], scenarios: &[Scenario], place: &P
         for system in &systems {
             results
                 .rows
-                .extend(Contender::of(system.kind).into_iter().map(|contender| Row {
+                .extend(Contender::of(system.kind, scenario).into_iter().map(|contender| Row {
                     scenario,
                     contender,
                     samples: Vec::new(),
@@ -172,7 +177,7 @@ fn run_near(options: &Options, kinds: &[Kind], scenarios: &[Scenario], place: &P
             for row in &mut results.rows[first..] {
                 let system = systems.iter().find(|system| system.kind == row.contender.kind);
                 let system = system.expect("rows are of systems that run");
-                match near::measure(scenario, row.contender, system, place.origin, times) {
+                match near::measure(scenario, row.contender, system, place, times) {
                     Ok(sample) => row.samples.push(sample),
                     Err(e) => {
                         let title = row.contender.title();

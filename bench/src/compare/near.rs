@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::clients::{self, Form, Load, Mark};
 use super::poller::pass;
-use super::systems::{Kind, System};
+use super::systems::{Kind, Place, System};
 use super::usage;
 
 /// A load of clients.
@@ -32,11 +32,14 @@ impl Scenario {
         }
     }
 
-    fn load(self, contender: Contender, system: &System, origin: std::net::SocketAddr, times: Times) -> Load {
+    fn load(self, contender: Contender, system: &System, place: &Place, times: Times) -> Load {
         Load {
             target: system.target,
             form: contender.form,
-            origin,
+            origin: match contender.form {
+                Form::Secure => place.secure_origin,
+                _ => place.origin,
+            },
             body_bytes: if self == Self::Bulk { 100 << 20 } else { 1_024 },
             connections: if self == Self::Bulk { 8 } else { 100 },
             fresh: self == Self::Churn,
@@ -61,20 +64,31 @@ pub struct Contender {
 }
 
 impl Contender {
-    /// A browser uses Culvert in two ways; the others are one each.
-    pub fn of(kind: Kind) -> Vec<Self> {
-        let forms: &[Form] = match kind {
-            Kind::Culvert => &[Form::Connect, Form::Absolute],
+    /// The ways in which clients use it: several where it is a proxy, and those that are not only carried in `small`.
+    pub fn of(kind: Kind, scenario: Scenario) -> Vec<Self> {
+        let forms: &[Form] = match (kind, scenario) {
+            (Kind::Culvert, Scenario::Small) => &[Form::Connect, Form::Absolute, Form::Secure],
+            (Kind::Culvert, _) => &[Form::Connect, Form::Absolute],
+            (Kind::Caching, Scenario::Small) => &[Form::Absolute, Form::Fresh],
+            (Kind::TwoShards, Scenario::Small) => &[Form::Absolute],
+            (Kind::Squid, Scenario::Small) => &[Form::Absolute, Form::Fresh, Form::Secure],
+            (Kind::Caching | Kind::TwoShards | Kind::Squid, _) => &[],
             _ => &[Form::Origin],
         };
         forms.iter().map(|&form| Self { kind, form }).collect()
     }
 
     pub fn title(self) -> String {
+        let kind = self.kind.title();
         match self.form {
-            Form::Origin => self.kind.title().to_owned(),
-            Form::Absolute => format!("{}, HTTP proxy", self.kind.title()),
-            Form::Connect => format!("{}, opaque (CONNECT)", self.kind.title()),
+            Form::Origin => kind.to_owned(),
+            Form::Absolute if matches!(self.kind, Kind::Caching | Kind::Squid) => {
+                format!("{kind}, HTTP proxy, the site asked each time")
+            }
+            Form::Absolute => format!("{kind}, HTTP proxy"),
+            Form::Fresh => format!("{kind}, HTTP proxy, from the cache"),
+            Form::Secure => format!("{kind}, HTTPS that ends there (SSL bump)"),
+            Form::Connect => format!("{kind}, opaque (CONNECT)"),
         }
     }
 }
@@ -189,12 +203,12 @@ pub fn measure(
     scenario: Scenario,
     contender: Contender,
     system: &System,
-    origin: std::net::SocketAddr,
+    place: &Place,
     times: Times,
 ) -> io::Result<Sample> {
     let mut clocks: Vec<io::Result<Clock>> = Vec::new();
     let mut at_end: Vec<(Option<u64>, Option<u64>)> = Vec::new();
-    let outcome = clients::run(&scenario.load(contender, system, origin, times), |mark| {
+    let outcome = clients::run(&scenario.load(contender, system, place, times), |mark| {
         clocks.push(clock(system));
         if mark == Mark::End {
             at_end = system

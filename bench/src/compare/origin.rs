@@ -1,17 +1,23 @@
-//! The site: `GET /N` answers N bytes. One thread, prepared answers for short bodies, sendfile for long ones, so that it
+//! The site: `GET /N` answers N bytes that are to be asked for each time, `GET /fresh/N` some that may be kept; over TLS
+//! short ones only. One thread, prepared answers for short bodies, sendfile for long ones, so that it
 //! is never what a measurement waits for.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::sync::Arc;
 use std::thread;
 
 use memchr::memmem;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create, sendfile};
-use rustix::net::{SendFlags, SocketFlags, accept_with, send, sockopt};
+use rustix::net::{SendFlags, SocketFlags, accept_with, sockopt};
+use rustls::{ServerConfig, ServerConnection};
 
 use super::poller::{Interest, Poller};
+use super::process::run;
+use super::wire::Wire;
 
 const LISTENER: u64 = u64::MAX;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -23,7 +29,7 @@ const FILE_BYTES: u64 = 4 << 20;
 const TURN_BYTES: u64 = 1 << 20;
 
 struct Connection {
-    socket: OwnedFd,
+    wire: Wire,
     /// A head of which the end has not come yet.
     head: Vec<u8>,
     /// Bytes of the body still to be sent.
@@ -38,16 +44,20 @@ struct Site {
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
     file: OwnedFd,
-    /// By length of the body and whether the connection closes after it; of a long body only the head.
-    prepared: HashMap<(u64, bool), Vec<u8>>,
+    /// Of all answers.
+    date: String,
+    /// How it shakes hands, if it does.
+    tls: Option<Arc<ServerConfig>>,
+    /// By what was wanted; of a long body only the head.
+    prepared: HashMap<Wanted, Vec<u8>>,
     buffer: Vec<u8>,
 }
 
-/// Serves on a free port of loopback until the process ends.
+/// Serves on a free port of loopback until the process ends, over TLS if it is told how.
 ///
 /// # Errors
 /// If no socket or file in memory can be had.
-pub fn start() -> io::Result<SocketAddr> {
+pub fn start(tls: Option<Arc<ServerConfig>>) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     rustix::net::listen(&listener, 4_096)?;
     // Accepted sockets have it from their listener.
@@ -66,6 +76,10 @@ pub fn start() -> io::Result<SocketAddr> {
         connections: Vec::new(),
         free: Vec::new(),
         file,
+        date: run(Command::new("date")
+            .args(["-u", "+%a, %d %b %Y %T GMT"])
+            .env("LC_ALL", "C"))?,
+        tls,
         prepared: HashMap::new(),
         buffer: vec![0; HEAD_BYTES_MAX],
     };
@@ -106,8 +120,16 @@ impl Site {
                 self.free.push(index);
                 continue;
             }
+            let mut wire = Wire::new(socket);
+            if let Some(config) = &self.tls {
+                let connection = ServerConnection::new(config.clone()).expect("a configuration of our own");
+                if wire.secure(connection.into()).is_err() {
+                    self.free.push(index);
+                    continue;
+                }
+            }
             self.connections[index] = Some(Connection {
-                socket,
+                wire,
                 head: Vec::new(),
                 left: 0,
                 close: false,
@@ -131,7 +153,7 @@ impl Site {
         }
         if unfinished != connection.waits_for_room {
             let interest = if unfinished { Interest::OUT } else { Interest::IN };
-            self.poller.modify(&connection.socket, token, interest).ok()?;
+            self.poller.modify(&connection.wire.socket, token, interest).ok()?;
             connection.waits_for_room = unfinished;
         }
         Some(connection)
@@ -139,14 +161,14 @@ impl Site {
 
     /// Reads a request and answers it; whether one was there.
     fn request(&mut self, connection: &mut Connection) -> Option<bool> {
-        let read = match rustix::io::read(&connection.socket, &mut self.buffer) {
+        let read = match connection.wire.read(&mut self.buffer) {
             Ok(0) => return None,
             Ok(read) => read,
             Err(rustix::io::Errno::AGAIN) => return Some(false),
             Err(_) => return None,
         };
         let bytes = &self.buffer[..read];
-        let (length, close) = if connection.head.is_empty() && bytes.ends_with(b"\r\n\r\n") {
+        let wanted = if connection.head.is_empty() && bytes.ends_with(b"\r\n\r\n") {
             wanted(bytes)?
         } else {
             connection.head.extend_from_slice(bytes);
@@ -160,10 +182,11 @@ impl Site {
             connection.head.clear();
             wanted
         };
-        connection.close = close;
+        let length = wanted.length;
+        connection.close = wanted.close;
         let prepared = length <= PREPARED_BYTES_MAX;
-        let answer = self.prepared.entry((length, close)).or_insert_with(|| {
-            let mut answer = head(length, close);
+        let answer = self.prepared.entry(wanted).or_insert_with(|| {
+            let mut answer = head(wanted, &self.date);
             if prepared {
                 answer.resize(answer.len() + length as usize, b'x');
             }
@@ -171,7 +194,7 @@ impl Site {
         });
         let flags = if prepared { SendFlags::empty() } else { SendFlags::MORE };
         // The socket's buffer is empty: a part of it means that the peer is gone.
-        let sent = send(&connection.socket, answer, flags | SendFlags::NOSIGNAL).ok()?;
+        let sent = connection.wire.send(answer, flags).ok()?;
         connection.left = if prepared { 0 } else { length };
         (sent == answer.len()).then_some(true)
     }
@@ -181,7 +204,7 @@ impl Site {
         while connection.left > 0 && turn > 0 {
             let mut offset = connection.left.wrapping_neg() % FILE_BYTES;
             let count = turn.min(connection.left).min(FILE_BYTES - offset);
-            let sent = sendfile(&connection.socket, &self.file, Some(&mut offset), count as usize)? as u64;
+            let sent = sendfile(&connection.wire.socket, &self.file, Some(&mut offset), count as usize)? as u64;
             connection.left -= sent;
             turn = turn.saturating_sub(sent);
         }
@@ -189,21 +212,39 @@ impl Site {
     }
 }
 
-/// Length asked for, and whether the connection closes after it; none for anything but `GET /N`, in either case.
-fn wanted(head: &[u8]) -> Option<(u64, bool)> {
-    let path = head.strip_prefix(b"GET /").or_else(|| head.strip_prefix(b"get /"))?;
-    let path = &path[..memchr::memchr(b' ', path)?];
-    let length = std::str::from_utf8(path).ok()?.parse().ok()?;
-    let close = memmem::find(head, b"onnection: close").is_some();
-    Some((length, close))
+/// What a request asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Wanted {
+    length: u64,
+    /// It may be kept.
+    fresh: bool,
+    /// The connection closes after it.
+    close: bool,
 }
 
-fn head(length: u64, close: bool) -> Vec<u8> {
-    let close = if close { "Connection: close\r\n" } else { "" };
+/// None for anything but `GET /N`, in either case.
+fn wanted(head: &[u8]) -> Option<Wanted> {
+    let path = head.strip_prefix(b"GET /").or_else(|| head.strip_prefix(b"get /"))?;
+    let path = &path[..memchr::memchr(b' ', path)?];
+    let length = path.strip_prefix(b"fresh/").unwrap_or(path);
+    Some(Wanted {
+        length: std::str::from_utf8(length).ok()?.parse().ok()?,
+        fresh: path.len() > length.len(),
+        close: memmem::find(head, b"onnection: close").is_some(),
+    })
+}
+
+fn head(wanted: Wanted, date: &str) -> Vec<u8> {
+    let close = if wanted.close { "Connection: close\r\n" } else { "" };
+    let life = match wanted.fresh {
+        true => "max-age=86400",
+        false => "no-cache",
+    };
     format!(
-        "HTTP/1.1 200 OK\r\nServer: origin\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Type: text/html\r\n\
+        "HTTP/1.1 200 OK\r\nServer: origin\r\nDate: {date}\r\nCache-Control: {life}\r\nContent-Type: text/html\r\n\
          Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\nETag: \"65920080-400\"\r\nAccept-Ranges: bytes\r\n\
-         Content-Length: {length}\r\n{close}\r\n"
+         Content-Length: {}\r\n{close}\r\n",
+        wanted.length
     )
     .into_bytes()
 }

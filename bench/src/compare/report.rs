@@ -142,7 +142,13 @@ pub fn write(results: &Results, load: &[String; 2]) -> (String, Value) {
 fn row_json(row: &Row) -> Value {
     json!({
         "scenario": row.scenario.key(), "system": row.contender.kind.key(),
-        "form": match row.contender.form { Form::Origin => "origin", Form::Absolute => "proxy", Form::Connect => "opaque" },
+        "form": match row.contender.form {
+            Form::Origin => "origin",
+            Form::Absolute => "proxy",
+            Form::Fresh => "cached",
+            Form::Secure => "bumped",
+            Form::Connect => "opaque",
+        },
         "rate": Figure::of(&row.samples, Sample::rate).json(),
         "cpu_us_per_request": Figure::of(&row.samples, Sample::micros_a_request).json(),
         "cpu_ns_per_byte": Figure::of(&row.samples, Sample::nanos_a_byte).json(),
@@ -336,8 +342,27 @@ fn goals(results: &Results) -> Vec<Goal> {
         ),
         at_most(
             "small, HTTP proxy: CPU to one plain HAProxy HTTP hop",
-            1.4,
+            1.3,
             Figure::ratio(proxy(small), other(small, Kind::HopHttp), micros),
+        ),
+        at_most(
+            "small, from the cache: CPU to one plain HAProxy HTTP hop",
+            0.6,
+            Figure::ratio(
+                samples(small, Kind::Caching, Form::Fresh),
+                other(small, Kind::HopHttp),
+                micros,
+            ),
+        ),
+        at_most(
+            "small, HTTPS that ends there: CPU to that of the HTTP proxy",
+            1.5,
+            Figure::ratio(samples(small, Kind::Culvert, Form::Secure), proxy(small), micros),
+        ),
+        at_most(
+            "small, HTTP proxy, two shards: CPU to that of one",
+            1.1,
+            Figure::ratio(samples(small, Kind::TwoShards, Form::Absolute), proxy(small), micros),
         ),
         at_most(
             "small, opaque: p99 to the best TLS pair",

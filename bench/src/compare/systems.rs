@@ -13,6 +13,9 @@ use super::process::{Process, free_port, run, tree};
 /// What all of them are started with.
 pub struct Place {
     pub origin: SocketAddr,
+    /// The same over TLS, and the root of its certificate.
+    pub secure_origin: SocketAddr,
+    pub root: String,
     /// Programs of Culvert.
     pub programs: PathBuf,
     pub rathole: Option<PathBuf>,
@@ -40,18 +43,28 @@ pub enum Kind {
     Direct,
     HopTcp,
     HopHttp,
+    /// Without its cache: nothing beside it has one.
     Culvert,
+    /// With it.
+    Caching,
+    /// Two shards at each end.
+    TwoShards,
+    /// Both ends in one process, with cache and SSL bump.
+    Squid,
     TlsPair,
     Rathole,
     Ssh,
 }
 
 impl Kind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Direct,
         Self::HopTcp,
         Self::HopHttp,
         Self::Culvert,
+        Self::Caching,
+        Self::TwoShards,
+        Self::Squid,
         Self::TlsPair,
         Self::Rathole,
         Self::Ssh,
@@ -64,6 +77,9 @@ impl Kind {
             Self::HopTcp => "hop-tcp",
             Self::HopHttp => "hop-http",
             Self::Culvert => "culvert",
+            Self::Caching => "culvert-cache",
+            Self::TwoShards => "culvert-2",
+            Self::Squid => "squid",
             Self::TlsPair => "tls-pair",
             Self::Rathole => "rathole",
             Self::Ssh => "ssh",
@@ -76,6 +92,9 @@ impl Kind {
             Self::HopTcp => "HAProxy, one plain hop, TCP",
             Self::HopHttp => "HAProxy, one plain hop, HTTP",
             Self::Culvert => "Culvert",
+            Self::Caching => "Culvert with its cache",
+            Self::TwoShards => "Culvert, two shards an end",
+            Self::Squid => "Squid, one hop with its cache",
             Self::TlsPair => "HAProxy pair, TLS between",
             Self::Rathole => "rathole (TLS)",
             Self::Ssh => "ssh -R",
@@ -92,7 +111,10 @@ impl Kind {
             Self::Direct => (direct(place, line), Vec::new()),
             Self::HopTcp => hop(place, &folder, "tcp")?,
             Self::HopHttp => hop(place, &folder, "http")?,
-            Self::Culvert => culvert(place, &folder, line)?,
+            Self::Culvert => culvert(place, &folder, line, 1, false)?,
+            Self::Caching => culvert(place, &folder, line, 1, true)?,
+            Self::TwoShards => culvert(place, &folder, line, 2, false)?,
+            Self::Squid => squid(place, &folder)?,
             Self::TlsPair => tls_pair(place, &folder, line)?,
             Self::Rathole => rathole(place, &folder, line)?,
             Self::Ssh => ssh(place, &folder, line)?,
@@ -145,7 +167,9 @@ fn program(name: &str) -> io::Result<PathBuf> {
 
 // ── Culvert ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-fn culvert(place: &Place, folder: &Path, line: Option<&Delay>) -> io::Result<Started> {
+fn culvert(place: &Place, folder: &Path, line: Option<&Delay>, shards: usize, caches: bool) -> io::Result<Started> {
+    let (shards, root) = (shards.to_string(), folder.join("root.pem"));
+    fs::write(&root, &place.root)?;
     let state = folder.join("cloud");
     let proxy = free_port()?;
     let mut serve = Command::new(place.programs.join("sc-cloud"));
@@ -154,7 +178,7 @@ fn culvert(place: &Place, folder: &Path, line: Option<&Delay>) -> io::Result<Sta
         "--listen",
         "127.0.0.1:0",
         "--endpoint-shards",
-        "1",
+        &shards,
         "--state-dir",
     ]);
     serve.arg(&state);
@@ -175,8 +199,12 @@ fn culvert(place: &Place, folder: &Path, line: Option<&Delay>) -> io::Result<Sta
         "-x",
         &format!("https://{dialled}/rest/v1"),
         "--shards",
-        "1",
+        &shards,
     ]);
+    if !caches {
+        command.arg("-N");
+    }
+    command.arg("--cacert-file").arg(&root);
     command.env("SAUCE_ACCESS_KEY", key);
     command.arg("--cainfo").arg(state.join("ca.pem"));
     command.arg("-l").arg(folder.join("sc.log"));
@@ -263,6 +291,50 @@ fn certificate(folder: &Path) -> io::Result<(PathBuf, PathBuf)> {
     let text = fs::read_to_string(&certificate)? + &fs::read_to_string(&key)?;
     fs::write(&both, text)?;
     Ok((certificate, both))
+}
+
+// ── Squid ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+fn squid(place: &Place, folder: &Path) -> io::Result<Started> {
+    const CERTIFICATES: &str = "/usr/lib/squid/security_file_certgen";
+    let program_of_it = program("squid")?;
+    if !Path::new(CERTIFICATES).is_file() {
+        return Err(io::Error::other(
+            "squid without SSL bump is installed: squid-openssl has it",
+        ));
+    }
+    let (root, made) = (folder.join("root.pem"), folder.join("made"));
+    fs::write(&root, &place.root)?;
+    let (_, both) = certificate(folder)?;
+    run(Command::new(CERTIFICATES)
+        .arg("-c")
+        .arg("-s")
+        .arg(&made)
+        .args(["-M", "4MB"]))?;
+    // Started by root it works as a user of its own, who reads these and writes there.
+    run(Command::new("chmod").arg("a+rX").arg(&place.folder))?;
+    run(Command::new("chmod").args(["-R", "a+rwX"]).arg(folder))?;
+    let (address, file, shown) = (free_port()?, folder.join("squid.conf"), folder.display());
+    fs::write(
+        &file,
+        format!(
+            "http_port {address} ssl-bump cert={} generate-host-certificates=on dynamic_cert_mem_cache_size=4MB\n\
+             sslcrtd_program {CERTIFICATES} -s {} -M 4MB\nsslcrtd_children 1\n\
+             ssl_bump bump all\ntls_outgoing_options cafile={}\nhttp_access allow all\n\
+             cache_mem 64 MB\naccess_log none\ncache_log {shown}/squid.log\ncache_store_log none\n\
+             pid_filename none\nvisible_hostname bench\ncoredump_dir {shown}\nshutdown_lifetime 0 seconds\n",
+            both.display(),
+            made.display(),
+            root.display()
+        ),
+    )?;
+    let mut squid = Process::start(
+        Command::new(program_of_it).args(["-N", "-f"]).arg(&file),
+        "squid",
+        folder,
+    )?;
+    squid.listens(address)?;
+    Ok((address, vec![whole("squid", squid)]))
 }
 
 // ── rathole ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,7 @@ use super::distance::{Client, ROUND_TRIP, median};
 use super::origin;
 
 fn load(body_bytes: u64, fresh: bool) -> (Outcome, Vec<Mark>) {
-    let origin = origin::start().unwrap();
+    let origin = origin::start(None).unwrap();
     let load = Load {
         target: origin,
         form: Form::Origin,
@@ -64,7 +64,7 @@ fn what_is_refused_is_no_measurement() {
 #[test]
 fn a_long_line_keeps_every_byte_and_no_haste() {
     const BYTES: u64 = 3_000_001;
-    let origin = origin::start().unwrap();
+    let origin = origin::start(None).unwrap();
     let line = Delay::start(ROUND_TRIP).unwrap();
     line.lead_to(origin);
     let client = Client {
