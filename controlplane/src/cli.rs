@@ -14,14 +14,15 @@ const BUILD: &str = match option_env!("CULVERT_BUILD") {
 
 const AFTER_HELP: &str = "\
 Every option can also be given in the environment as SAUCE_ and its name in upper snake case, and in a file as
-`name: value`. The command line goes before the environment, the environment before the files, which are: the one
-named by --config-file, $XDG_CONFIG_HOME/culvert/sc.yaml (else under ~/.config), /etc/culvert/sc.yaml.
+`name: value`, where an option that takes several may have `name:` and below it a line `- value` for each. The command
+line goes before the environment, the environment before the files, which are: the one named by --config-file,
+$XDG_CONFIG_HOME/culvert/sc.yaml (else under ~/.config), /etc/culvert/sc.yaml.
 
 Exit codes: 0 stopped cleanly, 1 internal error, 2 usage or configuration, 3 the cloud cannot be reached,
 4 not authorized, 5 refused by the cloud (quota), 6 the tunnel was replaced or deleted by someone else,
 7 a local port, file or pid file cannot be had.";
 
-/// What was typed. It has no `Debug`, because it holds the access key in clear.
+/// What was typed. It has no `Debug`, because it holds the access key and passwords in clear.
 #[derive(Parser, Default)]
 #[command(
     name = "sc",
@@ -124,6 +125,11 @@ pub struct Args {
     /// Leave the cloud's response cache out: each request for a page goes to its site
     #[arg(short = 'N', long, action = ArgAction::SetTrue)]
     pub no_proxy_caching: bool,
+    /// User and password (Basic) for exactly this host and port, added to requests there that bring none of their own;
+    /// repeat it for further sites, in SAUCE_AUTH one a line. Not where HTTPS stays opaque (-B) or its certificate is bad,
+    /// nor past the tunnel (-D, -t)
+    #[arg(short = 'a', long, value_name = "host:port:user:pwd")]
+    pub auth: Vec<String>,
     /// Kernel interface for traffic: auto, io_uring or epoll [default: auto]
     #[arg(long, value_name = "driver")]
     pub driver: Option<String>,
@@ -156,8 +162,6 @@ pub struct Later {
     pub proxy_tunnel: bool,
     #[arg(short = 's', long, hide = true, action = ArgAction::SetTrue)]
     pub shared_tunnel: bool,
-    #[arg(short = 'a', long, hide = true)]
-    pub auth: Vec<String>,
     #[arg(short = 'z', long, hide = true)]
     pub log_stats: Option<String>,
     #[arg(long, hide = true)]
@@ -168,14 +172,13 @@ pub struct Later {
 
 impl Later {
     /// Each of these options by its name, with whether it was typed.
-    pub fn typed(&self) -> [(&'static str, bool); 9] {
+    pub fn typed(&self) -> [(&'static str, bool); 8] {
         [
             ("proxy", self.proxy.is_some()),
             ("proxy-userpwd", self.proxy_userpwd.is_some()),
             ("pac", self.pac.is_some()),
             ("proxy-tunnel", self.proxy_tunnel),
             ("shared-tunnel", self.shared_tunnel),
-            ("auth", !self.auth.is_empty()),
             ("log-stats", self.log_stats.is_some()),
             ("max-logsize", self.max_logsize.is_some()),
             ("doctor", self.doctor),
@@ -307,7 +310,7 @@ mod tests {
 
     #[test]
     fn options_of_later_versions_are_known() {
-        let line = "-B a -D a -t a -F a -p a -w a --pac a -T -s -a a -z 1 --max-logsize 1 --doctor";
+        let line = "-B a -D a -t a -F a -a a -p a -w a --pac a -T -s -z 1 --max-logsize 1 --doctor";
         let args = words(line).unwrap_or_else(|_| panic!());
         assert!(args.later.typed().iter().all(|(_, typed)| *typed));
         let args = words("").unwrap_or_else(|_| panic!());

@@ -1,5 +1,6 @@
 //! `sc`'s configuration: command line, environment and files become one whole [`Config`], or one sentence why not.
 
+mod auth;
 mod file;
 
 use std::io::ErrorKind;
@@ -15,6 +16,7 @@ use dataplane::rules::{Domains, FastFail};
 use dataplane::settings::Times;
 use reqwest::Url;
 
+use self::auth::Auth;
 use self::file::Lines;
 use crate::cli::Args;
 use crate::duration;
@@ -71,6 +73,8 @@ pub struct Config {
     pub tunnel_domains: Vec<String>,
     /// Hosts whose TLS stays opaque.
     pub no_ssl_bump_domains: Vec<String>,
+    /// Sites that are shown a password, and which one.
+    pub auth: Auth,
     /// No cache answers for sites.
     pub no_proxy_caching: bool,
     /// Kernel interface of the shards.
@@ -127,10 +131,22 @@ const OPTIONS: &[&[&str]] = &[
     &["tunnel-domains"],
     &["no-ssl-bump-domains"],
     &["no-proxy-caching"],
+    &["auth"],
     &["driver"],
     &["se-port"],
     &["scproxy-port"],
     &["vm-version"],
+];
+
+/// Of these those that take several values.
+const LISTS: &[&str] = &[
+    "cacert-file",
+    "insecure-domains",
+    "fast-fail-regexps",
+    "direct-domains",
+    "tunnel-domains",
+    "no-ssl-bump-domains",
+    "auth",
 ];
 
 /// Reads everything.
@@ -138,7 +154,8 @@ const OPTIONS: &[&[&str]] = &[
 /// `env` is asked for variables by name; an empty one counts as absent.
 ///
 /// # Errors
-/// One sentence for the user: what is missing or wrong, and where it was given. Never contains the access key.
+/// One sentence for the user: what is missing or wrong, and where it was given. Never contains the access key, nor a
+/// password.
 pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, String> {
     let sources = Sources::gather(args, env)?;
     sources.refuse_later_options()?;
@@ -188,6 +205,7 @@ pub fn resolve(args: Args, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
         tunnel_domains: sources.domains("tunnel-domains", false)?,
         no_ssl_bump_domains: sources.domains("no-ssl-bump-domains", true)?,
         no_proxy_caching: sources.args.no_proxy_caching || sources.flag("no-proxy-caching")?,
+        auth: sources.auth()?,
         driver: sources.driver()?,
         vm_version: sources.text("vm-version"),
         user,
@@ -424,10 +442,10 @@ impl<'a> Sources<'a> {
         }
     }
 
-    /// The entries of a comma list; empty ones are left out.
+    /// The entries of a comma list, or of one in a file; empty ones are left out.
     fn list(&self, option: &str) -> Vec<String> {
         let text = self.text(option).unwrap_or_default();
-        let entries = text.split(',').map(str::trim).filter(|t| !t.is_empty());
+        let entries = text.split([',', '\n']).map(str::trim).filter(|t| !t.is_empty());
         entries.map(str::to_owned).collect()
     }
 
@@ -435,6 +453,18 @@ impl<'a> Sources<'a> {
         let list = self.list(option);
         Domains::parse(&list, knows_all).map_err(|why| format!("--{option}: {why}"))?;
         Ok(list)
+    }
+
+    /// A password may hold anything but the end of a line.
+    fn auth(&self) -> Result<Auth, String> {
+        let typed = &self.args.auth;
+        let entries = if typed.is_empty() {
+            let text = self.text("auth").unwrap_or_default();
+            text.lines().map(str::to_owned).collect()
+        } else {
+            typed.clone()
+        };
+        auth::parse(&entries).map_err(|why| format!("--auth: {why}"))
     }
 
     fn fast_fail_regexps(&self) -> Result<Vec<String>, String> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crossbeam::channel::Receiver;
 
 use crate::bump::{Judge, Trust};
+use crate::credentials::Credentials;
 use crate::error::Error;
 use crate::limits::{CLIENT_STREAMS_MAX, LINKS_MAX, client_pools, connections_max};
 use crate::mux::BudgetConfig;
@@ -42,6 +43,8 @@ pub struct ClientConfig {
     pub memory_bytes: usize,
     /// What sites are judged by.
     pub trust: Trust,
+    /// What sites are shown that want a password.
+    pub credentials: Arc<Credentials>,
 }
 
 /// The running data plane of `sc`.
@@ -97,10 +100,11 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
     let tls = client_config(&config.identity, config.fingerprint)?;
     let member = config.identity.member();
     let (cloud, server_name, denied) = (config.cloud, config.server_name, config.denied);
-    let judge = Arc::new(Judge::new(config.trust));
+    let (judge, credentials) = (Arc::new(Judge::new(config.trust)), config.credentials);
     let role = move || {
         Role::Client(Dialling {
             judge: judge.clone(),
+            credentials: credentials.clone(),
             cloud: RefCell::new((cloud, tls.clone())),
             server_name: server_name.clone(),
             own_listeners: denied.clone(),

@@ -12,6 +12,7 @@ pub mod bump;
 pub mod cache;
 pub mod client;
 pub mod copies;
+pub mod credentials;
 pub mod endpoint;
 pub mod error;
 pub mod http;

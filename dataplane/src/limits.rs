@@ -263,6 +263,10 @@ pub const HANDSHAKES_MAX: usize = 256;
 
 /// A configuration file: it is one `name: value` an option.
 pub const CONFIG_FILE_BYTES_MAX: u64 = MIB as u64;
+/// Sites that `--auth` may name.
+pub const CREDENTIALS_MAX: usize = 1_000;
+/// A user name and a password for a site, together.
+pub const CREDENTIALS_BYTES_MAX: usize = 1_024;
 /// User names and identifiers, which become parts of file names.
 pub const NAME_BYTES_MAX: usize = 200;
 /// Threads that carry traffic: beyond it rings and pools cost more than they carry.

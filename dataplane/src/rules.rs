@@ -1,6 +1,7 @@
 //! The operator's rules, compiled once and asked for each request. Sans-IO.
 
 mod domains;
+mod name;
 mod sites;
 
 use std::net::IpAddr;

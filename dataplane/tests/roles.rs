@@ -86,6 +86,7 @@ impl Tunnel {
                 roots: Arc::new(rustls::RootCertStore::empty()),
                 insecure: Default::default(),
             },
+            credentials: Default::default(),
         })
         .unwrap();
         let tunnel = Self {

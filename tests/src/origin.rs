@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `GET /` and `/page?resources=N` | a page that loads N resources and one WebSocket echo, then sets its title and gets `/result/N/TEXT` |
 //! | `GET /resource/I` | one of them |
-//! | `GET /bytes?seed=S&length=N` | body S; `&chunked`, `&close` choose its framing, `&held` stops half way until the gate opens, `&silent` before its head, `&cut` ends there without the rest |
+//! | `GET /bytes?seed=S&length=N` | body S; `&chunked`, `&close` choose its framing, `&held` stops half way until the gate opens, `&silent` before its head, `&cut` ends there without the rest, `&status=S` is its status |
 //! | `/bytes/NAME?…` | the same, counted apart, to any method; each `&field=NAME:VALUE` (`+` for a space) adds a field, and a request whose If-None-Match is the ETag among them gets 304 |
 //! | `POST /upload` | length and SHA-256 of what came |
 //! | `POST /once?key=K` | how often K was posted |
@@ -43,6 +43,8 @@ pub struct Counters {
     pub messages: u64,
     /// Requests by path, without the query.
     pub paths: BTreeMap<String, u64>,
+    /// The Authorization of the last request for a path, if it had one.
+    pub authorization: BTreeMap<String, Option<String>>,
     /// Posts by key.
     pub posts: BTreeMap<String, u64>,
     /// Answers that wait at the gate.
@@ -133,9 +135,15 @@ impl Origin {
             shared: shared.clone(),
             site,
         };
-        accept_all(plain, shared.clone(), false);
-        accept_all(secure, shared, true);
+        accept_all(plain, shared.clone(), Spoken::Http);
+        accept_all(secure, shared, Spoken::Https);
         Ok(origin)
+    }
+
+    /// Serves HTTP and HTTPS on one more address, for as long as this process lives.
+    pub fn serve_at(&self, address: SocketAddr) -> io::Result<()> {
+        accept_all(TcpListener::bind(address)?, self.shared.clone(), Spoken::Either);
+        Ok(())
     }
 
     /// Connections from now on are shaken hands with like this.
@@ -182,7 +190,29 @@ impl Drop for Origin {
     }
 }
 
-fn accept_all(listener: TcpListener, shared: Arc<Shared>, secure: bool) {
+/// On connections to one address.
+#[derive(Clone, Copy)]
+enum Spoken {
+    Http,
+    Https,
+    /// As the first byte tells.
+    Either,
+}
+
+impl Spoken {
+    fn is_tls(self, socket: &TcpStream) -> io::Result<bool> {
+        /// A handshake (RFC 8446 section 5.1); no method begins so.
+        const HANDSHAKE: u8 = 22;
+        let mut first = [0];
+        Ok(match self {
+            Self::Http => false,
+            Self::Https => true,
+            Self::Either => socket.peek(&mut first)? == 1 && first[0] == HANDSHAKE,
+        })
+    }
+}
+
+fn accept_all(listener: TcpListener, shared: Arc<Shared>, spoken: Spoken) {
     thread::spawn(move || {
         for socket in listener.incoming() {
             if shared.stopped.load(Ordering::Relaxed) {
@@ -201,10 +231,12 @@ fn accept_all(listener: TcpListener, shared: Arc<Shared>, secure: bool) {
                 shared.sockets.lock().expect("as for the counts").insert(number, socket);
             }
             let shared = shared.clone();
-            let tls = secure.then(|| shared.tls.lock().expect("as for the counts").clone());
+            let tls = shared.tls.lock().expect("as for the counts").clone();
             thread::spawn(move || {
                 // A connection that its client breaks off is no event for the site.
-                let _ = serve(socket, tls, &shared);
+                let _ = spoken
+                    .is_tls(&socket)
+                    .and_then(|secure| serve(socket, secure.then_some(tls), &shared));
                 shared.sockets.lock().expect("as for the counts").remove(&number);
                 shared.count(|c| c.connections_open -= 1);
             });
@@ -228,6 +260,8 @@ fn serve(socket: TcpStream, tls: Option<Arc<ServerConfig>>, shared: &Shared) -> 
                 c.requests += 1;
                 if c.paths.len() < KEYS_MAX {
                     *c.paths.entry(path.clone()).or_default() += 1;
+                    let shown = head.field("authorization").map(str::to_owned);
+                    c.authorization.insert(path.clone(), shown);
                 }
             });
         }
@@ -346,8 +380,9 @@ fn keyed(connection: &mut Connection, request: &Head, shared: &Shared) -> io::Re
     if flag("silent") {
         hold(shared);
     }
+    let status = query(target, "status").map_or("200 OK".to_owned(), |status| format!("{status} as asked"));
     connection.write(
-        format!("HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{fields}{framing}\r\n\r\n").as_bytes(),
+        format!("HTTP/1.1 {status}\r\nContent-Type: application/octet-stream\r\n{fields}{framing}\r\n\r\n").as_bytes(),
     )?;
     let half = if flag("held") || flag("cut") {
         length / 2

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use dataplane::bump::Trust;
 use dataplane::client::{self, Client, ClientConfig, Driver, Event, Level};
+use dataplane::http::Authority;
 use dataplane::limits::LOOKUP_MAX;
+use dataplane::rules::{Route, Rules};
 use dataplane::settings::Settings;
 use dataplane::tls::Identity;
 use tokio::io::Interest;
@@ -61,6 +63,10 @@ impl Links {
             config.shards
         );
         let local = |e: &dyn std::fmt::Display| Failure::Local(format!("cannot start: {e}"));
+        let compiled = api::rules(&rules).map_err(|e| local(&e))?;
+        for site in config.auth.sites.iter().filter(|site| is_direct(&compiled, site)) {
+            tracing::warn!("{site}: no credentials of --auth are added: it goes past the tunnel (-D, -t)");
+        }
         let client = client::start(ClientConfig {
             shards: config.shards,
             links,
@@ -70,7 +76,7 @@ impl Links {
             identity,
             settings: Arc::new(Settings {
                 version: 1,
-                rules: Arc::new(api::rules(&rules).map_err(|e| local(&e))?),
+                rules: Arc::new(compiled),
                 json: rules,
                 times: config.times,
             }),
@@ -79,6 +85,7 @@ impl Links {
             max_streams: config.max_streams,
             memory_bytes: config.memory_bytes,
             trust,
+            credentials: config.auth.credentials.clone(),
         })
         .map_err(|e| local(&e))?;
         match (config.driver, client.driver()) {
@@ -248,6 +255,10 @@ impl Links {
         drop(wake);
         client.stop();
     }
+}
+
+fn is_direct(rules: &Rules, site: &str) -> bool {
+    Authority::parse(site.as_bytes()).is_ok_and(|site| rules.routes.of(site.host) == Route::Direct)
 }
 
 /// At least one address, in the resolver's order.

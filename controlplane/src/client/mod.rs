@@ -85,12 +85,26 @@ pub fn main() -> u8 {
         }
         Err(cli::Stop::Usage(text)) => return report(&Failure::Usage(text)),
     };
+    for entry in &args.auth {
+        argv::hide(entry);
+    }
+    if let Some(name) = unreadable_variable() {
+        return report(&Failure::Usage(format!(
+            "{name} is not UTF-8: write it so, or into a file"
+        )));
+    }
     let env = |name: &str| std::env::var(name).ok();
     let result = config::resolve(args, &env).map_err(Failure::Usage).and_then(|config| {
         argv::hide(config.key.expose());
         run_with_log(config)
     });
     result.map_or_else(|failure| report(&failure), |()| 0)
+}
+
+/// A variable of ours whose value is no text: as if it were absent, a password would not be given.
+fn unreadable_variable() -> Option<String> {
+    let mut all = std::env::vars_os().filter(|(_, value)| value.to_str().is_none());
+    all.find_map(|(name, _)| name.into_string().ok().filter(|name| name.starts_with("SAUCE_")))
 }
 
 fn report(failure: &Failure) -> u8 {

@@ -126,7 +126,7 @@ pub fn request(config: &Config, fingerprint: &Fingerprint) -> TunnelRequest {
         culvert: Some(MemberRequest {
             fingerprint: Some(fingerprint.to_string()),
             shards: Some(config.shards as u64),
-            ..MemberRequest::default()
+            auth_hosts: Some(config.auth.sites.clone()),
         }),
         ..TunnelRequest::default()
     }

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use dataplane::limits::CONFIG_FILE_BYTES_MAX;
 
-/// A configuration file: `name: value` lines, the part of YAML that options need.
-#[derive(Debug, PartialEq, Eq)]
+/// A configuration file: `name: value` lines, the part of YAML that options need. It has no `Debug`: a value may be a key.
 pub(super) struct Lines(Vec<(String, String)>);
 
 impl Lines {
@@ -34,11 +33,26 @@ impl Lines {
     /// Errors name the line, never its value: it may be a key.
     fn parse(text: &str) -> Result<Self, String> {
         let mut lines: Vec<(String, String)> = Vec::new();
+        let mut in_list = false;
         for (at, line) in text.lines().enumerate() {
             let line_number = at + 1;
             let bad = |what: &str| Err(format!("line {line_number}: {what}"));
             let trimmed = line.trim();
             if trimmed.is_empty() || trimmed.starts_with('#') || trimmed == "---" {
+                continue;
+            }
+            if let Some(item) = trimmed.strip_prefix('-')
+                && (item.is_empty() || item.starts_with([' ', '\t']))
+            {
+                // Each is a line of the value.
+                let Some((_, value)) = lines.last_mut().filter(|_| in_list) else {
+                    return bad("a list stands below the `name:` of an option that takes several values");
+                };
+                let Some(item) = scalar(item.trim()) else {
+                    return bad("the value is not one plain or quoted text");
+                };
+                value.push_str(&item);
+                value.push('\n');
                 continue;
             }
             let Some((name, value)) = line.split_once(':') else {
@@ -56,6 +70,7 @@ impl Lines {
             let Some(value) = scalar(value.trim()) else {
                 return bad("the value is not one plain or quoted text");
             };
+            in_list = value.is_empty() && super::LISTS.contains(&name);
             lines.push((name.to_owned(), value));
         }
         Ok(Self(lines))

@@ -144,6 +144,12 @@ fn the_command_line_goes_before_the_environment_and_that_before_files() {
             files.collect::<Vec<_>>().join("+")
         }),
         (
+            "auth",
+            &["AUTH"],
+            ["a.test:1:u:p", "b.test:2:u:p", "c.test:3:u:p", "d.test:4:u:p"],
+            |c| c.auth.sites.join("+") + ":u:p",
+        ),
+        (
             "insecure-domains",
             &["INSECURE_DOMAINS"],
             ["a.test", "b.test", "c.test", "d.test"],
@@ -307,7 +313,6 @@ fn later_options_are_refused_wherever_they_are_given() {
         "--pac u",
         "-T",
         "-s",
-        "-a h:1:u:planted",
         "-z 5",
         "--max-logsize 5",
         "--doctor",
@@ -391,6 +396,11 @@ fn bad_files_are_named_with_the_line_and_without_the_value() {
         ("user: a\nuser: planted", "line 2: this name stands twice"),
         ("api-key: 'planted", "line 1: the value is not"),
         ("api-key: [planted]", "line 1: the value is not"),
+        ("auth:\n- 'planted", "line 2: the value is not"),
+        ("api-key:\n- planted", "line 2: a list stands below the `name:`"),
+        ("auth: a\n- planted", "line 2: a list stands below the `name:`"),
+        ("- planted", "line 1: a list stands below the `name:`"),
+        ("auth:\n-planted", "line 2: not `name: value`"),
     ] {
         let case = Case::new();
         let file = case.named_file(text);
@@ -422,6 +432,62 @@ fn scalars() {
 fn a_config_does_not_show_its_key() {
     let config = Case::new().good(BASE);
     assert!(!format!("{config:?}").contains("planted"));
+}
+
+#[test]
+fn passwords_are_given_once_a_site_wherever_they_stand() {
+    let shown = |config: Config| {
+        let auth = config.auth;
+        let line = |host: &str, port| {
+            auth.credentials
+                .of(host, port)
+                .map(|line| String::from_utf8_lossy(line).into_owned())
+        };
+        (auth.sites.join(" "), line("a.test", 80), line("::1", 81))
+    };
+    // u:p,'w # and u:"
+    let wanted = (
+        "[::1]:81 a.test:80".to_owned(),
+        Some("Authorization: Basic dTpwLCd3ICM=\r\n".to_owned()),
+        Some("Authorization: Basic dToi\r\n".to_owned()),
+    );
+    let typed = ["-a", "a.test:80:u:p,'w #", "--auth=[::1]:81:u:\""];
+    let args = crate::cli::parse(
+        std::iter::once("sc")
+            .chain(BASE.split(' '))
+            .chain(typed)
+            .map(OsString::from),
+    );
+    let case = Case::new().var("SAUCE_AUTH", "b.test:80:u:p");
+    let env = |name: &str| case.variables.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+    assert_eq!(shown(resolve(args.unwrap_or_else(|_| panic!()), &env).unwrap()), wanted);
+    let case = Case::new().var("SAUCE_AUTH", "a.test:80:u:p,'w #\n\n[::1]:81:u:\"\n");
+    assert_eq!(shown(case.good(BASE)), wanted);
+    let case = Case::new().own_file("auth: # two\n  - \"a.test:80:u:p,'w #\"\n# and\n- '[::1]:81:u:\"'\nshards: 1\n");
+    assert_eq!(shown(case.good(BASE)), wanted);
+    for (case, line) in [
+        (Case::new(), "-a fine:80:u:p -a a.test:planted"),
+        (Case::new().var("SAUCE_AUTH", "fine:80:u:p\na.test:planted"), ""),
+        (Case::new().own_file("auth:\n- fine:80:u:p\n- a.test:planted\n"), ""),
+    ] {
+        let error = case.run(&format!("{BASE} {line}")).unwrap_err();
+        assert!(
+            error.starts_with("--auth: entry 2 does not begin with a host"),
+            "{error}"
+        );
+        assert!(
+            error.contains("write host:port:user:password") && !error.contains("planted"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn lists_of_a_file_are_comma_lists_too() {
+    let case = Case::new().own_file("direct-domains:\n  - a.test\n  - b.test, c.test\ncacert-file:\n-\n- 'd e.pem'\n");
+    let config = case.good(BASE);
+    assert_eq!(config.direct_domains, ["a.test", "b.test", "c.test"]);
+    assert_eq!(config.cacert_files, [PathBuf::from("d e.pem")]);
 }
 
 #[test]

@@ -659,6 +659,7 @@ fn client(cloud: &Cloud, tunnel: &Value, identity: &Arc<Identity>) -> Client {
             roots: Arc::new(rustls::RootCertStore::empty()),
             insecure: Default::default(),
         },
+        credentials: Default::default(),
     };
     client::start(config).unwrap()
 }

@@ -66,6 +66,12 @@ pub fn request_without(request: &Request<'_>, leave: &[&str], add: &[(&str, &[u8
     end(add, out);
 }
 
+/// A whole head with one more field line, which has its CRLF.
+pub fn with_line(head: &[u8], line: &[u8]) -> Vec<u8> {
+    let (fields, end) = head.split_at(head.len().saturating_sub(2));
+    [fields, line, end].concat()
+}
+
 /// How the response whose head was written is to be relayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delivery {

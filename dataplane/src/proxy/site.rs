@@ -10,7 +10,7 @@ use super::handshake::shake;
 use super::origin::{Attempt, Key};
 use super::relay::{DISMISSED, dismissed, relay};
 use crate::bump::{Seen, Verdict};
-use crate::http::{Finder, Form, Framing, Request, Scheme};
+use crate::http::{Finder, Form, Framing, Request, Scheme, rewrite};
 use crate::mux::{Code, Kind, Shown, Timings};
 use crate::rules::{self, Route};
 use crate::shard::runtime::{self, Either, select};
@@ -96,6 +96,8 @@ impl Call<'_> {
         if !activity.any() && matches!(inlet.end(), Some(End::Cut(Code::Cancelled, _))) {
             let _ = socket2::SockRef::from(&site.socket).set_linger(None);
             self.keep(Key::new(self.host.as_bytes(), self.port), site);
+        } else if activity.any() && self.site_credentials().is_some() {
+            self.shown_nothing("the connection stayed opaque");
         }
     }
 
@@ -216,11 +218,44 @@ impl Call<'_> {
         if self.is_unwanted(|| rules::url(&request)) {
             return;
         }
-        let upgraded = self.exchange(&mut inlet, &request, &head).await;
-        drop(head);
+        let sent = match self.credentials(&request) {
+            None => head.clone(),
+            Some(line) => rewrite::with_line(&head, line).into(),
+        };
+        let upgraded = self.exchange(&mut inlet, &request, &sent).await;
+        drop((head, sent));
         if let Some(site) = upgraded {
             self.relay(&site, &mut inlet, &Activity::new()).await;
         }
+    }
+
+    /// The field line that `-a` adds to a request that has none of its own. The answer to TRACE would show it to whoever
+    /// asks (RFC 9110 section 9.3.8); and a site that does not prove who it is may be somebody else.
+    fn credentials(&self, request: &Request<'_>) -> Option<&[u8]> {
+        let line = self.site_credentials()?;
+        if request.method == "TRACE" || request.fields().any(|field| field.is("Authorization")) {
+            return None;
+        }
+        let verdict = Verdict(self.stream.open().shown.unwrap_or(GOOD).verdict);
+        if request.scheme == Some(Scheme::Https) && !verdict.is_good() {
+            let why = format!("its certificate is {verdict} (--cacert-file, --insecure-domains)");
+            self.shown_nothing(&why);
+            return None;
+        }
+        Some(line)
+    }
+
+    fn site_credentials(&self) -> Option<&[u8]> {
+        self.shard.credentials()?.of(self.host, self.port)
+    }
+
+    /// Tells why a site that `-a` names was not shown what it is for.
+    fn shown_nothing(&self, why: &str) {
+        let text = format!(
+            "{}:{}: no credentials of --auth were added: {why}",
+            self.host, self.port
+        );
+        self.shard.log(Level::Info, text);
     }
 
     /// Sends the request on a kept connection or a new one; a second time only where that does no harm. Returns the

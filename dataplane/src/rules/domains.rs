@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::name::Name;
 use crate::limits::HOST_BYTES_MAX;
 
 /// Hosts by name. `example.com` stands for itself and its sub-domains, `*.example.com` and `.example.com` for the
@@ -55,24 +56,18 @@ impl Domains {
         if self.all || self.names.is_empty() {
             return self.all;
         }
-        let host = host.strip_suffix('.').unwrap_or(host);
-        if host.contains(':') {
-            return self.has_address(host);
-        }
-        let mut lower = [0; HOST_BYTES_MAX];
-        let Some(lower) = lower.get_mut(..host.len()) else {
+        let Some(name) = Name::of(host) else {
             return false;
         };
-        lower.copy_from_slice(host.as_bytes());
-        lower.make_ascii_lowercase();
-        if let Some(Scope::Itself | Scope::Both) = self.names.get(&*lower) {
+        if let Some(Scope::Itself | Scope::Both) = self.names.get(&*name) {
             return true;
         }
         // The numbers of an address are no labels.
-        if lower.last().is_some_and(u8::is_ascii_digit) && host.parse::<IpAddr>().is_ok() {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if name.last().is_some_and(u8::is_ascii_digit) && host.parse::<IpAddr>().is_ok() {
             return false;
         }
-        let mut rest = &*lower;
+        let mut rest = &*name;
         while let Some(dot) = memchr::memchr(b'.', rest) {
             rest = &rest[dot + 1..];
             if let Some(Scope::Below | Scope::Both) = self.names.get(rest) {
@@ -80,12 +75,6 @@ impl Domains {
             }
         }
         false
-    }
-
-    /// An IPv6 address has many spellings.
-    fn has_address(&self, host: &str) -> bool {
-        let address = host.parse::<Ipv6Addr>();
-        address.is_ok_and(|a| self.names.contains_key(&a.octets()[..]))
     }
 }
 
@@ -95,8 +84,8 @@ fn parse(entry: &str) -> Option<(Vec<u8>, Scope)> {
         .strip_prefix('[')
         .and_then(|e| e.strip_suffix(']'))
         .unwrap_or(entry);
-    if let Ok(address) = bare.parse::<Ipv6Addr>() {
-        return Some((address.octets().to_vec(), Scope::Itself));
+    if bare.parse::<Ipv6Addr>().is_ok() {
+        return Some((Name::of(bare)?.to_vec(), Scope::Itself));
     }
     let below = entry.strip_prefix("*.").or_else(|| entry.strip_prefix('.'));
     let name = below.unwrap_or(entry);
@@ -156,7 +145,13 @@ mod tests {
 
     #[test]
     fn an_address_stands_for_itself_alone() {
-        let list = domains(&["10.0.0.1", "1.2", "[2001:db8::1]", "::2"]);
+        let list = domains(&[
+            "10.0.0.1",
+            "1.2",
+            "[2001:db8::1]",
+            "::2",
+            "6162:6364:6566:6768:696a:6b6c:6d6e:6f70",
+        ]);
         for (host, on_it) in [
             ("10.0.0.1", true),
             ("5.10.0.0.1", false),
@@ -165,6 +160,8 @@ mod tests {
             ("2001:DB8::1", true),
             ("2001:db8::2", false),
             ("0:0::2", true),
+            // As bytes it would be the address 6162:…:6f70.
+            ("abcdefghijklmnop", false),
         ] {
             assert_eq!(list.contains(host), on_it, "{host}");
         }

@@ -1,50 +1,79 @@
-use std::collections::HashSet;
+//! Lists of sites, as `-a` names them.
 
+use std::collections::HashMap;
+
+use super::name::Name;
 use crate::http::Authority;
 
-/// Sites, each a host and a port.
+/// Sites, each a host and a port: exactly these, no sub-domain and no other port. Case does not matter, nor does a dot at
+/// the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sites(HashSet<(String, u16)>);
+pub struct Sites(HashMap<Box<[u8]>, HashMap<u16, usize>>);
 
 impl Sites {
-    /// Of texts `host:port`.
+    /// Of texts `host:port`; an IPv6 address has brackets.
     ///
     /// # Errors
     /// A sentence that names the first text that is none.
     pub fn parse(sites: &[String]) -> Result<Self, String> {
-        let site = |text: &String| {
+        let mut all = Self::default();
+        for (place, text) in sites.iter().enumerate() {
             let site = Authority::parse(text.as_bytes()).ok();
-            let named = site.and_then(|site| Some((spelled(site.host), site.port?)));
-            named.ok_or_else(|| format!("{text:?} is no host with a port (example.com:80)"))
-        };
-        sites.iter().map(site).collect::<Result<_, _>>().map(Self)
+            let named = site.and_then(|site| Some((Name::of(site.host)?, site.port?)));
+            let (name, port) = named.ok_or_else(|| format!("{text:?} is no host with a port (example.com:80)"))?;
+            let ports = all.0.entry(name.to_vec().into_boxed_slice()).or_default();
+            ports.entry(port).or_insert(place);
+        }
+        Ok(all)
     }
 
     /// Whether this is one of them; `host` without brackets.
     pub fn contains(&self, host: &str, port: u16) -> bool {
-        !self.0.is_empty() && self.0.contains(&(spelled(host), port))
+        self.find(host, port).is_some()
     }
-}
 
-fn spelled(host: &str) -> String {
-    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+    /// Where in the list this site stands first; `host` without brackets. Allocates nothing.
+    pub fn find(&self, host: &str, port: u16) -> Option<usize> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let ports = self.0.get(&*Name::of(host)?)?;
+        ports.get(&port).copied()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn sites(list: &[&str]) -> Sites {
+        let list: Vec<String> = list.iter().map(|site| (*site).to_owned()).collect();
+        Sites::parse(&list).unwrap()
+    }
+
     #[test]
     fn sites_are_found_in_any_spelling() {
-        let sites = Sites::parse(&["A.test:80".into(), "[::1]:8080".into()]).unwrap();
-        assert!(sites.contains("a.TEST.", 80) && sites.contains("::1", 8080));
-        assert!(!sites.contains("a.test", 81) && !sites.contains("b.test", 80));
+        let sites = sites(&["A.test:80", "[::1]:8080", "a.test:81", "a.TEST.:80"]);
+        for (host, port, place) in [
+            ("a.TEST.", 80, Some(0)),
+            ("a.test", 81, Some(2)),
+            ("0:0::1", 8080, Some(1)),
+            ("a.test", 82, None),
+            ("b.test", 80, None),
+            ("x.a.test", 80, None),
+            ("test", 80, None),
+            ("::1", 80, None),
+            ("", 80, None),
+        ] {
+            assert_eq!(sites.find(host, port), place, "{host} {port}");
+            assert_eq!(sites.contains(host, port), place.is_some(), "{host} {port}");
+        }
         assert!(!Sites::default().contains("a.test", 80));
     }
 
     #[test]
     fn what_is_no_site_is_named() {
-        for bad in ["a.test", "a.test:", "u@a.test:80", ":80", "a.test:99999"] {
+        for bad in ["a.test", "a.test:", "u@a.test:80", ":80", "a.test:99999", "::1:80"] {
             assert!(
                 Sites::parse(&[bad.into()])
                     .unwrap_err()

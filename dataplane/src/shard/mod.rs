@@ -41,6 +41,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::bump::{Bump, Judge};
 use crate::cache::{Cache, Follow, Outcome as Flown};
+use crate::credentials::Credentials;
 use crate::limits::{CACHE_REFRESHES_MAX, COMMANDS_MAX, EVENTS_MAX, FDS_LINK, LINKS_MAX, MEMBERS_MAX, REFUSED_MAX};
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
 use crate::proxy::resolve::is_own;
@@ -137,6 +138,8 @@ pub(crate) struct Dialling {
     pub own_listeners: Vec<SocketAddr>,
     /// Says what is wrong with sites' certificates.
     pub judge: Arc<Judge>,
+    /// What sites are shown that want a password.
+    pub credentials: Arc<Credentials>,
 }
 
 /// What GOAWAY says when this process ends.
@@ -211,6 +214,14 @@ impl Shard {
     pub fn judge(&self) -> Option<&Arc<Judge>> {
         match &self.0.role {
             Role::Client(client) => Some(&client.judge),
+            Role::Endpoint(_) => None,
+        }
+    }
+
+    /// At `sc`: what sites are shown that want a password.
+    pub fn credentials(&self) -> Option<&Credentials> {
+        match &self.0.role {
+            Role::Client(client) => Some(&client.credentials),
             Role::Endpoint(_) => None,
         }
     }

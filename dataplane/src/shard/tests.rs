@@ -314,6 +314,7 @@ impl Pair {
                 roots: Arc::new(rustls::RootCertStore::empty()),
                 insecure: Domains::default(),
             },
+            credentials: Default::default(),
             max_streams: 1_000,
             memory_bytes: crate::limits::CLIENT_MEMORY_BYTES,
         };

@@ -115,6 +115,7 @@ impl Tunnel {
                 roots: Arc::new(rustls::RootCertStore::empty()),
                 insecure: Default::default(),
             },
+            credentials: Default::default(),
         };
         let tunnel = Self {
             client: None,
