@@ -2,12 +2,15 @@
 //! (the *world* of the cloud and the browser), and there makes a second one, which only what the test puts there enters.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use rustix::process::geteuid;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::process::Process;
 
@@ -112,6 +115,16 @@ impl Inner {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.id(), "--net", "--"]).arg(program);
         command
+    }
+
+    /// Runs `work` on a thread inside: the sockets that it opens stay there, whoever uses them.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let space = File::open(format!("/proc/{}/ns/net", self.id())).expect("procfs");
+        let inside = || {
+            move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).expect("a namespace of ours");
+            work()
+        };
+        thread::scope(|scope| scope.spawn(inside).join()).expect("what runs inside says what is wrong")
     }
 
     /// The same command, as it stands, but inside.
