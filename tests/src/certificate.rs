@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -79,6 +81,16 @@ impl Site {
     /// Under a root of its own.
     pub fn new(names: &[&str]) -> Self {
         Company::new().site(names, |_| {})
+    }
+
+    /// The leaf, for a server of others.
+    pub fn leaf_pem(&self) -> String {
+        pem("CERTIFICATE", &self.leaf)
+    }
+
+    /// Its key.
+    pub fn key_pem(&self) -> String {
+        pem("PRIVATE KEY", self.key.secret_der())
     }
 
     /// The leaf, as DER.
@@ -179,6 +191,17 @@ impl ServerCertVerifier for Careless {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         provider().signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// RFC 7468.
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = BASE64_STANDARD.encode(der);
+    let lines: Vec<&str> = text
+        .as_bytes()
+        .chunks(64)
+        .filter_map(|line| std::str::from_utf8(line).ok())
+        .collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 fn roots(trusted: &[CertificateDer<'static>]) -> RootCertStore {
