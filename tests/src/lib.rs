@@ -9,6 +9,7 @@ pub mod certificate;
 pub mod cloud;
 pub mod deaf;
 pub mod http;
+pub mod memory;
 pub mod namespace;
 pub mod origin;
 pub mod process;

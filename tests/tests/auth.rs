@@ -11,6 +11,7 @@ use tests::both_drivers;
 use tests::certificate::{self, Company};
 use tests::cloud::{Cloud, Driver, Tunnel, fault_lasts};
 use tests::http::{Answer, Client, PATIENCE, connect};
+use tests::memory;
 use tests::origin::Origin;
 use tests::process::Process;
 use tests::tls;
@@ -256,7 +257,8 @@ fn assert_unseen_in(folder: &Path) {
     }
 }
 
-/// From the command line, the environment and a file: it is in no log, no argument, no page and nothing of the cloud.
+/// From the command line, the environment and a file: it is in no log, no argument, no page and nothing of the cloud, its
+/// memory included.
 #[test]
 fn nobody_else_sees_it() {
     let origin = Origin::start();
@@ -302,7 +304,17 @@ fn nobody_else_sees_it() {
         assert_unseen("REST", cloud.tunnel(&tunnel.id).to_string().as_bytes());
         let mut ids = cloud.process.children();
         assert!(!ids.is_empty());
-        ids.extend([tunnel.process.id(), cloud.process.id()]);
+        ids.push(cloud.process.id());
+        let sent = basic();
+        assert!(
+            memory::holds(tunnel.process.id(), sent.as_bytes()),
+            "it cannot be found where it is"
+        );
+        for id in &ids {
+            let held = [PASSWORD, &sent].map(|secret| memory::holds(*id, secret.as_bytes()));
+            assert_eq!(held, [false; 2], "the cloud's process {id} has it, of {source}");
+        }
+        ids.push(tunnel.process.id());
         for id in ids {
             let arguments = fs::read(format!("/proc/{id}/cmdline")).unwrap();
             assert!(!arguments.is_empty());
