@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use rustix::process::Signal;
+use tempfile::TempDir;
 use tests::both_drivers;
 use tests::certificate::{self, Company};
 use tests::cloud::{Cloud, Driver, Tunnel, fault_lasts};
 use tests::http::{Answer, Client, PATIENCE, connect};
 use tests::memory;
 use tests::origin::Origin;
-use tests::process::Process;
+use tests::process::{Held, Process};
 use tests::tls;
 use tests::websocket::WebSocket;
 
@@ -233,7 +235,47 @@ fn what_it_opens_is_nobody_elses(driver: Driver) {
     for client in &mut clients {
         assert_eq!(client.read_answer("GET").unwrap().status(), 200);
     }
+    // An endpoint that takes over knows the sites as well.
+    let key = || cloud.tunnel(&tunnel.id)["culvert"]["fingerprint"].clone();
+    let (before, begun) = (key(), Instant::now());
+    let endpoint = Held::of(cloud.process.children()[0]).unwrap();
+    endpoint.signal(Signal::KILL);
+    while key() == before {
+        assert!(begun.elapsed() < PATIENCE, "no other endpoint");
+        fault_lasts(Duration::from_millis(20));
+    }
+    for _ in 0..2 {
+        assert_eq!(get("localhost", "later", FRESH).status(), 200);
+    }
+    assert_eq!(asked("later"), 2);
     tunnel.stop();
+}
+
+/// Each `sc` of a pool has its own password, and all name the same sites, in whatever order.
+#[test]
+fn a_pool_agrees_on_the_sites() {
+    let cloud = Cloud::start(Driver::Epoll);
+    let start = |folder: &TempDir, sites: [&str; 2]| {
+        let mut sc = cloud.sc(&folder.path().join("sc.log"));
+        sc.arg("--pidfile").arg(folder.path().join("sc.pid"));
+        sc.args(["--shards", "1", "--tunnel-pool", "-i", "pool"]);
+        for site in sites {
+            sc.args(["-a", &entry(site, 80)]);
+        }
+        Process::start(&mut sc)
+    };
+    let members = [["a.test", "B.test"], ["b.test", "a.test"]].map(|sites| {
+        let folder = tempfile::tempdir().unwrap();
+        cloud.adopt(start(&folder, sites), folder)
+    });
+    assert_eq!(members[0].proxy, members[1].proxy);
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = start(&folder, ["a.test", "c.test"]);
+    assert_eq!(other.exit_code(PATIENCE), 5);
+    let text = other.stdout();
+    assert!(text.contains("auth_hosts") && text.contains("c.test:80"), "{text}");
+    assert_unseen("the error", text.as_bytes());
+    members.into_iter().for_each(Tunnel::stop);
 }
 
 /// Neither as it was typed nor as it is sent.
@@ -323,7 +365,7 @@ fn nobody_else_sees_it() {
         let Tunnel {
             mut process, folder, ..
         } = tunnel;
-        process.signal(rustix::process::Signal::TERM);
+        process.signal(Signal::TERM);
         assert_eq!(process.exit_code(PATIENCE), 0);
         assert_unseen("sc", (process.stdout() + &process.stderr()).as_bytes());
         assert_unseen_in(folder.path());
