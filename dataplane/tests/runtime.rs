@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use dataplane::limits::FRAME_HEADER_BYTES;
 use dataplane::shard::buffers::Buffers;
 use dataplane::shard::ring;
-use dataplane::shard::runtime::{self, Driver, Either, Runtime, Signal, Socket};
+use dataplane::shard::runtime::{self, Alarm, Driver, Either, Runtime, Signal, Socket};
 use dataplane::shard::transport::Transport;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, opcode};
@@ -71,6 +71,24 @@ fn dropped_waits_lose_no_byte() {
         drop(far);
         near.readable().await.unwrap();
         assert_eq!(near.try_read(&mut buffers[1..], 4).unwrap(), 0, "the end");
+    });
+}
+
+#[test]
+fn an_alarm_rings_for_whoever_waits_now() {
+    on_both_drivers(|| async {
+        let alarm = Rc::new(Alarm::default());
+        let moment = || runtime::now() + Duration::from_millis(50);
+        // Set by a task that is over before it rings, as a connection's is by one request for the next.
+        let (set, done) = (alarm.clone(), Rc::new(Signal::default()));
+        let over = done.clone();
+        runtime::spawn(async move {
+            assert!(runtime::timeout(Duration::ZERO, set.until(moment())).await.is_none());
+            over.raise();
+        });
+        done.wait().await;
+        let rings = alarm.until(moment());
+        assert!(runtime::timeout(Duration::from_secs(20), rings).await.is_some());
     });
 }
 

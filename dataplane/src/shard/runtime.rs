@@ -18,7 +18,7 @@
 //! monoio stays sound under these rules: no `BufReader`/`BufWriter`, no listeners, no foreign wakers (threads talk by
 //! eventfd), no runtime dropped while a link's read or write is in flight, [`yield_now`] by a helper task.
 
-use std::cell::{Cell, RefCell, UnsafeCell};
+use std::cell::{Cell, OnceCell, RefCell, UnsafeCell};
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
@@ -26,7 +26,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -236,16 +237,61 @@ pub async fn sleep_until(moment: Time) {
 /// A timer that is put off with each request and hardly ever rings: monoio's stays where it was set first, and is set
 /// again only when it has rung too early.
 #[derive(Default)]
-pub struct Alarm(RefCell<Option<(Time, Sleep)>>);
+pub struct Alarm {
+    set: RefCell<Option<(Time, Sleep)>>,
+    bell: OnceCell<(Arc<Bell>, Waker)>,
+}
+
+/// Who waits for an alarm now. monoio's timer wakes the task that asked it first, and an alarm goes with its connection
+/// from one task to another.
+#[derive(Default)]
+struct Bell(Mutex<Option<Waker>>);
+
+impl Bell {
+    fn waiter(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        let waiter = self.waiter().take();
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+    }
+}
+
+/// Forgets the waiter: it would keep the memory of its task.
+struct Waits<'a>(&'a OnceCell<(Arc<Bell>, Waker)>);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        if let Some((bell, _)) = self.0.get() {
+            bell.waiter().take();
+        }
+    }
+}
 
 impl Alarm {
-    /// Waits until a moment. One waiter at a time; may be dropped.
+    /// Waits until a moment. One waiter at a time; may be dropped, and waited for by another task then.
     pub async fn until(&self, moment: Time) {
-        poll_fn(|cx| self.poll(cx, moment)).await;
+        let _waits = Waits(&self.bell);
+        poll_fn(|cx| self.poll(cx.waker(), moment)).await;
     }
 
-    fn poll(&self, cx: &mut Context<'_>, moment: Time) -> Poll<()> {
-        let mut set = self.0.borrow_mut();
+    fn poll(&self, waiter: &Waker, moment: Time) -> Poll<()> {
+        let (bell, waker) = self.bell.get_or_init(|| {
+            let bell = Arc::<Bell>::default();
+            (bell.clone(), bell.into())
+        });
+        let mut waits = bell.waiter();
+        if !waits.as_ref().is_some_and(|waits| waits.will_wake(waiter)) {
+            *waits = Some(waiter.clone());
+        }
+        drop(waits);
+        let cx = &mut Context::from_waker(waker);
+        let mut set = self.set.borrow_mut();
         loop {
             match &mut *set {
                 Some((at, sleep)) if *at <= moment => {

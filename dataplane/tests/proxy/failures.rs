@@ -5,10 +5,11 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use dataplane::client::{ClientConfig, Driver};
 use dataplane::rules::{Domains, FastFail, Routes, Rules};
-use dataplane::settings::Settings;
+use dataplane::settings::{Settings, Times};
 
 use crate::tunnel::{PATIENCE, SETTINGS, Tunnel, on_both_drivers, read_head, site};
 
@@ -427,4 +428,38 @@ fn forget_soon(socket: &TcpStream) {
         )
     };
     assert_eq!(set, 0);
+}
+
+/// The time-out of the second request is not that of the first, whose task is over.
+#[test]
+fn a_site_that_falls_silent_on_a_kept_connection_is_given_up() {
+    let site = site(|mut connection| {
+        read_head(&mut connection);
+        let _ = connection
+            .get_mut()
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        // Asked again it says nothing, to the end.
+        let _ = connection.read_to_end(&mut Vec::new());
+    });
+    for driver in [Driver::Epoll, Driver::Auto] {
+        let (tunnel, sc) = Tunnel::without_client(driver);
+        let times = Times {
+            first_byte: Duration::from_secs(1),
+            ..Times::default()
+        };
+        let settings = Arc::new(Settings {
+            times,
+            ..(*sc.settings).clone()
+        });
+        let tunnel = tunnel.joined_by(ClientConfig { settings, ..sc });
+        let url = format!("http://{site}/");
+        let mut browser = tunnel.browser();
+        browser.get(&url);
+        assert_eq!(browser.answer("GET").status, 200);
+        browser.get(&url);
+        let answer = browser.answer("GET");
+        assert_eq!(answer.status, 504);
+        assert_eq!(answer.field("Culvert-Error"), Some("first-byte-timeout"));
+        tunnel.stop();
+    }
 }
