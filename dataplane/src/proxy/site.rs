@@ -1,5 +1,7 @@
 //! A stream becomes a connection to a site: at `sc` what the endpoint opened, at an endpoint what goes past the tunnel.
 
+use std::pin::pin;
+
 use bytes::Bytes;
 
 use super::answer::Answer;
@@ -81,12 +83,22 @@ impl Call<'_> {
             }
             return self.keep_unused(site, &inlet, &activity);
         }
-        let relayed = self.relay(&site, &mut inlet, &activity);
-        if let Either::Right(sni) = select(relayed, self.stream.tls_asked()).await {
-            if self.may_shake(&site, &sni, &activity) {
-                return self.tls(site, inlet).await;
+        let shakes = {
+            let mut relayed = pin!(self.relay(&site, &mut inlet, &activity));
+            match select(relayed.as_mut(), self.stream.tls_asked()).await {
+                Either::Left(()) => false,
+                Either::Right(sni) => {
+                    let shakes = self.may_shake(&site, &sni, &activity);
+                    if !shakes {
+                        // The same one: its own direction may have ended already.
+                        relayed.await;
+                    }
+                    shakes
+                }
             }
-            self.relay(&site, &mut inlet, &activity).await;
+        };
+        if shakes {
+            return self.tls(site, inlet).await;
         }
         self.keep_unused(site, &inlet, &activity);
     }

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use dataplane::bump::{Trust, TunnelCa};
@@ -98,19 +99,12 @@ fn connected(
     Ok(BufReader::new(StreamOwned::new(connection, socket)))
 }
 
-/// The head of the answer to a POST.
-fn post(client: &mut Secured<ClientConnection>, site: SocketAddr) -> String {
-    client
-        .get_mut()
-        .write_all(
-            format!(
-                "POST / HTTP/1.1\r\nHost: localhost:{}\r\nContent-Length: 0\r\n\r\n",
-                site.port()
-            )
-            .as_bytes(),
-        )
-        .unwrap();
-    read_head(client)
+fn request(site: SocketAddr) -> Vec<u8> {
+    format!(
+        "POST / HTTP/1.1\r\nHost: localhost:{}\r\nContent-Length: 0\r\n\r\n",
+        site.port()
+    )
+    .into_bytes()
 }
 
 #[test]
@@ -130,10 +124,20 @@ fn rules_that_leave_a_site_alone_reach_browsers_within() {
             }
         });
         let mut client = connected(tunnel.browser(), &trust, site).unwrap();
-        let answer = post(&mut client, site);
+        client.get_mut().write_all(&request(site)).unwrap();
+        let answer = read_head(&mut client);
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let mut idle = connected(tunnel.browser(), &trust, site).unwrap();
+        let asked = request(site);
+        let (begun, rest) = asked.split_at(20);
+        client.get_mut().write_all(begun).unwrap();
+        // By its answer the beginning of the other request has been read.
+        assert_eq!(tunnel.get("http://nobody.invalid/").status, 502);
         switch(&tunnel, SETTINGS + 1, left_alone.clone());
-        let answer = post(&mut client, site);
+        // Nothing was asked on it: it is closed, so that the browser does not ask over it.
+        assert_eq!(idle.fill_buf().unwrap(), b"");
+        client.get_mut().write_all(rest).unwrap();
+        let answer = read_head(&mut client);
         assert!(answer.starts_with("HTTP/1.1 421"), "{answer}");
         assert_eq!(field(&answer, "Connection"), Some("close"));
         tunnel.stop();
@@ -161,6 +165,29 @@ fn a_cut_does_not_wait_for_a_browser_that_reads_nothing() {
         client.get_mut().write_all(request.as_bytes()).unwrap();
         client.fill_buf().unwrap();
         until("the stream has ended", || tunnel.endpoint.report().streams_open == 0);
+        tunnel.stop();
+    }
+}
+
+/// What it says of its site to a browser that speaks at that very moment is the end, and nobody stays behind.
+#[test]
+fn a_site_that_closes_while_it_is_looked_at_leaves_nothing_open() {
+    for driver in [Driver::Epoll, Driver::Auto] {
+        let (tunnel, trust) = bumping(driver);
+        let rounds = AtomicU32::new(0);
+        let site = site(move |socket| {
+            let round = rounds.fetch_add(1, Ordering::Relaxed);
+            let accepted = Instant::now();
+            while accepted.elapsed() < Duration::from_micros(u64::from(round % 60) * 10) {
+                std::hint::spin_loop();
+            }
+            drop(socket);
+        });
+        for _ in 0..240 {
+            // A page inside TLS, or the end.
+            drop(connected(tunnel.browser(), &trust, site));
+        }
+        until("all is over at sc", || tunnel.client_report().streams_open == 0);
         tunnel.stop();
     }
 }

@@ -12,6 +12,7 @@ use dataplane::bump::TunnelCa;
 use dataplane::client::{self, Client, ClientConfig, Driver};
 use dataplane::endpoint::{self, Endpoint, EndpointConfig, Member};
 use dataplane::settings::Settings;
+use dataplane::stats::Report;
 use dataplane::tls::Identity;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
 
@@ -162,6 +163,11 @@ impl Tunnel {
         let mut browser = self.browser();
         browser.get(url);
         browser.answer("GET")
+    }
+
+    /// What `sc` has counted.
+    pub fn client_report(&self) -> Report {
+        self.client.as_ref().expect("it has joined").report()
     }
 
     pub fn stop(self) {
