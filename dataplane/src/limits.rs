@@ -500,7 +500,7 @@ pub const OPAQUE_TIME: Duration = Duration::from_secs(600);
 pub const PINNED_REFUSALS: usize = 3;
 /// … within this time: one alert may be a tester's mistake …
 pub const PINNED_SPAN: Duration = Duration::from_secs(600);
-/// … and those that follow one another sooner are one: a browser opens several connections at once.
+/// … and does not count so soon after one that did: a browser opens several connections at once.
 pub const PINNED_APART: Duration = Duration::from_secs(1);
 /// Parts with a lock each that these tables have.
 pub const BUMP_PARTS: usize = 16;

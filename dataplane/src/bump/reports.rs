@@ -27,6 +27,8 @@ pub struct Reports {
 #[derive(Default)]
 struct Host {
     opaque_until: Option<Time>,
+    /// When it last ended a handshake without a word.
+    broken_off: Option<Time>,
     /// The last refusals of our leaf, in a ring.
     refusals: [Option<Time>; PINNED_REFUSALS],
     next: usize,
@@ -74,9 +76,30 @@ impl Reports {
             .is_some_and(|host| host.opaque_until.is_some_and(|until| now < until))
     }
 
+    /// The site ended its handshake with `sc` and did not say why: it may have passed, or be the way in which it says that
+    /// there is no TLS in common. When it happens again, at least [`PINNED_APART`] and at most [`PINNED_SPAN`] later, the
+    /// host is opaque, and true is returned.
+    pub fn broke_off(&self, host: &str, port: u16, now: Time) -> bool {
+        self.with_host(host, port, |host| {
+            let since = host.broken_off.map(|last| now.since(last));
+            if since.is_some_and(|since| since < PINNED_APART) {
+                return false;
+            }
+            host.broken_off = Some(now);
+            let again = since.is_some_and(|since| since <= PINNED_SPAN);
+            if again {
+                *host = Host {
+                    opaque_until: Some(now + OPAQUE_TIME),
+                    ..Host::default()
+                };
+            }
+            again
+        })
+    }
+
     /// A browser answered our leaf, a good one, with an alert about certificates at once: an app may have pinned the
-    /// site's. After [`PINNED_REFUSALS`] within [`PINNED_SPAN`], each [`PINNED_APART`] from the one before, the host is opaque, and true is returned, but never if it
-    /// is `exempt`: somebody wants to see its requests.
+    /// site's. After [`PINNED_REFUSALS`] within [`PINNED_SPAN`], each [`PINNED_APART`] from the one before, the host is
+    /// opaque, and true is returned, but never if it is `exempt`: somebody wants to see its requests.
     pub fn refused(&self, host: &str, port: u16, exempt: bool, now: Time) -> bool {
         if exempt {
             return false;

@@ -188,8 +188,8 @@ impl Browser {
             if let Err(bad) = inside.place(&mut request) {
                 return self.refuse_head(bad).await;
             }
-            // Rules may have changed since the handshake. Whoever reads 421 asks again over another connection, also what
-            // cannot be repeated (RFC 9110 section 15.5.20).
+            // Rules may have changed since the handshake; connections that ask for nothing are closed by that. Whoever reads
+            // 421 may ask again over another one, also what cannot be repeated (RFC 9110 section 15.5.20).
             if inside.scheme == Scheme::Https && !bump::is_allowed(&self.shard, &inside.host) {
                 return self
                     .refuse_head(Bad {
@@ -270,12 +270,17 @@ impl Browser {
         }
     }
 
-    /// Waits until nobody serves it any more.
+    /// Waits until nobody serves it any more, or the rules in force leave the site alone whose TLS ended here.
     async fn is_dismissed(&self) {
         match &self.seat {
-            Some(seat) => seat.is_dismissed().await,
+            Some(seat) => seat.is_dismissed(|| self.is_outdated()).await,
             None => std::future::pending().await,
         }
+    }
+
+    fn is_outdated(&self) -> bool {
+        let secured = self.inside.as_ref().filter(|inside| inside.scheme == Scheme::Https);
+        secured.is_some_and(|inside| !bump::is_allowed(&self.shard, &inside.host))
     }
 
     /// Opens a stream for this request, or waits for a link as long as the browser does: none if it has left. What the

@@ -148,6 +148,11 @@ async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, p
     let report = match select(reported, left).await {
         Either::Left(Either::Left(Ok(report))) => report,
         Either::Left(Either::Left(Err((code, text)))) => {
+            if code == Code::SiteReset && bump.reports.broke_off(host, port, runtime::now()) {
+                let text = format!("{host}:{port}: it ends TLS with sc each time: left to browsers for a while");
+                browser.shard.log(Level::Info, text);
+                return Err(Bumped::Anew);
+            }
             return Err(Bumped::Unseen(code, String::from_utf8_lossy(&text).into_owned()));
         }
         Either::Left(Either::Right(())) => {

@@ -241,7 +241,7 @@ async fn first_bytes(browser: &mut Browser, stream: Option<&Stream>) -> First {
                 runtime::sleep(DRAIN_SILENCE_MAX).await;
             }
             (None, Some(seat)) => {
-                select(seat.is_dismissed(), runtime::sleep(shard.times().browser_idle)).await;
+                select(seat.is_dismissed(|| false), runtime::sleep(shard.times().browser_idle)).await;
             }
             (None, None) => runtime::sleep(DRAIN_SILENCE_MAX).await,
         }

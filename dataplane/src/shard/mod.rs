@@ -604,6 +604,7 @@ impl Shard {
             }
             self.each_link_of(*id, |link| link.acknowledge(self, *version));
         }
+        self.wake_seats();
     }
 
     /// `sc`: sends the rules over one live link; answers of lower versions make it send them again.

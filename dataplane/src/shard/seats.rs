@@ -1,4 +1,4 @@
-//! Browsers' connections that a drain closes while they ask for nothing. Each takes its seat once, not for each request:
+//! Browsers' connections that are closed while they ask for nothing, by a drain or by other rules. Each takes its seat once, not for each request:
 //! a task has one waker for its life.
 
 use std::future::poll_fn;
@@ -47,9 +47,10 @@ impl Shard {
 }
 
 impl Seat {
-    /// Waits, in the task whose seat it is, until nobody serves any more. May be dropped.
-    pub async fn is_dismissed(&self) {
-        poll_fn(|_| match self.shard.dismisses() {
+    /// Waits, in the task whose seat it is, until nobody serves any more, or not this one: `or` is asked again when the rules
+    /// have changed. May be dropped.
+    pub async fn is_dismissed(&self, or: impl Fn() -> bool) {
+        poll_fn(|_| match self.shard.dismisses() || or() {
             true => Poll::Ready(()),
             false => Poll::Pending,
         })

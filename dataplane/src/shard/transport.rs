@@ -1,6 +1,6 @@
 //! A browser's or a site's connection: a socket as it is, or TLS over one. Both are read and written the same way.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,11 +15,17 @@ use crate::limits::{LINGER_MAX, TLS_FILLS_MAX, TLS_READ_BYTES, TLS_WRITES_MAX};
 pub struct Transport {
     socket: Socket,
     tls: Option<Box<RefCell<Tls>>>,
+    /// More is there than was looked at: the others have their turn first.
+    rests: Cell<bool>,
 }
 
 impl From<Socket> for Transport {
     fn from(socket: Socket) -> Self {
-        Self { socket, tls: None }
+        Self {
+            socket,
+            tls: None,
+            rests: Cell::new(false),
+        }
     }
 }
 
@@ -60,6 +66,9 @@ impl Transport {
     pub async fn readable(&self) -> io::Result<()> {
         if self.tls.as_ref().is_some_and(|tls| tls.borrow().is_ready()) {
             return Ok(());
+        }
+        if self.rests.take() {
+            runtime::yield_now().await;
         }
         self.socket.readable().await
     }
@@ -108,6 +117,7 @@ impl Transport {
             // Records without content are few; who sends nothing else does not keep the shard.
             fills += 1;
             if fills > TLS_FILLS_MAX {
+                self.rests.set(true);
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             if fill(&self.socket, tls)? == 0 {

@@ -85,6 +85,20 @@ fn connections_that_a_browser_opens_at_once_are_one_refusal() {
 }
 
 #[test]
+fn a_site_that_breaks_off_again_is_opaque() {
+    let reports = Reports::new();
+    let broke_off = |now| reports.broke_off("old.test", 443, now);
+    assert!(!broke_off(START));
+    assert!(!broke_off(START + PINNED_APART - MOMENT), "connections made at once");
+    let late = START + PINNED_SPAN + MOMENT;
+    assert!(!broke_off(late), "it may have been restarted, twice");
+    assert!(!reports.is_opaque("old.test", 443, late));
+    assert!(broke_off(late + PINNED_APART));
+    assert!(reports.is_opaque("old.test", 443, late + PINNED_APART));
+    assert!(!reports.is_opaque("old.test", 444, late + PINNED_APART));
+}
+
+#[test]
 fn refusals_count_for_their_host_and_never_where_somebody_wants_to_see_its_requests() {
     let reports = Reports::new();
     for port in 1..10 {
