@@ -51,9 +51,9 @@ pub fn request_without(request: &Request<'_>, leave: &[&str], add: &[(&str, &[u8
             connection_to_upgrade(&mut upgrade)
         } else if field.is("Upgrade") {
             Fate::keep_if(request.upgrade)
-        } else if leave.iter().any(|name| field.is(name)) || (field.is("Expect") && request.version == Version::Http10)
-        {
-            // RFC 9110 section 10.1.1: Expect from HTTP/1.0 means nothing, sent on as HTTP/1.1 it would.
+        } else if field.is("Content-Length") || field.is("Transfer-Encoding") {
+            framing(field)
+        } else if leave.iter().any(|name| field.is(name)) || (field.is("Expect") && !may_expect(request)) {
             Fate::Drop
         } else {
             end_to_end(field, listed.as_ref())
@@ -165,7 +165,7 @@ impl Fate<'_> {
 }
 
 /// Appends the field lines as `judge` says; lines that stay together are copied together.
-fn fields<'a>(fields: Fields<'_>, out: &mut impl BufMut, mut judge: impl FnMut(&Field<'_>) -> Fate<'a>) {
+fn fields<'a>(fields: Fields<'a>, out: &mut impl BufMut, mut judge: impl FnMut(&Field<'a>) -> Fate<'a>) {
     let block = fields.rest();
     let (mut kept, mut at) = (0, 0);
     for field in fields {
@@ -181,6 +181,32 @@ fn fields<'a>(fields: Fields<'_>, out: &mut impl BufMut, mut judge: impl FnMut(&
         at = end;
     }
     out.put_slice(&block[kept..at]);
+}
+
+/// RFC 9110 section 10.1.1: Expect from HTTP/1.0 means nothing, sent on as HTTP/1.1 it would; and no client may send it
+/// without content (some sites never answer then).
+fn may_expect(request: &Request<'_>) -> bool {
+    request.version == Version::Http11 && !matches!(request.framing, Framing::None | Framing::Length(0))
+}
+
+/// The value that frames a request's body is written in the one way that no site takes for something else: some keep a
+/// tab at its end, or read a number that begins with 0 as an octal one.
+fn framing<'a>(field: &Field<'a>) -> Fate<'a> {
+    let value = match field.value {
+        value if field.is("Transfer-Encoding") && value.eq_ignore_ascii_case(b"chunked") => b"chunked",
+        value => {
+            let zeros = value.iter().take_while(|digit| **digit == b'0').count();
+            &value[zeros.min(value.len().saturating_sub(1))..]
+        }
+    };
+    let is_so = field.line[field.name.len()..]
+        .strip_prefix(b": ")
+        .and_then(|rest| rest.strip_suffix(b"\r\n"));
+    if is_so == Some(value) {
+        Fate::Keep
+    } else {
+        Fate::Change(value)
+    }
 }
 
 fn connection_to_upgrade(upgrade: &mut bool) -> Fate<'static> {

@@ -5,4 +5,5 @@ mod exchanges;
 mod failures;
 mod reload;
 mod secure;
+mod smuggling;
 mod tunnel;

@@ -101,6 +101,42 @@ fn hop_by_hop_fields_stay_behind_and_the_rest_keeps_order_and_case() {
 }
 
 #[test]
+fn framing_is_written_in_one_way() {
+    for (from, to) in [
+        ("Transfer-Encoding:chunked", "Transfer-Encoding: chunked"),
+        ("tRANSFER-eNCODING: \tCHUNKED\t", "tRANSFER-eNCODING: chunked"),
+        ("Content-Length:5", "Content-Length: 5"),
+        ("content-LENGTH: \t007 \t", "content-LENGTH: 7"),
+        ("Content-Length: 000", "Content-Length: 0"),
+        ("Content-Length: 100", "Content-Length: 100"),
+        ("X-Content-Length:\t007 \t", "X-Content-Length:\t007 \t"),
+    ] {
+        request(
+            &["POST http://a/ HTTP/1.1", "Host: a", from, "X: 1"],
+            &["POST / HTTP/1.1", "Host: a", to, "X: 1"],
+        );
+    }
+}
+
+#[test]
+fn nothing_is_expected_without_content() {
+    for (fields, stays) in [
+        (&["Content-Length: 1"][..], true),
+        (&["Transfer-Encoding: chunked"], true),
+        (&["Content-Length: 0"], false),
+        (&[], false),
+    ] {
+        let expect = ["Expect: 100-continue"];
+        let [first, host] = ["POST http://a/ HTTP/1.1", "Host: a"];
+        let kept = if stays { &expect[..] } else { &[] };
+        request(
+            &[&[first, host][..], &expect, fields].concat(),
+            &[&["POST / HTTP/1.1", host][..], kept, fields].concat(),
+        );
+    }
+}
+
+#[test]
 fn only_websocket_is_upgraded_to() {
     let upgrade = [
         "Host: a",
