@@ -88,7 +88,8 @@ pub struct Request<'a> {
     pub keep_alive: bool,
     /// It asks for WebSocket. Other protocols are not upgraded to: `h2c` would carry requests past every rule.
     pub upgrade: bool,
-    /// `Expect: 100-continue`.
+    /// `Expect: 100-continue`. From HTTP/1.0 it means nothing, and without content nobody may send it (RFC 9110 section
+    /// 10.1.1): some sites would never answer.
     pub expect_continue: bool,
     /// A Host field is there.
     pub(super) names_host: bool,
@@ -124,7 +125,7 @@ impl<'a> Request<'a> {
             framing,
             keep_alive: http11 && !facts.close,
             upgrade: http11 && bodyless && method == "GET" && facts.upgrade_option && facts.websocket,
-            expect_continue: http11 && facts.expect_continue,
+            expect_continue: http11 && !bodyless && facts.expect_continue,
             names_host: facts.host.is_some(),
             lists_fields: facts.lists_fields,
         })

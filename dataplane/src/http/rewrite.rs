@@ -53,7 +53,7 @@ pub fn request_without(request: &Request<'_>, leave: &[&str], add: &[(&str, &[u8
             Fate::keep_if(request.upgrade)
         } else if field.is("Content-Length") || field.is("Transfer-Encoding") {
             framing(field)
-        } else if leave.iter().any(|name| field.is(name)) || (field.is("Expect") && !may_expect(request)) {
+        } else if leave.iter().any(|name| field.is(name)) || (field.is("Expect") && !request.expect_continue) {
             Fate::Drop
         } else {
             end_to_end(field, listed.as_ref())
@@ -181,12 +181,6 @@ fn fields<'a>(fields: Fields<'a>, out: &mut impl BufMut, mut judge: impl FnMut(&
         at = end;
     }
     out.put_slice(&block[kept..at]);
-}
-
-/// RFC 9110 section 10.1.1: Expect from HTTP/1.0 means nothing, sent on as HTTP/1.1 it would; and no client may send it
-/// without content (some sites never answer then).
-fn may_expect(request: &Request<'_>) -> bool {
-    request.version == Version::Http11 && !matches!(request.framing, Framing::None | Framing::Length(0))
 }
 
 /// The value that frames a request's body is written in the one way that no site takes for something else: some keep a

@@ -112,8 +112,10 @@ def gunicorn_server():
             settings = {
                 "bind": "127.0.0.1:0",
                 "worker_class": "gthread",
-                "threads": 8,
+                # A connection on which nothing was asked yet holds one.
+                "threads": 64,
                 "keepalive": 300,
+                "graceful_timeout": 1,
                 "loglevel": "critical",
                 "when_ready": lambda server: ready(server.LISTENERS[0].sock),
             }
