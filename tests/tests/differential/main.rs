@@ -6,6 +6,7 @@
 
 mod account;
 mod browser;
+mod chunks;
 mod gateway;
 mod messages;
 mod reading;

@@ -2,6 +2,7 @@
 
 use tests::simulation::prng::Prng;
 
+use crate::chunks::{Odd, chunks};
 use crate::reading::Way;
 
 /// Fields that mean nothing for the framing, or look as if they did.
@@ -191,15 +192,18 @@ fn base(way: Way, site: &str) -> String {
 
 /// A message that was mutated at least once.
 pub fn mutated(random: &mut Prng, way: Way, site: &str, number: u64) -> Vec<u8> {
-    let mut message = fresh(random, way, site, number);
+    // One thing that is hard to read shows more than several, of which one is refused by everybody.
+    let odd = random.chance(30).then(|| random.pick(&Odd::ALL));
+    let mut message = fresh(random, way, site, number, odd);
     for _ in 0..random.between(1, 3) {
         soften(random, &mut message, way);
     }
-    if random.chance(35) {
+    let others = if odd.is_some() { 10 } else { 35 };
+    if random.chance(others) {
         harden_head(random, &mut message);
     }
     let mut bytes = message.written();
-    if random.chance(20) {
+    if random.chance(others / 2) {
         for _ in 0..random.between(1, 3) {
             scramble(random, &mut bytes);
         }
@@ -207,7 +211,7 @@ pub fn mutated(random: &mut Prng, way: Way, site: &str, number: u64) -> Vec<u8> 
     bytes
 }
 
-fn fresh(random: &mut Prng, way: Way, site: &str, number: u64) -> Message {
+fn fresh(random: &mut Prng, way: Way, site: &str, number: u64, odd: Option<Odd>) -> Message {
     let methods = [
         "GET", "GET", "POST", "POST", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS",
     ];
@@ -253,116 +257,10 @@ fn fresh(random: &mut Prng, way: Way, site: &str, number: u64) -> Message {
         }
         _ => {
             message.fields.push(b"Transfer-Encoding: chunked".to_vec());
-            message.body = chunks(random, payload);
+            message.body = chunks(random, payload, odd);
         }
     }
     message
-}
-
-/// The payload in chunks, one in four with something odd about them.
-fn chunks(random: &mut Prng, payload: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut rest = payload;
-    let largest = random.pick(&[1, 7, 40, 400]);
-    let is_odd = random.chance(25);
-    while !rest.is_empty() {
-        let length = (random.between(1, largest) as usize).min(rest.len());
-        let (piece, after) = rest.split_at(length);
-        rest = after;
-        let size = match random.below(5) {
-            0 => format!("{length:X}"),
-            1 => format!("00{length:x}"),
-            _ => format!("{length:x}"),
-        };
-        let size = if is_odd && random.chance(30) {
-            odd_size(random, length)
-        } else {
-            size
-        };
-        let extension = if random.chance(20) {
-            extension(random, is_odd)
-        } else {
-            ""
-        };
-        let [line_end, chunk_end] = [(); 2].map(|()| match is_odd && random.chance(20) {
-            true => random.pick(&["\n", "\r", "", "\r\r\n", "\n\n", "xx", "\r\nx"]),
-            false => "\r\n",
-        });
-        out.extend_from_slice(format!("{size}{extension}{line_end}").as_bytes());
-        out.extend_from_slice(piece);
-        out.extend_from_slice(chunk_end.as_bytes());
-    }
-    let last = match is_odd && random.chance(20) {
-        true => random.pick(&[
-            "0\n",
-            "0\r\n\n",
-            "",
-            "-0\r\n",
-            "0x0\r\n",
-            "0 \r\n",
-            "g\r\n",
-            "00000000000000000000\r\n",
-        ]),
-        false => random.pick(&["0\r\n", "0\r\n", "0\r\n", "000\r\n", "0;last\r\n"]),
-    };
-    out.extend_from_slice(last.as_bytes());
-    let trailers = match random.below(8) {
-        0 => "X-Sum: 1\r\n\r\n",
-        1 => "X-Sum: \"a\"\r\nY:\r\n\r\n",
-        2 if is_odd => random.pick(&[
-            "Content-Length: 5\r\n\r\n",
-            "Transfer-Encoding: chunked\r\n\r\n",
-            "Host: other.test\r\n\r\n",
-            "X : y\r\n\r\n",
-            "X: y\n\r\n",
-            "X: y\r\n z\r\n\r\n",
-            "X\r\n\r\n",
-            ": y\r\n\r\n",
-            "\n",
-            "\r",
-            "",
-            "GET /hidden HTTP/1.1\r\n\r\n",
-        ]),
-        _ => "\r\n",
-    };
-    out.extend_from_slice(trailers.as_bytes());
-    out
-}
-
-fn odd_size(random: &mut Prng, length: usize) -> String {
-    match random.below(13) {
-        0 => format!("+{length:x}"),
-        1 => format!("-{length:x}"),
-        2 => format!("0x{length:x}"),
-        3 => format!(" {length:x}"),
-        4 => format!("{length:x} "),
-        5 => format!("{length:x}\t"),
-        6 => format!("{length:x}g"),
-        7 => format!("10000000000000{length:03x}"),
-        8 => format!("fffffffffffff{length:03x}"),
-        9 => format!("1000000000000000{length:x}"),
-        10 => format!("0000000000000000000000{length:x}"),
-        11 => format!("{length:x}_0"),
-        _ => format!("{:x}", length + random.between(1, 3) as usize),
-    }
-}
-
-fn extension(random: &mut Prng, is_odd: bool) -> &'static str {
-    match is_odd && random.chance(50) {
-        true => random.pick(&[
-            ";a\n",
-            ";a=\"\r\n\"",
-            ";a\rb",
-            ";a\0",
-            ";\n",
-            " ;a",
-            ";a=\"\n0\r\n\r\n",
-            ";\u{e4}",
-            "\r",
-            ";a=\"\\\r\n\"",
-        ]),
-        false => random.pick(&[";a", ";a=b", ";a=\"b c\"", ";a=\"\\\"\";d", ";", "; a = b", ";0\t"]),
-    }
 }
 
 /// What most readers take.
