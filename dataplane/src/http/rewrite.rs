@@ -1,4 +1,5 @@
-//! The head that is sent on: hop-by-hop fields out, everything else as it came, in its order and case.
+//! The head that is sent on: hop-by-hop fields out, everything else as it came, in its order and case. What frames the
+//! body of a request has its value written in one way.
 
 use bytes::BufMut;
 

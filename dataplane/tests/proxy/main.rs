@@ -3,6 +3,8 @@
 mod connections;
 mod exchanges;
 mod failures;
+mod leftovers;
+mod recorder;
 mod reload;
 mod secure;
 mod smuggling;
