@@ -3,7 +3,7 @@
 //! Lenient where it reads: any field may be absent or null, unknown ones are ignored. Strict about sizes, so that
 //! what is kept stays bounded.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use dataplane::limits;
 use dataplane::rules::{Domains, FastFail, Routes, Sites};
@@ -331,7 +331,7 @@ pub struct EndpointInfo {
 }
 
 /// What an endpoint has counted of one tunnel, from the endpoint's start on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Exchanges that went through the tunnel: requests, and CONNECTs that stay opaque.
     pub requests: u64,
@@ -344,6 +344,10 @@ pub struct Counts {
     /// Of the endpoint, which a pool has in common. An earlier version's says nothing of it.
     #[serde(default)]
     pub cache: CacheCounts,
+    /// Failures that browsers were told of by a page, or by a cut in the middle, by the name that page and log show. Of the
+    /// endpoint too.
+    #[serde(default)]
+    pub errors: BTreeMap<String, u64>,
 }
 
 /// What an endpoint's response cache has done.

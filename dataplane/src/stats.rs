@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::http::page::CAUSES;
 use crate::mux::Code;
 
 /// One counter or gauge of one shard.
@@ -51,12 +52,19 @@ pub struct Counters {
     pub frames_replayed: Counter,
     pub events_dropped: Counter,
     resets: [Counter; Code::ALL.len()],
+    errors: [Counter; CAUSES.len()],
 }
 
 impl Counters {
     /// Counts a stream that ended before its time.
     pub fn reset(&self, code: Code) {
         self.resets[code as usize - 1].add(1);
+    }
+
+    /// Counts a browser that was told of a failure, or cut, by the cause's name.
+    pub fn error(&self, name: &str) {
+        let row = CAUSES.iter().position(|cause| cause.0 == name);
+        self.errors[row.unwrap_or(0)].add(1);
     }
 }
 
@@ -132,6 +140,8 @@ pub struct Report {
     pub events_dropped: u64,
     /// Streams that ended before their time, by the name of the reason.
     pub resets: Vec<(&'static str, u64)>,
+    /// Failures that browsers were told of by a page, or by a cut in the middle, by the name of the cause.
+    pub errors: Vec<(&'static str, u64)>,
 }
 
 impl Report {
@@ -141,6 +151,12 @@ impl Report {
         let mut resets: Vec<_> = Code::ALL.iter().map(|(_, name)| (*name, 0)).collect();
         for shard in shards {
             for ((_, total), counter) in resets.iter_mut().zip(&shard.resets) {
+                *total += counter.value();
+            }
+        }
+        let mut errors: Vec<_> = CAUSES.iter().map(|cause| (cause.0, 0)).collect();
+        for shard in shards {
+            for ((_, total), counter) in errors.iter_mut().zip(&shard.errors) {
                 *total += counter.value();
             }
         }
@@ -158,6 +174,7 @@ impl Report {
             frames_replayed: sum(|c| &c.frames_replayed),
             events_dropped: sum(|c| &c.events_dropped),
             resets,
+            errors,
         }
     }
 }
@@ -175,9 +192,13 @@ mod tests {
         shards[0].reset(Code::Dns);
         shards[1].reset(Code::Dns);
         shards[1].reset(Code::VerdictChanged);
+        shards[0].error("blocked");
+        shards[1].error("blocked");
         let report = Report::of(&shards);
         assert_eq!((report.requests, report.links_up), (5, 1));
         assert_eq!(report.resets[0], ("dns", 2));
         assert_eq!(report.resets[16], ("verdict-changed", 1));
+        let told: Vec<_> = report.errors.into_iter().filter(|(_, n)| *n > 0).collect();
+        assert_eq!(told, [("blocked", 2)]);
     }
 }

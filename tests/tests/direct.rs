@@ -1,7 +1,7 @@
 //! `-D` and `-t`: what goes past the tunnel is dialled by the cloud, and only if it is on the internet. The cloud is in
 //! one network namespace, `sc` and both sites are in another one; one site has an address of the internet there.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::path::Path;
 use std::process::Command;
 
@@ -18,18 +18,22 @@ use tests::websocket::WebSocket;
 both_drivers![
     what_is_direct_goes_past_the_tunnel,
     what_is_not_for_the_tunnel_is_direct,
-    the_internet_and_nothing_else
+    the_internet_and_nothing_else,
+    no_spelling_leads_to_the_clouds_own_host
 ];
 
 /// Of the site that is on the internet; in no list of special addresses.
 const INTERNET: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 14);
-const HOSTS: [(&str, &str); 6] = [
+const HOSTS: [(&str, &str); 9] = [
     ("127.0.0.1", "localhost"),
     ("93.184.215.14", "cdn.test"),
     ("93.184.215.14", "www.cdn.test"),
     ("10.99.0.2", "intern.test"),
     ("10.99.0.2", "rebound.cdn.test"),
     ("169.254.169.254", "metadata.cdn.test"),
+    ("127.0.0.1", "loopback.cdn.test"),
+    ("::1", "loopback6.cdn.test"),
+    ("10.99.0.1", "cloud.cdn.test"),
 ];
 const PORT: u16 = 8_080;
 const TLS_PORT: u16 = 8_443;
@@ -72,7 +76,8 @@ impl Stage {
 
     fn tunnel(&self, arguments: &[&str]) -> Tunnel {
         let folder = tempfile::tempdir().unwrap();
-        let mut sc = self.cloud.sc(&folder.path().join("sc.log"));
+        // What goes past the tunnel stays opaque for all that.
+        let mut sc = self.cloud.bumping_sc(&folder.path().join("sc.log"));
         sc.arg("--pidfile").arg(folder.path().join("sc.pid"));
         sc.args(["--shards", "1"]).args(arguments);
         self.cloud.adopt(Process::start(&mut self.inner.enter(&sc)), folder)
@@ -172,7 +177,7 @@ fn what_is_not_for_the_tunnel_is_direct(driver: Driver) {
 
 /// Addresses that are not on the internet are denied whatever names them; a network may be allowed.
 fn the_internet_and_nothing_else(driver: Driver) {
-    let allowed = ["--direct-networks", "10.99.0.0/30"];
+    let allowed = ["--direct-networks", "10.99.0.0/30,127.0.0.0/8"];
     let Some(mut stage) = Stage::set(driver, "the_internet_and_nothing_else", &allowed) else {
         return;
     };
@@ -191,6 +196,20 @@ fn the_internet_and_nothing_else(driver: Driver) {
     refused(&client.get("http://cdn.test:9/").unwrap(), 502, "refused", "cdn.test:9");
     let answer = client.get("http://nowhere.cdn.test/").unwrap();
     refused(&answer, 502, "dns", "nowhere.cdn.test");
+    // Of the cloud's own ports not even a network that is allowed has any.
+    let listens = |line: &str| {
+        let address = line.strip_prefix("REST: https://")?.split('/').next()?;
+        address.parse::<SocketAddr>().ok()
+    };
+    let rest = stage.cloud.process.line("REST", listens).port();
+    for port in [rest, tunnel.proxy.port()] {
+        for host in ["loopback.cdn.test", "cloud.cdn.test"] {
+            let answer = client.get(&format!("http://{host}:{port}/")).unwrap();
+            refused(&answer, 403, "denied", "own ports are not reached");
+        }
+    }
+    let errors = &stage.cloud.tunnel(&tunnel.id)["culvert"]["errors"];
+    assert_eq!(errors, &serde_json::json!({ "denied": 10, "dns": 1, "refused": 1 }));
     // Without a broker nobody dials, and kept connections serve on.
     let direct = format!("http://{INTERNET}:{PORT}");
     client.download(&direct, 2, 10_000, "").unwrap();
@@ -203,4 +222,68 @@ fn the_internet_and_nothing_else(driver: Driver) {
     client
         .download(&format!("http://cdn.test:{PORT}"), 4, 10_000, "")
         .unwrap();
+}
+
+/// Whatever a browser writes for loopback, link-local and metadata addresses, and for the cloud's own: nobody there is asked.
+fn no_spelling_leads_to_the_clouds_own_host(driver: Driver) {
+    let Some(stage) = Stage::set(driver, "no_spelling_leads_to_the_clouds_own_host", &[]) else {
+        return;
+    };
+    // All that is not named goes past the tunnel.
+    let tunnel = stage.tunnel(&["-t", "intern.test"]);
+    let secret = [
+        TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9_000)).unwrap(),
+        TcpListener::bind((Ipv6Addr::UNSPECIFIED, 9_001)).unwrap(),
+    ];
+    let mut client = tunnel.client();
+    for host in [
+        "127.0.0.1",
+        "127.8.8.8",
+        "[::1]",
+        "[::ffff:7f00:1]",
+        "localhost",
+        "a.localhost",
+    ] {
+        // The tunnel host's own, where nobody listens.
+        let url = format!("{host}:9000");
+        refused(&client.get(&format!("http://{url}/")).unwrap(), 502, "refused", &url);
+    }
+    for host in [
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "0.0.0.0",
+        "0",
+        "[::]",
+        "[::ffff:10.99.0.1]",
+        "[::127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "loopback.cdn.test",
+        "loopback6.cdn.test",
+        "cloud.cdn.test",
+        "10.99.0.1",
+        "169.254.0.1",
+        "169.254.169.254",
+        "[fe80::1]",
+        "[::ffff:169.254.169.254]",
+        "[fd00:ec2::254]",
+        "100.100.100.200",
+        "metadata.cdn.test",
+        "192.168.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+    ] {
+        for port in [9_000, 9_001] {
+            let answer = client.get(&format!("http://{host}:{port}/")).unwrap();
+            refused(&answer, 403, "denied", "only the internet");
+            let answer = connect(tunnel.proxy, &format!("{host}:{port}")).unwrap().unwrap_err();
+            refused(&answer, 403, "denied", "only the internet");
+        }
+    }
+    for listener in secret {
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err(), "the cloud's own host was asked");
+    }
 }

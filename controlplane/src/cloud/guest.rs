@@ -1,7 +1,7 @@
 //! `sc-cloud endpoint`: the process that carries one tunnel or one pool. It gets every socket from the broker, makes its own key,
 //! and never creates, accepts or dials anything once its shards run: [`super::sandbox`] takes away what it could do it with.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -356,10 +356,13 @@ impl Guest {
                         resumes: m.resumes,
                         frames_replayed: m.frames_replayed,
                         cache,
+                        errors: BTreeMap::new(),
                     },
                 });
+                let errors = self.endpoint.report().errors.into_iter().filter(|(_, n)| *n > 0);
                 self.tell(FromEndpoint::Report {
                     members: members.collect(),
+                    errors: errors.map(|(name, n)| (name.to_owned(), n)).collect(),
                 })
                 .await;
             }

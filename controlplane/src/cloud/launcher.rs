@@ -11,6 +11,7 @@ mod orphan;
 mod seat;
 mod sockets;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -406,7 +407,7 @@ impl Life {
                     log(&self.id, &level, &messages::clean(&text));
                 }
             }
-            FromEndpoint::Report { members } => self.counted(running, &members),
+            FromEndpoint::Report { members, errors } => self.counted(running, &members, &errors),
             FromEndpoint::Dial { shard, id, host, port } => return self.dial(running, shard, id, host, port).await,
             FromEndpoint::Rules { part } => {
                 running
@@ -499,12 +500,15 @@ impl Life {
         }
     }
 
-    fn counted(&self, running: &mut Running, members: &[MemberCounts]) {
+    fn counted(&self, running: &mut Running, members: &[MemberCounts], errors: &BTreeMap<String, u64>) {
         for (tunnel, answer) in running.counts.drain(..) {
             let seat = self.seats.iter().find(|s| s.member.tunnel == tunnel);
             let name = seat.and_then(Seat::name);
             let counted = members.iter().find(|m| Some(m.member.as_str()) == name);
-            let counts = counted.map_or_else(Counts::default, |m| m.counts);
+            let counts = Counts {
+                errors: errors.clone(),
+                ..counted.map_or_else(Counts::default, |m| m.counts.clone())
+            };
             // Whoever asked may have gone.
             let _ = answer.send(counts);
         }

@@ -1,6 +1,6 @@
 //! What the broker and an endpoint process say to each other: one JSON text a message, descriptors beside it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -143,9 +143,11 @@ pub enum FromEndpoint {
         level: String,
         text: String,
     },
-    /// Of each member.
+    /// Of each member, and of all together.
     Report {
         members: Vec<MemberCounts>,
+        #[serde(default)]
+        errors: BTreeMap<String, u64>,
     },
     /// A piece of the JSON of new rules, Base64; `Switched` ends it.
     Rules {
@@ -234,6 +236,8 @@ pub fn clean(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dataplane::http::page::CAUSES;
+
     use crate::api::CacheCounts;
     use crate::cloud::limits::{LINKS_MAX, MESSAGE_BYTES_MAX, RULES_PART_BYTES_MAX, TUNNELS_PER_ACCOUNT_MAX};
 
@@ -264,11 +268,13 @@ mod tests {
                     entries: u64::MAX,
                     bytes: u64::MAX,
                 },
+                errors: BTreeMap::new(),
             },
         };
         // A pool is of one account.
         let report = FromEndpoint::Report {
             members: std::iter::repeat_with(one).take(TUNNELS_PER_ACCOUNT_MAX).collect(),
+            errors: CAUSES.iter().map(|cause| (cause.0.to_owned(), u64::MAX)).collect(),
         };
         assert!(serde_json::to_vec(&report).unwrap().len() <= MESSAGE_BYTES_MAX);
         let one = || Present {

@@ -180,13 +180,20 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// The page for a head that was refused: `bad-request`, closes.
+    /// The page for a head that was refused: `bad-request`, or `misdirected` where its site is not the connection's; closes.
     pub fn refused(bad: super::Bad, settings: u32) -> Page<'static> {
         Page {
             status: bad.status,
             detail: bad.reason,
             close: true,
-            ..Page::new("bad-request", settings)
+            ..Page::new(
+                if bad.status == 421 {
+                    "misdirected"
+                } else {
+                    "bad-request"
+                },
+                settings,
+            )
         }
     }
 

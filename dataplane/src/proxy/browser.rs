@@ -4,7 +4,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-use super::flow::{Activity, Inlet, cut_at_end, linger};
+use super::flow::{Activity, End, Inlet, cut_at_end, linger};
 use super::relay::{DISMISSED, dismissed, relay};
 use super::{bump, connect, fetch};
 use crate::http::page::Page;
@@ -96,6 +96,9 @@ async fn carry(socket: Transport, stream: Stream, early: Bytes, _counted: Counte
     let relayed = relay(&socket, &stream, early, &mut inlet, Code::Cancelled, &activity);
     if let Either::Right(()) = select(relayed, dismissed(&stream, &activity)).await {
         stream.reset(Code::Shutdown, DISMISSED);
+    }
+    if let Some(End::Cut(code, _)) = inlet.end() {
+        stream.shard().count_error(code.name());
     }
 }
 
@@ -333,6 +336,9 @@ impl Browser {
     }
 
     async fn last_page(&mut self, page: &Page<'_>) -> Next {
+        if !self.is_probe {
+            self.shard.count_error(page.name);
+        }
         match self.socket.write_all(&page.write()).await {
             Ok(()) => Next::Close,
             Err(_) => Next::Abort,

@@ -153,6 +153,7 @@ async fn opaque(browser: &mut Browser, request: &Request<'_>, stream: Option<Str
     let fast_fail = &browser.shard.rules().fast_fail;
     if !fast_fail.is_empty() && fast_fail.blocks(&rules::opaque_url(host, port)).is_some() {
         stream.reset(Code::Denied, "the rules drop it (-F)");
+        browser.shard.count_error("blocked");
         return Next::Abort;
     }
     stream.count_request();

@@ -63,6 +63,16 @@ impl Fault {
             End::Cut(code, text) => Self::Stream(*code, text.clone()),
         }
     }
+
+    /// What the other side did wrong.
+    fn code(&self) -> Option<Code> {
+        match self {
+            Self::Stream(code, _) => Some(*code),
+            Self::MemberLost => Some(Code::TunnelDown),
+            Self::BadAnswer(_) => Some(Code::Protocol),
+            _ => None,
+        }
+    }
 }
 
 impl From<NoHead> for Fault {
@@ -160,7 +170,12 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
                 cached::leave(&stream).await;
                 continue;
             }
-            Err(_) if progress.begun.get() => return Next::Abort,
+            Err(fault) if progress.begun.get() => {
+                if let Some(code) = fault.code() {
+                    browser.shard.count_error(code.name());
+                }
+                return Next::Abort;
+            }
             Err(fault) => fault,
         };
         let orphaned = match &fault {

@@ -285,6 +285,11 @@ impl Shard {
         usize::try_from(self.0.counters.connections.value()).map_or(usize::MAX, |local| local + links)
     }
 
+    /// Counts a failure that a browser is told of: a row of [`crate::http::page::CAUSES`].
+    pub fn count_error(&self, name: &str) {
+        self.0.counters.error(name);
+    }
+
     /// Counts a local connection while the guard lives.
     pub fn count_connection(&self) -> Counted {
         self.0.counters.connections.add(1);

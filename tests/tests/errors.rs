@@ -1,0 +1,302 @@
+//! Each failure has one name: in the page and its header, in the log of `sc` where `sc` met it, and in the count of REST.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tests::both_drivers;
+use tests::certificate::Company;
+use tests::cloud::{Cloud, CloudOptions, Driver, fault_lasts};
+use tests::deaf::Deaf;
+use tests::http::{Answer, Client, PATIENCE, connect};
+use tests::origin::Origin;
+use tests::tls;
+
+both_drivers![
+    one_name_everywhere,
+    too_much_is_limit,
+    what_was_kept_and_closed_costs_nothing
+];
+
+/// What was provoked, and how often under which name.
+#[derive(Default)]
+struct Told(BTreeMap<&'static str, u64>);
+
+impl Told {
+    fn page(&mut self, what: &str, answer: &Answer, status: u16, name: &'static str, words: &str) {
+        let shown = (answer.status(), answer.head.field("Culvert-Error"));
+        assert_eq!(shown, (status, Some(name)), "{what}: {}", answer.text());
+        let text = answer.text();
+        assert!(text.contains(&format!("<code>{name}</code>")), "{what}: {text}");
+        assert!(text.contains(words), "{what}: {words:?} is not in {text}");
+        self.cut(name);
+    }
+
+    fn cut(&mut self, name: &'static str) {
+        *self.0.entry(name).or_default() += 1;
+    }
+
+    /// What REST shows, once it has all of it.
+    fn is_counted(&self, cloud: &Cloud, id: &str) {
+        let since = Instant::now();
+        let own: BTreeMap<String, u64> = self.0.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+        loop {
+            let shown = cloud.tunnel(id)["culvert"]["errors"].clone();
+            let counted: BTreeMap<String, u64> = serde_json::from_value(shown).expect("names and counts");
+            if counted == own {
+                return;
+            }
+            assert!(since.elapsed() < PATIENCE, "REST has {counted:?}, told were {own:?}");
+            // The front limits the connections of one address.
+            fault_lasts(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Reads a request, says `bytes`, and ends the connection, cleanly or with a reset.
+fn site_that_says(bytes: &'static [u8], resets: bool) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = socket.unwrap();
+            let _ = socket.read(&mut [0; 4_096]).unwrap();
+            socket.write_all(bytes).unwrap();
+            if resets {
+                SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+        }
+    });
+    address
+}
+
+fn one_name_everywhere(driver: Driver) {
+    let company = Company::new();
+    let cloud = Cloud::with(CloudOptions {
+        arguments: vec!["--browser-body-timeout=200ms".to_owned()],
+        ..CloudOptions::new(driver)
+    });
+    let roots = cloud.state.path().join("company.pem");
+    std::fs::write(&roots, &company.root_pem).unwrap();
+    let mut arguments = vec![
+        "--shards",
+        "1",
+        "-F",
+        "/unwanted",
+        "--cacert-file",
+        roots.to_str().unwrap(),
+    ];
+    for limit in ["--http-dial-timeout", "--first-byte-timeout", "--idle-timeout"] {
+        arguments.extend([limit, "500ms"]);
+    }
+    let tunnel = cloud.start_bumping_tunnel(&arguments);
+    let (origin, deaf) = (Origin::of(company.site(&["localhost"], |_| {})), Deaf::start());
+    let base = origin.base();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let interim = site_that_says(b"HTTP/1.1 103 Early Hints\r\n\r\n", false);
+    let garbled = site_that_says(b"SSH-2.0-OpenSSH_9.2\r\n", false);
+    let dropped = site_that_says(b"", true);
+    let mut told = Told::default();
+
+    // Met by `sc`: status, name, words of the page, and a URL.
+    let by_client = [
+        (502, "dns", "nowhere.invalid", "http://nowhere.invalid/".to_owned()),
+        (
+            502,
+            "refused",
+            "the connection was refused",
+            format!("http://{closed}/"),
+        ),
+        (
+            502,
+            "unreachable",
+            "cannot be reached",
+            "http://255.255.255.255/".to_owned(),
+        ),
+        (504, "connect-timeout", "in time", format!("http://{}/", deaf.address)),
+        (
+            504,
+            "first-byte-timeout",
+            "silent for too long",
+            format!("{base}/bytes?silent"),
+        ),
+        (502, "site-reset", "before it answered", format!("http://{dropped}/")),
+        (502, "site-reset", "broke its answer off", format!("http://{interim}/")),
+        (502, "protocol", "", format!("http://{garbled}/")),
+        (
+            403,
+            "denied",
+            "link-local",
+            "http://169.254.169.254/latest/meta-data".to_owned(),
+        ),
+        (403, "denied", "metadata", "http://100.100.100.200/".to_owned()),
+    ];
+    for (status, name, words, url) in &by_client {
+        let answer = tunnel.client().get(url).unwrap();
+        told.page(url, &answer, *status, name, words);
+    }
+    let refused = connect(tunnel.proxy, &closed.to_string()).unwrap().unwrap_err();
+    told.page("CONNECT", &refused, 502, "refused", "the connection was refused");
+
+    // Met in the middle, where there is no page any more.
+    let error = tunnel.client().download(&base, 1, 100_000, "&held").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+    told.cut("idle-timeout");
+    let mut opaque = connect(tunnel.proxy, &dropped.to_string()).unwrap().unwrap();
+    opaque.write_all(b"no HTTP\r\n").unwrap();
+    assert_eq!(
+        opaque.read(&mut [0]).unwrap_err().kind(),
+        io::ErrorKind::ConnectionReset
+    );
+    told.cut("site-reset");
+    origin.open_gate();
+
+    // Inside TLS that ends at the endpoint; the page says which check failed.
+    let trust = tls::trust_file(&cloud.ca()).unwrap();
+    let secure = || tls::client_through(tunnel.proxy, &trust, "localhost", origin.https.port()).unwrap();
+    let changing = || {
+        let mut client = secure().unwrap();
+        assert_eq!(client.get("/echo-head").unwrap().status(), 200);
+        client
+    };
+    let mut client = changing();
+    let mut other = (*origin.site.server_config()).clone();
+    other.alpn_protocols = vec![b"h2".to_vec()];
+    origin.set_tls(Arc::new(other));
+    origin.close_connections();
+    told.page("TLS", &client.get("/x").unwrap(), 502, "tls", "(ALPN)");
+    origin.set_tls(origin.site.server_config());
+    let mut client = changing();
+    origin.set_tls(Company::new().site(&["localhost"], |_| {}).server_config());
+    origin.close_connections();
+    told.page(
+        "issuer",
+        &client.get("/x").unwrap(),
+        502,
+        "verdict-changed",
+        "certificate is",
+    );
+    origin.set_tls(origin.site.server_config());
+    let mut client = changing();
+    client.send_raw(b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n").unwrap();
+    told.page(
+        "another site",
+        &client.read_answer("GET").unwrap(),
+        421,
+        "misdirected",
+        "names another site",
+    );
+
+    // Met by the endpoint, which has no log of the user's.
+    let mut said = |raw: &str, status, name, words: &str| {
+        let mut client = tunnel.client();
+        client.send_raw(raw.as_bytes()).unwrap();
+        told.page(raw, &client.read_answer("GET").unwrap(), status, name, words);
+    };
+    said(
+        "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        400,
+        "bad-request",
+        "this is a proxy",
+    );
+    said(
+        &format!("GET {base}/unwanted HTTP/1.1\r\nHost: x\r\n\r\n"),
+        403,
+        "blocked",
+        "/unwanted",
+    );
+    said(
+        "GET https://x/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        403,
+        "denied",
+        "goes by CONNECT",
+    );
+    let only = "HTTP/1.1\r\nHost: x\r\nCache-Control: only-if-cached\r\n\r\n";
+    said(
+        &format!("GET {base}/bytes/a {only}"),
+        504,
+        "only-if-cached",
+        "not in the cache",
+    );
+    let late = "HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf";
+    said(&format!("POST {base}/upload {late}"), 408, "request-timeout", "paused");
+
+    told.is_counted(&cloud, &tunnel.id);
+    let secure = format!("localhost:{}", origin.https.port());
+    let logged = by_client.iter().map(|(_, name, _, url)| {
+        let host = url.strip_prefix("http://").and_then(|rest| rest.split('/').next());
+        (*name, host.unwrap())
+    });
+    let logged: Vec<_> = logged
+        .chain([
+            ("idle-timeout", &base["http://".len()..]),
+            ("tls", "localhost"),
+            ("verdict-changed", &secure),
+        ])
+        .map(|(name, host)| format!(" {name}: {host}"))
+        .collect();
+    // The log is written behind what it tells of.
+    let since = Instant::now();
+    while let Some(line) = logged.iter().find(|line| !tunnel.log().contains(line.as_str())) {
+        assert!(
+            since.elapsed() < PATIENCE,
+            "{line:?} is not in the log:\n{}",
+            tunnel.log()
+        );
+        fault_lasts(Duration::from_millis(20));
+    }
+    tunnel.stop();
+}
+
+/// As many streams as may be.
+fn too_much_is_limit(driver: Driver) {
+    const STREAMS: usize = 8;
+    let cloud = Cloud::start(driver);
+    let tunnel = cloud.start_tunnel_with(&["--shards", "1", "--max-streams", &STREAMS.to_string()]);
+    let origin = Origin::start();
+    let url = format!("{}/bytes?seed=1&length=10&held", origin.base());
+    let mut told = Told::default();
+    let held: Vec<Client> = (0..STREAMS)
+        .map(|_| {
+            let mut client = tunnel.client();
+            client.send("GET", &url, &[], &[]).unwrap();
+            client
+        })
+        .collect();
+    origin.wait("all of them", |c| c.path("/bytes") == STREAMS as u64);
+    let answer = tunnel.client().get(&origin.base()).unwrap();
+    told.page("one more", &answer, 503, "limit", "");
+    assert_eq!(answer.head.field("Retry-After"), Some("1"));
+    told.is_counted(&cloud, &tunnel.id);
+    origin.open_gate();
+    for mut client in held {
+        assert_eq!(client.read_answer("GET").unwrap().status(), 200);
+    }
+    tunnel.stop();
+}
+
+/// Connections that wait for their next request are the site's to close: neither a GET nor a POST fails by it or is doubled.
+fn what_was_kept_and_closed_costs_nothing(driver: Driver) {
+    const ROUNDS: u64 = 20;
+    let cloud = Cloud::start(driver);
+    let tunnel = cloud.start_tunnel();
+    let origin = Origin::start();
+    let once = format!("{}/once?key=a", origin.base());
+    let mut client = tunnel.client();
+    for round in 1..=ROUNDS {
+        let posted = client.request("POST", &once, &[], b"x").unwrap();
+        assert_eq!((posted.status(), posted.text()), (200, round.to_string()));
+        origin.close_connections();
+        tunnel.serves(&origin);
+        origin.close_connections();
+    }
+    let counters = origin.counters();
+    assert_eq!((counters.path("/once"), counters.path("/echo-head")), (ROUNDS, ROUNDS));
+    assert_eq!(counters.connections, 2 * ROUNDS, "each was asked on a new one");
+    Told::default().is_counted(&cloud, &tunnel.id);
+    tunnel.stop();
+}
