@@ -42,6 +42,9 @@ pub async fn serve(shard: Shard, stream: Stream) {
     if !stream.is_direct() && routed == Route::Direct {
         return stream.reset(Code::Denied, "the tunnel's own rules keep this host out of it (-D, -t)");
     }
+    if stream.open().kind == Kind::Https && shard.rules().no_bump.contains(&host) {
+        return stream.reset(Code::Denied, "the tunnel's own rules leave this host's TLS alone (-B)");
+    }
     let call = Call {
         shard: &shard,
         sites: &sites,
@@ -117,7 +120,7 @@ impl Call<'_> {
     fn may_shake(&self, site: &Site, sni: &[u8], activity: &Activity) -> bool {
         let verdict = if activity.any() || !site.socket.is_quiet(true) {
             Verdict::SPOKE_FIRST
-        } else if !sni.eq_ignore_ascii_case(self.host.as_bytes()) {
+        } else if !sni.eq_ignore_ascii_case(self.host.as_bytes()) || self.shard.rules().no_bump.contains(self.host) {
             Verdict::OPAQUE
         } else {
             return true;

@@ -144,6 +144,49 @@ fn rules_that_leave_a_site_alone_reach_browsers_within() {
     }
 }
 
+/// The endpoint is older than the rules of `sc`, or taken over: `sc` speaks no TLS for it with what `-B` names.
+#[test]
+fn the_client_leaves_alone_what_its_own_rules_do() {
+    for driver in [Driver::Epoll, Driver::Auto] {
+        let (tunnel, trust) = bumping(driver);
+        let site = secure_site(|mut socket| {
+            while read_head(&mut socket).starts_with("POST") {
+                socket
+                    .get_mut()
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                    .unwrap();
+            }
+        });
+        let mut within = connected(tunnel.browser(), &trust, site).unwrap();
+        let mut post = || {
+            within.get_mut().write_all(&request(site)).unwrap();
+            read_head(&mut within)
+        };
+        assert!(post().starts_with("HTTP/1.1 200"));
+        let rules = Rules {
+            no_bump: domains("localhost"),
+            ..Rules::default()
+        };
+        tunnel.client().reload(Arc::new(Settings {
+            version: SETTINGS + 1,
+            rules: Arc::new(rules),
+            ..Settings::default()
+        }));
+        until("the rules are in force", || {
+            let answer = post();
+            field(&answer, "Culvert-Error") == Some("denied") && answer.starts_with("HTTP/1.1 403")
+        });
+        let elsewhere = secure_site(|mut socket| drop(socket.fill_buf().map(<[u8]>::len)));
+        let shown = connected(tunnel.browser(), &trust, elsewhere).unwrap_err();
+        let shown = shown.to_string();
+        assert!(
+            shown.contains("invalid peer certificate"),
+            "not the site's own: {shown}"
+        );
+        tunnel.stop();
+    }
+}
+
 #[test]
 fn a_cut_does_not_wait_for_a_browser_that_reads_nothing() {
     for driver in [Driver::Epoll, Driver::Auto] {
@@ -193,7 +236,7 @@ fn a_site_that_closes_while_it_is_looked_at_leaves_nothing_open() {
 }
 
 /// Waits until something holds.
-fn until(what: &str, holds: impl Fn() -> bool) {
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
         assert!(started.elapsed() < Duration::from_secs(10), "{what}: in vain");

@@ -127,6 +127,10 @@ impl Tunnel {
         (tunnel, config)
     }
 
+    pub fn client(&self) -> &Client {
+        self.client.as_ref().expect("it was started")
+    }
+
     /// A browser's connection to the proxy port.
     pub fn browser(&self) -> Browser {
         Browser(BufReader::new(self.connect(0)))
