@@ -4,6 +4,8 @@ mod domains;
 mod name;
 mod sites;
 
+use std::cell::RefCell;
+use std::io::Write;
 use std::net::IpAddr;
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
@@ -75,38 +77,28 @@ fn is_localhost(host: &str) -> bool {
     named || name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// The URL that `-F` is searched in, spelled in one way: the host in lower case and without a dot at its end, the port only
-/// where it is not the scheme's. Of a CONNECT, `https://host/`.
-pub fn url(request: &Request<'_>) -> Option<Vec<u8>> {
-    let authority = request.authority?;
-    let (scheme, path) = match request.form {
-        Form::Authority => (Scheme::Https, &b"/"[..]),
-        _ => (request.scheme.unwrap_or(Scheme::Http), request.path),
-    };
-    Some(spelled(
-        scheme,
-        authority.host,
-        authority.port_or(scheme.default_port()),
-        path,
-    ))
+thread_local! {
+    /// The URL that is asked about: as long as the longest so far, and no request has a longer one than a target may be.
+    static URL: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// As [`url`], of what stays opaque: of its URLs only scheme and site are known.
-pub fn opaque_url(host: &str, port: u16) -> Vec<u8> {
-    spelled(Scheme::Https, host, port, b"/")
-}
-
-fn spelled(scheme: Scheme, host: &str, port: u16, path: &[u8]) -> Vec<u8> {
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
+/// Spells a URL in one way: the host in lower case and without a dot at its end, the port only where it is not the scheme's.
+fn spell(url: &mut Vec<u8>, scheme: Scheme, host: &str, port: u16, path: &[u8]) {
+    let host = host.trim_end_matches('.');
     let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-    let mut url = format!("{}://{open}{host}{close}", scheme.as_str());
+    url.clear();
+    for part in [scheme.as_str(), "://", open, host, close] {
+        url.extend_from_slice(part.as_bytes());
+    }
+    url.make_ascii_lowercase();
     if port != scheme.default_port() {
-        url.push_str(&format!(":{port}"));
+        // Writing to a Vec cannot fail.
+        let _ = write!(url, ":{port}");
     }
     if path.first() != Some(&b'/') {
-        url.push('/');
+        url.push(b'/');
     }
-    [url.as_bytes(), path].concat()
+    url.extend_from_slice(path);
 }
 
 /// Expressions of which one that is found in a URL drops the request.
@@ -169,6 +161,33 @@ impl FastFail {
     /// Whether there is nothing to be asked.
     pub fn is_empty(&self) -> bool {
         self.set.is_none()
+    }
+
+    /// The first expression that is found in the URL of a request; of a CONNECT that is `https://host/`. What is not dropped
+    /// allocates nothing.
+    pub fn blocks_request(&self, request: &Request<'_>) -> Option<&str> {
+        let authority = request.authority?;
+        let (scheme, path) = match request.form {
+            Form::Authority => (Scheme::Https, &b"/"[..]),
+            _ => (request.scheme.unwrap_or(Scheme::Http), request.path),
+        };
+        let port = authority.port_or(scheme.default_port());
+        self.blocks_spelled(scheme, authority.host, port, path)
+    }
+
+    /// As [`FastFail::blocks_request`], of what stays opaque: of its URLs only scheme and site are known.
+    pub fn blocks_opaque(&self, host: &str, port: u16) -> Option<&str> {
+        self.blocks_spelled(Scheme::Https, host, port, b"/")
+    }
+
+    fn blocks_spelled(&self, scheme: Scheme, host: &str, port: u16, path: &[u8]) -> Option<&str> {
+        if self.is_empty() {
+            return None;
+        }
+        URL.with_borrow_mut(|url| {
+            spell(url, scheme, host, port, path);
+            self.blocks(url)
+        })
     }
 
     /// The first expression that is found in the URL.

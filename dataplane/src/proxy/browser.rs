@@ -11,7 +11,7 @@ use crate::http::page::Page;
 use crate::http::{Authority, Bad, CONTINUE, Finder, Form, Framing, Request, Scheme, Version};
 use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, WAITING_EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open, Shown};
-use crate::rules::{self, Route};
+use crate::rules::Route;
 use crate::shard::runtime::{self, Alarm, Either, Socket, select};
 use crate::shard::transport::Transport;
 use crate::shard::{Counted, Seat, Shard, Stream};
@@ -239,7 +239,7 @@ impl Browser {
         {
             return None;
         }
-        fast_fail.blocks(&rules::url(request)?).map(str::to_owned)
+        fast_fail.blocks_request(request).map(str::to_owned)
     }
 
     /// Reads up to the end of the next head. An idle connection holds no buffer.

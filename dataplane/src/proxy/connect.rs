@@ -11,7 +11,6 @@ use crate::bump::{Seen, Site};
 use crate::http::{CONNECTED, Request, Scheme, Version};
 use crate::limits::{DRAIN_SILENCE_MAX, EARLY_BYTES_MAX, METHOD_BYTES_MAX, MOVES_MAX, SNIFF_MAX};
 use crate::mux::{Code, Kind};
-use crate::rules;
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Either, select};
 
@@ -151,7 +150,7 @@ async fn opaque(browser: &mut Browser, request: &Request<'_>, stream: Option<Str
         },
     };
     let fast_fail = &browser.shard.rules().fast_fail;
-    if !fast_fail.is_empty() && fast_fail.blocks(&rules::opaque_url(host, port)).is_some() {
+    if fast_fail.blocks_opaque(host, port).is_some() {
         stream.reset(Code::Denied, "the rules drop it (-F)");
         browser.shard.count_error("blocked");
         return Next::Abort;

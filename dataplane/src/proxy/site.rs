@@ -14,7 +14,7 @@ use super::relay::{DISMISSED, dismissed, relay};
 use crate::bump::{Seen, Verdict};
 use crate::http::{Finder, Form, Framing, Request, Scheme, rewrite};
 use crate::mux::{Code, Kind, Shown, Timings};
-use crate::rules::{self, Route};
+use crate::rules::Route;
 use crate::shard::runtime::{self, Either, select};
 use crate::shard::{Level, Shard, Stream};
 
@@ -76,8 +76,13 @@ impl Call<'_> {
         self.stream.opened(dialled.opened());
         let site = dialled.site;
         let activity = Activity::new();
-        let url = || Some(rules::opaque_url(self.host, self.port));
-        if self.is_blocked(url) {
+        if self
+            .shard
+            .rules()
+            .fast_fail
+            .blocks_opaque(self.host, self.port)
+            .is_some()
+        {
             // Only what stays opaque is: where the endpoint ends TLS, or finds HTTP, each request is asked about.
             match select(self.stream.tls_asked(), inlet.fill()).await {
                 Either::Left(sni) if self.may_shake(&site, &sni, &activity) => return self.tls(site, inlet).await,
@@ -165,20 +170,6 @@ impl Call<'_> {
         }
     }
 
-    /// Whether `-F` drops it: the endpoint has asked under its rules, which may be older, or not its own any more.
-    fn is_unwanted(&self, url: impl FnOnce() -> Option<Vec<u8>>) -> bool {
-        let dropped = self.is_blocked(url);
-        if dropped {
-            self.reset(Code::Denied, UNWANTED);
-        }
-        dropped
-    }
-
-    fn is_blocked(&self, url: impl FnOnce() -> Option<Vec<u8>>) -> bool {
-        let fast_fail = &self.shard.rules().fast_fail;
-        !fast_fail.is_empty() && url().is_some_and(|url| fast_fail.blocks(&url).is_some())
-    }
-
     /// Dials; `None` if it failed or nobody waits for it any more.
     async fn dial(&self) -> Option<Dialled> {
         let dialled = self.sites.dial(self.shard, self.host, self.port);
@@ -230,8 +221,9 @@ impl Call<'_> {
             return self.reset(Code::Protocol, "the request names another site than its stream");
         }
         request.scheme = Some(scheme);
-        if self.is_unwanted(|| rules::url(&request)) {
-            return;
+        // The endpoint has asked under its rules, which may be older, or not its own any more.
+        if self.shard.rules().fast_fail.blocks_request(&request).is_some() {
+            return self.reset(Code::Denied, UNWANTED);
         }
         let sent = match self.credentials(&request) {
             None => head.clone(),
