@@ -34,6 +34,16 @@ struct Host {
     next: usize,
 }
 
+impl Host {
+    /// From now on; counting begins anew afterwards.
+    fn opaque(now: Time) -> Self {
+        Self {
+            opaque_until: Some(now + OPAQUE_TIME),
+            ..Self::default()
+        }
+    }
+}
+
 impl Reports {
     #[expect(clippy::new_without_default, reason = "an empty one is a decision")]
     pub fn new() -> Self {
@@ -88,10 +98,7 @@ impl Reports {
             host.broken_off = Some(now);
             let again = since.is_some_and(|since| since <= PINNED_SPAN);
             if again {
-                *host = Host {
-                    opaque_until: Some(now + OPAQUE_TIME),
-                    ..Host::default()
-                };
+                *host = Host::opaque(now);
             }
             again
         })
@@ -114,10 +121,7 @@ impl Reports {
             let recent = |at: &Option<Time>| at.is_some_and(|at| now.since(at) <= PINNED_SPAN);
             let pinned = host.refusals.iter().all(recent);
             if pinned {
-                *host = Host {
-                    opaque_until: Some(now + OPAQUE_TIME),
-                    ..Host::default()
-                };
+                *host = Host::opaque(now);
             }
             pinned
         })

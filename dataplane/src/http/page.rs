@@ -182,18 +182,15 @@ impl<'a> Page<'a> {
 
     /// The page for a head that was refused: `bad-request`, or `misdirected` where its site is not the connection's; closes.
     pub fn refused(bad: super::Bad, settings: u32) -> Page<'static> {
+        let name = match bad.status {
+            421 => "misdirected",
+            _ => "bad-request",
+        };
         Page {
             status: bad.status,
             detail: bad.reason,
             close: true,
-            ..Page::new(
-                if bad.status == 421 {
-                    "misdirected"
-                } else {
-                    "bad-request"
-                },
-                settings,
-            )
+            ..Page::new(name, settings)
         }
     }
 

@@ -4,6 +4,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
+use super::dial::Unreached;
 use super::flow::{Activity, End, Inlet, cut_at_end, linger};
 use super::relay::{DISMISSED, dismissed, relay};
 use super::{bump, connect, fetch};
@@ -54,7 +55,7 @@ pub(super) struct Browser {
     /// Its place among those that a drain closes while they ask for nothing; a browser that comes later has none.
     pub seat: Option<Seat>,
     /// Why there is no connection to the site of a CONNECT that was answered all the same: each request in it is told so.
-    pub unreached: Option<Box<(Code, String)>>,
+    pub unreached: Option<Box<Unreached>>,
 }
 
 /// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
@@ -121,6 +122,11 @@ impl Inside {
             port,
             raw: connect.authority.map_or("", |a| a.raw).into(),
         }
+    }
+
+    /// Its TLS ended here, and the rules in force leave it alone.
+    fn is_outdated(&self, shard: &Shard) -> bool {
+        self.scheme == Scheme::Https && !bump::is_allowed(shard, &self.host)
     }
 
     /// The request as one for a whole URL, if it is for this site.
@@ -193,7 +199,7 @@ impl Browser {
             }
             // Rules may have changed since the handshake; connections that ask for nothing are closed by that. Whoever reads
             // 421 may ask again over another one, also what cannot be repeated (RFC 9110 section 15.5.20).
-            if inside.scheme == Scheme::Https && !bump::is_allowed(&self.shard, &inside.host) {
+            if inside.is_outdated(&self.shard) {
                 return self
                     .refuse_head(Bad {
                         status: 421,
@@ -276,14 +282,16 @@ impl Browser {
     /// Waits until nobody serves it any more, or the rules in force leave the site alone whose TLS ended here.
     async fn is_dismissed(&self) {
         match &self.seat {
-            Some(seat) => seat.is_dismissed(|| self.is_outdated()).await,
+            Some(seat) => {
+                let is_outdated = || {
+                    self.inside
+                        .as_ref()
+                        .is_some_and(|inside| inside.is_outdated(&self.shard))
+                };
+                seat.is_dismissed(is_outdated).await;
+            }
             None => std::future::pending().await,
         }
-    }
-
-    fn is_outdated(&self) -> bool {
-        let secured = self.inside.as_ref().filter(|inside| inside.scheme == Scheme::Https);
-        secured.is_some_and(|inside| !bump::is_allowed(&self.shard, &inside.host))
     }
 
     /// Opens a stream for this request, or waits for a link as long as the browser does: none if it has left. What the

@@ -8,6 +8,7 @@ use rustls_pki_types::UnixTime;
 
 use super::browser::{Browser, read_into, watch};
 use super::connect::speaks;
+use super::dial::Unreached;
 use crate::bump::{Bump, Hello, NoHello, Seen, Site, Tls};
 use crate::mux::Code;
 use crate::rules::Route;
@@ -27,7 +28,7 @@ pub(super) enum Bumped {
     /// The browser left, or would not have our leaf.
     Gone,
     /// The stream ended before `sc` said anything of the site.
-    Unseen(Code, String),
+    Unseen(Unreached),
 }
 
 /// Whether TLS for this site ends here, as far as is known before anybody has spoken. What goes past the tunnel is left
@@ -153,11 +154,11 @@ async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, p
                 browser.shard.log(Level::Info, text);
                 return Err(Bumped::Anew);
             }
-            return Err(Bumped::Unseen(code, String::from_utf8_lossy(&text).into_owned()));
+            return Err(Bumped::Unseen((code, String::from_utf8_lossy(&text).into_owned())));
         }
         Either::Left(Either::Right(())) => {
             let text = "its tunnel was lost while it looked at the site";
-            return Err(Bumped::Unseen(Code::TunnelDown, text.to_owned()));
+            return Err(Bumped::Unseen((Code::TunnelDown, text.to_owned())));
         }
         Either::Right(()) => return Err(Bumped::Gone),
     };
@@ -166,7 +167,7 @@ async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, p
         Err(text) => {
             let text = format!("what was reported of {host}: {text}");
             browser.shard.log(Level::Warn, text.clone());
-            return Err(Bumped::Unseen(Code::Protocol, text));
+            return Err(Bumped::Unseen((Code::Protocol, text)));
         }
     };
     if !seen.verdict.is_opaque() {

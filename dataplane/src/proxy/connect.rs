@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::browser::{Browser, Inside, Next, PROBE_HOST, read_into, watch};
 use super::bump::{self, Bumped};
+use super::dial::Unreached;
 use super::relay::DISMISSED;
 use crate::bump::{Seen, Site};
 use crate::http::{CONNECTED, Request, Scheme, Version};
@@ -33,7 +34,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
         None => match open(browser, request, host, port).await {
             Ok(stream) => Some(stream),
             Err(Unopened::Gone) => return Next::Abort,
-            Err(Unopened::Refused(code, text)) => return refused(browser, request, host, port, code, text).await,
+            Err(Unopened::Refused(why)) => return refused(browser, request, host, port, why).await,
         },
     };
     if browser.socket.write_all(CONNECTED).await.is_err() {
@@ -81,38 +82,28 @@ async fn tls(
                 return opaque(browser, request, None, host, port).await;
             }
             Bumped::Gone => return Next::Abort,
-            // Another member may look as well.
-            Bumped::Unseen(code, text) => {
+            Bumped::Unseen(why) => {
                 moves += 1;
-                let another = moves <= MOVES_MAX && stream.as_ref().is_some_and(|stream| stream.is_orphaned(code));
-                drop(stream.take());
-                match another {
-                    false => return page_inside(browser, request, host, port, code, text).await,
-                    true => match open(browser, request, host, port).await {
-                        Ok(opened) => stream = Some(opened),
-                        Err(Unopened::Gone) => return Next::Abort,
-                        Err(Unopened::Refused(code, text)) => {
-                            return page_inside(browser, request, host, port, code, text).await;
-                        }
-                    },
+                let lost = stream.take();
+                if moves > MOVES_MAX || lost.is_none_or(|lost| !lost.is_orphaned(why.0)) {
+                    return page_inside(browser, request, host, port, why).await;
                 }
             }
         }
+        // Another member may look as well.
+        stream = match open(browser, request, host, port).await {
+            Ok(opened) => Some(opened),
+            Err(Unopened::Gone) => return Next::Abort,
+            Err(Unopened::Refused(why)) => return page_inside(browser, request, host, port, why).await,
+        };
     }
 }
 
 /// There is no connection to the site. A browser that expects TLS shows none of an answer to CONNECT: where TLS would end
 /// here it gets the page inside of it.
-async fn refused(
-    browser: &mut Browser,
-    request: &Request<'_>,
-    host: &str,
-    port: u16,
-    code: Code,
-    text: String,
-) -> Next {
+async fn refused(browser: &mut Browser, request: &Request<'_>, host: &str, port: u16, why: Unreached) -> Next {
     if port != Scheme::Https.default_port() || !bump::may_end_here(&browser.shard, host, port) {
-        return browser.answer(request, code.name(), &text, false).await;
+        return browser.answer(request, why.0.name(), &why.1, false).await;
     }
     if browser.socket.write_all(CONNECTED).await.is_err() {
         return Next::Abort;
@@ -120,23 +111,16 @@ async fn refused(
     let First::Tls = first_bytes(browser, None).await else {
         return Next::Abort;
     };
-    page_inside(browser, request, host, port, code, text).await
+    page_inside(browser, request, host, port, why).await
 }
 
 /// Inside the TLS that the browser has begun.
-async fn page_inside(
-    browser: &mut Browser,
-    request: &Request<'_>,
-    host: &str,
-    port: u16,
-    code: Code,
-    text: String,
-) -> Next {
+async fn page_inside(browser: &mut Browser, request: &Request<'_>, host: &str, port: u16, why: Unreached) -> Next {
     if !bump::serve_page(browser, host).await {
         return Next::Abort;
     }
     browser.inside = Some(Inside::of(request, host, port, Scheme::Https));
-    browser.unreached = Some(Box::new((code, text)));
+    browser.unreached = Some(Box::new(why));
     Next::Again
 }
 
@@ -163,7 +147,7 @@ async fn opaque(browser: &mut Browser, request: &Request<'_>, stream: Option<Str
 enum Unopened {
     /// The browser left.
     Gone,
-    Refused(Code, String),
+    Refused(Unreached),
 }
 
 /// Opens a stream to the site, and waits until that is connected.
@@ -173,7 +157,7 @@ async fn open(browser: &mut Browser, request: &Request<'_>, host: &str, port: u1
         let open = browser.open(Kind::Tcp, host, port);
         let stream = match browser.open_stream(request, open).await {
             Some(Ok(stream)) => stream,
-            Some(Err((code, text))) => return Err(Unopened::Refused(code, text)),
+            Some(Err(why)) => return Err(Unopened::Refused(why)),
             None => return Err(Unopened::Gone),
         };
         let may_ask = || request.version == Version::Http11 && stream.has_no_place();
@@ -183,7 +167,7 @@ async fn open(browser: &mut Browser, request: &Request<'_>, host: &str, port: u1
         match select(accepted, watched).await {
             Either::Left(Either::Left(Ok(_))) => return Ok(stream),
             Either::Left(Either::Left(Err((code, text)))) if moves == MOVES_MAX || !stream.is_orphaned(code) => {
-                return Err(Unopened::Refused(code, String::from_utf8_lossy(&text).into_owned()));
+                return Err(Unopened::Refused((code, String::from_utf8_lossy(&text).into_owned())));
             }
             // Nothing of the browser's has been sent: another member may connect as well.
             Either::Left(_) => moves += 1,

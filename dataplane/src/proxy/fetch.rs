@@ -470,13 +470,15 @@ async fn deliver_body(
         }
         outlet.flush(socket, inlet).await.map_err(|_| Fault::BrowserGone)?;
         if body.is_done() && !inlet.has_lost() {
+            if !socket.has_unsent() {
+                return Ok(());
+            }
             // A cut behind all of it takes nothing away.
             let idle = inlet.stream().shard().times().idle;
-            let flushed = runtime::timeout(idle, socket.flush()).await;
-            return flushed
-                .is_some_and(|flushed| flushed.is_ok())
-                .then_some(())
-                .ok_or(Fault::BrowserGone);
+            return match runtime::timeout(idle, socket.flush()).await {
+                Some(Ok(())) => Ok(()),
+                _ => Err(Fault::BrowserGone),
+            };
         }
         match inlet.end() {
             Some(End::Fin) if body.clean_end() => {
