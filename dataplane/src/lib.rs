@@ -25,3 +25,5 @@ pub mod shard;
 pub mod stats;
 pub mod time;
 pub mod tls;
+#[cfg(test)]
+mod wakes;

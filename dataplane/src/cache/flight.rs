@@ -104,22 +104,12 @@ impl Drop for Follow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-    use std::task::Wake;
-
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, SeqCst);
-        }
-    }
+    use crate::wakes::Wakes;
 
     #[test]
     fn all_who_wait_are_woken_once() {
         let flight = Arc::new(Flight::default());
-        let counts: Vec<_> = (0..3).map(|_| Arc::new(Count::default())).collect();
+        let counts: Vec<_> = (0..3).map(|_| Arc::new(Wakes::default())).collect();
         let follows: Vec<_> = (0..3).map(|_| flight.follow().unwrap()).collect();
         for (follow, count) in follows.iter().zip(&counts) {
             assert_eq!(follow.poll(&Arc::clone(count).into()), None);
@@ -127,7 +117,7 @@ mod tests {
         }
         flight.land(Outcome::Shared);
         flight.land(Outcome::Alone);
-        assert!(counts.iter().all(|c| c.0.load(SeqCst) == 1));
+        assert!(counts.iter().all(|c| c.count() == 1));
         assert_eq!(follows[0].poll(Waker::noop()), Some(Outcome::Shared));
         assert_eq!(flight.follow().unwrap().poll(Waker::noop()), Some(Outcome::Shared));
     }
@@ -136,12 +126,12 @@ mod tests {
     fn places_are_bounded_and_come_back() {
         let flight = Arc::new(Flight::default());
         let mut follows: Vec<_> = (0..CACHE_FOLLOWERS_MAX).map(|_| flight.follow().unwrap()).collect();
-        let gone = Arc::new(Count::default());
+        let gone = Arc::new(Wakes::default());
         follows.last().unwrap().poll(&Arc::clone(&gone).into());
         assert!(flight.follow().is_none());
         follows.pop();
         assert!(flight.follow().is_some());
         flight.land(Outcome::Alone);
-        assert_eq!(gone.0.load(SeqCst), 0, "who left is not woken");
+        assert_eq!(gone.count(), 0, "who left is not woken");
     }
 }

@@ -260,18 +260,8 @@ pub fn is_local(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
-
     use super::*;
-
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
+    use crate::wakes::Wakes;
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()
@@ -335,7 +325,7 @@ mod tests {
     #[test]
     fn a_look_up_is_shared_by_its_waiters_and_remembered() {
         let mut resolver = Resolver::new(Lookups::start().unwrap()).unwrap();
-        let (now, count) = (Time::now(), Arc::new(Count(AtomicUsize::new(0))));
+        let (now, count) = (Time::now(), Arc::new(Wakes::default()));
         let (one, two) = (Waker::from(count.clone()), Waker::from(count.clone()));
         let name = "no-such-name.invalid";
         assert!(resolver.poll(now, name, &one).is_pending());
@@ -348,7 +338,7 @@ mod tests {
         rustix::event::poll(&mut fds, None).unwrap();
         resolver.collect(now);
         assert_eq!(resolver.pending(), 0);
-        assert_ne!(count.0.load(Ordering::SeqCst), 0);
+        assert_ne!(count.count(), 0);
         assert!(matches!(resolver.poll(now, name, &one), Poll::Ready(Err(_))));
         let stale = now + LOOKUP_FAILED_MAX_AGE;
         assert!(resolver.poll(stale, name, &one).is_pending());

@@ -93,7 +93,6 @@ mod tests {
     use std::future::Future;
     use std::hash::RandomState;
     use std::pin::pin;
-    use std::sync::atomic::AtomicUsize;
     use std::task::Context;
 
     use super::*;
@@ -101,15 +100,7 @@ mod tests {
     use crate::http::{Request, Scheme};
     use crate::shard::mailbox::mailbox;
     use crate::time::Time;
-
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
+    use crate::wakes::Wakes;
 
     #[test]
     fn only_those_are_woken_whose_request_has_landed() {
@@ -137,7 +128,7 @@ mod tests {
         let (outbox, _inbox) = mailbox(1).unwrap();
         let landings = Landings::new(outbox);
         let (mut of_one, mut of_other) = (pin!(landings.landed(of_one)), pin!(landings.landed(of_other)));
-        let counts = [Arc::new(Count::default()), Arc::new(Count::default())];
+        let counts = [Arc::new(Wakes::default()), Arc::new(Wakes::default())];
         let wakers: [Waker; 2] = counts.clone().map(Waker::from);
         assert!(of_one.as_mut().poll(&mut Context::from_waker(&wakers[0])).is_pending());
         assert!(
@@ -147,7 +138,7 @@ mod tests {
                 .is_pending()
         );
 
-        let woken = || counts.each_ref().map(|count| count.0.load(Ordering::SeqCst));
+        let woken = || counts.each_ref().map(|count| count.count());
         landings.call();
         assert_eq!(woken(), [0, 0]);
         drop(one);

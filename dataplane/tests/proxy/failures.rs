@@ -11,7 +11,7 @@ use dataplane::client::{ClientConfig, Driver};
 use dataplane::rules::{Domains, FastFail, Routes, Rules};
 use dataplane::settings::{Settings, Times};
 
-use crate::tunnel::{PATIENCE, SETTINGS, Tunnel, on_both_drivers, read_head, site};
+use crate::tunnel::{PATIENCE, SETTINGS, Tunnel, on_both_drivers, read_head, site, timed};
 
 #[test]
 fn requests_with_two_readings_get_400_and_nothing_of_them_is_sent_on() {
@@ -447,11 +447,7 @@ fn a_site_that_falls_silent_on_a_kept_connection_is_given_up() {
             first_byte: Duration::from_secs(1),
             ..Times::default()
         };
-        let settings = Arc::new(Settings {
-            times,
-            ..(*sc.settings).clone()
-        });
-        let tunnel = tunnel.joined_by(ClientConfig { settings, ..sc });
+        let tunnel = tunnel.joined_by(timed(sc, times));
         let url = format!("http://{site}/");
         let mut browser = tunnel.browser();
         browser.get(&url);

@@ -17,7 +17,7 @@ use rustls_pki_types::{PrivateKeyDer, ServerName};
 use socket2::SockRef;
 
 use crate::reload::switch;
-use crate::tunnel::{Browser, SETTINGS, Tunnel, field, read_head, site};
+use crate::tunnel::{Browser, SETTINGS, Tunnel, field, read_head, site, timed};
 
 /// A tunnel, and what its browsers trust: its CA alone. `sc` takes any certificate.
 fn bumping(driver: Driver) -> (Tunnel, Arc<ClientConfig>) {
@@ -50,11 +50,7 @@ fn bumping_within(driver: Driver, idle: Duration) -> (Tunnel, Arc<ClientConfig>)
         idle,
         ..Times::default()
     };
-    let settings = Arc::new(Settings {
-        times,
-        ..(*sc.settings).clone()
-    });
-    let sc = Sc { trust, settings, ..sc };
+    let sc = timed(Sc { trust, ..sc }, times);
     (tunnel.joined_by(sc), Arc::new(browser))
 }
 
@@ -99,6 +95,18 @@ fn connected(
     Ok(BufReader::new(StreamOwned::new(connection, socket)))
 }
 
+/// One that answers each POST.
+fn answering_site() -> SocketAddr {
+    secure_site(|mut socket| {
+        while read_head(&mut socket).starts_with("POST") {
+            socket
+                .get_mut()
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                .unwrap();
+        }
+    })
+}
+
 fn request(site: SocketAddr) -> Vec<u8> {
     format!(
         "POST / HTTP/1.1\r\nHost: localhost:{}\r\nContent-Length: 0\r\n\r\n",
@@ -115,14 +123,7 @@ fn rules_that_leave_a_site_alone_reach_browsers_within() {
     };
     for driver in [Driver::Epoll, Driver::Auto] {
         let (tunnel, trust) = bumping(driver);
-        let site = secure_site(|mut socket| {
-            while read_head(&mut socket).starts_with("POST") {
-                socket
-                    .get_mut()
-                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-                    .unwrap();
-            }
-        });
+        let site = answering_site();
         let mut client = connected(tunnel.browser(), &trust, site).unwrap();
         client.get_mut().write_all(&request(site)).unwrap();
         let answer = read_head(&mut client);
@@ -149,14 +150,7 @@ fn rules_that_leave_a_site_alone_reach_browsers_within() {
 fn the_client_leaves_alone_what_its_own_rules_do() {
     for driver in [Driver::Epoll, Driver::Auto] {
         let (tunnel, trust) = bumping(driver);
-        let site = secure_site(|mut socket| {
-            while read_head(&mut socket).starts_with("POST") {
-                socket
-                    .get_mut()
-                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-                    .unwrap();
-            }
-        });
+        let site = answering_site();
         let mut within = connected(tunnel.browser(), &trust, site).unwrap();
         let mut post = || {
             within.get_mut().write_all(&request(site)).unwrap();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use dataplane::bump::TunnelCa;
 use dataplane::client::{self, Client, ClientConfig, Driver};
 use dataplane::endpoint::{self, Endpoint, EndpointConfig, Member};
-use dataplane::settings::Settings;
+use dataplane::settings::{Settings, Times};
 use dataplane::stats::Report;
 use dataplane::tls::Identity;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
@@ -180,6 +180,18 @@ impl Tunnel {
         }
         // The front's thread still holds the endpoint, which ends with the process.
         self.endpoint.drain();
+    }
+}
+
+/// The same client with other time limits.
+pub fn timed(client: ClientConfig, times: Times) -> ClientConfig {
+    let settings = Settings {
+        times,
+        ..(*client.settings).clone()
+    };
+    ClientConfig {
+        settings: Arc::new(settings),
+        ..client
     }
 }
 

@@ -1,19 +1,10 @@
 //! Requests for the same at the same time.
 
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::task::{Wake, Waker};
+use std::task::Waker;
 
 use super::*;
 use crate::limits::{CACHE_FOLLOWERS_MAX, CACHE_PASS_TIME};
-
-#[derive(Default)]
-struct Count(AtomicUsize);
-
-impl Wake for Count {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, SeqCst);
-    }
-}
+use crate::wakes::Wakes;
 
 /// A second request, of these lines, while a first one is on its way.
 fn second(trial: &Trial, lines: &[&str]) -> Look {
@@ -54,7 +45,7 @@ fn answer(trial: &Trial, fetch: Fetch, status: u16, lines: &[&str], body: &str) 
 fn one_goes_and_the_others_get_what_it_brings() {
     let mut trial = Trial::new();
     let fetch = lead(&trial);
-    let count = Arc::new(Count::default());
+    let count = Arc::new(Wakes::default());
     let waker: Waker = Arc::clone(&count).into();
     let follows = [follow(&trial), follow(&trial)];
     assert!(follows.iter().all(|f| f.poll(&waker).is_none()));
@@ -64,7 +55,7 @@ fn one_goes_and_the_others_get_what_it_brings() {
     assert!(follows.iter().all(|f| f.poll(&waker).is_none()), "it is not whole yet");
     fill.append(b"body");
     assert!(fill.commit(trial.now));
-    assert_eq!(count.0.load(SeqCst), 2);
+    assert_eq!(count.count(), 2);
     assert!(follows.iter().all(|f| f.poll(&waker) == Some(Outcome::Shared)));
     let Look::Hit(hit) = look(&trial, &[], Some(Outcome::Shared)) else {
         panic!();
