@@ -17,7 +17,7 @@ use super::{Services, Shard, Stream};
 use crate::bump::Trust;
 use crate::client::{self, Client, ClientConfig};
 use crate::endpoint::{self, Endpoint, EndpointConfig, Event, Member};
-use crate::limits::{BASE_CREDIT_PEER_BYTES, FRAME_HEADER_BYTES};
+use crate::limits::{BASE_CREDIT_PEER_BYTES, FRAME_HEADER_BYTES, LINK_NOTSENT_BYTES};
 use crate::mux::{Code, Kind, Open, Opened, Recv};
 use crate::rules::Domains;
 use crate::settings::Settings;
@@ -142,6 +142,12 @@ async fn outwards(socket: &Transport, stream: &Stream) {
     }
 }
 
+/// A stopped path still takes what its kernel buffer to the front (twice what is asked for) has room for, and two reads: less
+/// than half of `LINK_NOTSENT_BYTES`.
+const PATH_READ_BYTES: usize = 4_096;
+const PATH_BUFFER_BYTES: usize = 16_384;
+const _: () = assert!(2 * PATH_BUFFER_BYTES + 2 * PATH_READ_BYTES < LINK_NOTSENT_BYTES as usize / 2);
+
 /// A path between `sc` and the front that can be stopped: bytes stay where they are, and new connections are closed.
 struct Path {
     address: SocketAddr,
@@ -164,11 +170,11 @@ impl Path {
                 if *stopped.0.lock().unwrap() {
                     continue;
                 }
-                let far = TcpStream::connect(front).unwrap();
-                for socket in [&near, &far] {
-                    // Else the kernel holds megabytes of a path that stands still.
-                    socket2::SockRef::from(socket).set_recv_buffer_size(65_536).unwrap();
-                }
+                let far = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                // Before the first window is offered.
+                far.set_recv_buffer_size(PATH_BUFFER_BYTES).unwrap();
+                far.connect(&front.into()).unwrap();
+                let far = TcpStream::from(far);
                 for (from, to) in [(&near, &far), (&far, &near)] {
                     let (from, to, stopped) = (from.try_clone().unwrap(), to.try_clone().unwrap(), stopped.clone());
                     std::thread::spawn(move || carry(from, to, &stopped));
@@ -192,7 +198,7 @@ impl Path {
 }
 
 fn carry(mut from: TcpStream, mut to: TcpStream, stopped: &(Mutex<bool>, Condvar)) {
-    let mut buffer = vec![0; 65_536];
+    let mut buffer = vec![0; PATH_READ_BYTES];
     while let Ok(n @ 1..) = from.read(&mut buffer) {
         let held = stopped.0.lock().unwrap();
         drop(stopped.1.wait_while(held, |stopped| *stopped).unwrap());
@@ -377,21 +383,20 @@ impl Pair {
         }
     }
 
-    /// Waits until the newest connection takes no more bytes, and still does not some times later.
-    fn await_blocked(&self) {
+    /// Waits until the newest connection, whose path has been stopped, is full, and keeps it so: its writer gets no room again.
+    ///
+    /// That a socket is full proves nothing by itself: the path's kernel takes what its window has left when the probe
+    /// timer runs out, 200 ms later. But full means half of `LINK_NOTSENT_BYTES` unsent, more than the path can take; and
+    /// from here on there is room only once nothing is unsent.
+    fn block(&self) {
         let socket = self.connections.lock().unwrap().last().unwrap().1.try_clone().unwrap();
-        let moment = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: 10_000_000,
-        };
         let since = Instant::now();
-        let mut in_a_row = 0;
-        while in_a_row < 10 {
+        let now = rustix::event::Timespec::default();
+        while rustix::event::poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&now)).unwrap() > 0 {
             assert!(since.elapsed() < PATIENCE, "the path still takes bytes");
-            let mut poll = [PollFd::new(&socket, PollFlags::OUT)];
-            let writable = rustix::event::poll(&mut poll, Some(&moment)).unwrap() > 0;
-            in_a_row = if writable { 0 } else { in_a_row + 1 };
+            std::thread::yield_now();
         }
+        socket2::SockRef::from(&socket).set_tcp_notsent_lowat(1).unwrap();
     }
 
     /// Cuts every connection of a link.
@@ -559,11 +564,13 @@ fn opens_that_never_left_are_placed_anew() {
         }
     };
     open(FIRST);
-    // Half of them send as much as their first credit, far more than the path's kernel buffers hold.
+    // Half of them send as much as their first credit, far more than the path takes.
     while pair.endpoint.report().bytes_out < (FIRST / 2 * BASE_CREDIT_PEER_BYTES) as u64 {
         std::thread::yield_now();
     }
-    pair.await_blocked();
+    pair.block();
+    // The writer may have been between two writes: this OPEN may be part of its last one.
+    open(1);
     open(LATE);
     path.cut();
     let client = pair.client.as_ref().unwrap();
