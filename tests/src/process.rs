@@ -251,6 +251,38 @@ pub fn open_fds(id: u32) -> usize {
         .count()
 }
 
+/// Operations that the rings of a process have taken and not completed; 0 without rings, or if it [`is_closed_to_us`].
+pub fn ring_operations(id: u32) -> usize {
+    if is_closed_to_us(id) {
+        return 0;
+    }
+    let fds = std::fs::read_dir(format!("/proc/{id}/fd")).expect("procfs of a live process");
+    let rings = fds.flatten().filter(|fd| {
+        let target = std::fs::read_link(fd.path()).unwrap_or_default();
+        target.as_os_str() == "anon_inode:[io_uring]"
+    });
+    rings
+        .map(|ring| in_flight(&format!("/proc/{id}/fdinfo/{}", ring.file_name().display())))
+        .sum()
+}
+
+/// Entries taken from a ring's submission queue, less those in its completion queue: none of ours completes more than once.
+fn in_flight(fdinfo: &str) -> usize {
+    let since = Instant::now();
+    while since.elapsed() < PATIENCE {
+        let text = std::fs::read_to_string(fdinfo).expect("procfs of a live process");
+        let field = |name| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse::<u32>().ok())
+        };
+        // Left out while its own thread has the ring; read one after the other before Linux 6.16.
+        if let (Some(taken), Some(completed)) = (field("SqHead:"), field("CqTail:")) {
+            return usize::try_from(taken.wrapping_sub(completed) as i32).unwrap_or(0);
+        }
+    }
+    panic!("{fdinfo} does not show the heads of a ring: that needs Linux 5.16");
+}
+
 /// True if only root may look into this process, and we are not: an endpoint keeps its keys from debuggers, core dumps
 /// and what runs as the same user. What needs it is then left out, which is said, and with `CI=true` is a failure.
 pub fn is_closed_to_us(id: u32) -> bool {

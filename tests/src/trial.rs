@@ -6,7 +6,7 @@
 //! | O3 | every request ends in success or a named error, in time | the suites (most faults must cost no request), the clients' own time limit |
 //! | O4 | a truncation never looks complete | [`crate::http::Client::download`] |
 //! | O5 | a POST reaches the site at most once | [`Trial::end`] |
-//! | O6 | descriptors, tasks and memory go back | [`Trial::end`] |
+//! | O6 | descriptors, tasks, memory and ring operations go back | [`Trial::end`] |
 //! | O7 | the processes live, and the log names the cause | [`Trial::end`], [`Trial::expect_cause`] |
 
 use std::io;
@@ -19,12 +19,14 @@ use serde_json::Value;
 use crate::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use crate::http::Client;
 use crate::origin::Origin;
-use crate::process::{PATIENCE, memory_bytes, open_fds};
+use crate::process::{PATIENCE, memory_bytes, open_fds, ring_operations};
 
 /// Site connections that `sc` may keep for reuse, and a little for what is just closing.
 const FDS_SLACK: usize = 80;
 /// What allocators and windows may keep of a load.
 const MEMORY_SLACK_BYTES: u64 = 96 << 20;
+/// Operations that were just between two when the tunnel had just started.
+const OPERATIONS_SLACK: usize = 4;
 /// After the last request.
 const REST: Duration = Duration::from_secs(20);
 
@@ -32,6 +34,7 @@ const REST: Duration = Duration::from_secs(20);
 struct Use {
     fds: usize,
     memory_bytes: u64,
+    ring_operations: usize,
 }
 
 impl Use {
@@ -39,11 +42,16 @@ impl Use {
         Self {
             fds: open_fds(process),
             memory_bytes: memory_bytes(process),
+            ring_operations: ring_operations(process),
         }
     }
 
     fn is_back(self, before: Self) -> bool {
-        self.fds <= before.fds + FDS_SLACK && self.memory_bytes <= before.memory_bytes + MEMORY_SLACK_BYTES
+        // A connection that is kept waits for one thing.
+        let kept = self.fds.saturating_sub(before.fds);
+        self.fds <= before.fds + FDS_SLACK
+            && self.memory_bytes <= before.memory_bytes + MEMORY_SLACK_BYTES
+            && self.ring_operations <= before.ring_operations + kept + OPERATIONS_SLACK
     }
 }
 
@@ -61,10 +69,15 @@ impl Trial {
     }
 
     pub fn with(options: CloudOptions, sc: &[&str]) -> Self {
+        let has_ring = matches!(options.driver, Driver::IoUring);
         let (cloud, origin) = (Cloud::with(options), Origin::start());
         let tunnel = cloud.start_tunnel_with(sc);
         let endpoint = cloud.process.children()[0];
         let before = [Use::of(tunnel.process.id()), Use::of(endpoint)];
+        assert!(
+            !has_ring || before[0].ring_operations > 0,
+            "sc waits for nothing: {before:?}"
+        );
         Self {
             cloud,
             origin,
