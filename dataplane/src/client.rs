@@ -10,7 +10,7 @@ use crossbeam::channel::Receiver;
 use crate::bump::{Judge, Trust};
 use crate::credentials::Credentials;
 use crate::error::Error;
-use crate::limits::{CLIENT_STREAMS_MAX, LINKS_MAX, client_pools, connections_max};
+use crate::limits::{CLIENT_STREAMS_MAX, FDS_LOOKUPS, LINKS_MAX, client_pools, connections_max};
 use crate::mux::BudgetConfig;
 use crate::settings::Settings;
 use crate::shard::mailbox::Command;
@@ -69,7 +69,7 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
             config.shards, config.links
         )));
     }
-    let connections_max = connections_max(raise_fd_limit()?, config.shards);
+    let connections_max = connections_max(raise_fd_limit()?.saturating_sub(FDS_LOOKUPS), config.shards);
     // Each stream may need a descriptor.
     let share = |streams: usize| (streams / config.shards).clamp(1, connections_max);
     let pools = client_pools(

@@ -217,7 +217,9 @@ pub const PROBE_BYTES_MAX: usize = KIB;
 pub const PROBE_MAX: Duration = Duration::from_secs(10);
 /// Descriptors of a process: standard streams, REST or the broker, log, signals.
 pub const FDS_PROCESS: usize = 64;
-/// Of one of its shards: ring, mailboxes, look-ups.
+/// Of the look-ups of `sc`: a socket each.
+pub const FDS_LOOKUPS: u64 = LOOKUP_THREADS_MAX as u64;
+/// Of one of its shards: ring, mailboxes, look-ups' bell.
 pub const FDS_SHARD: usize = 16;
 /// Of a link: its connection, and the one that takes over.
 pub const FDS_LINK: usize = 2;
@@ -373,10 +375,16 @@ pub const PAGE_TEXT_CHARS_MAX: usize = 512;
 
 // ── Sites and browsers ────────────────────────────────────────────────────────────────────────────────────────
 
-/// Threads that may wait in the system's resolver: a few dead name servers do not stop the rest.
-pub const LOOKUP_THREADS: usize = 4;
+/// Threads that may wait in the system's resolver, which takes as long as it likes: a minute and more for a name whose
+/// servers are silent. Each is a name; the names of a page that leads everywhere, and of several of them, do not stop the
+/// rest.
+pub const LOOKUP_THREADS_MAX: usize = 64;
+/// A thread that had nothing to do for so long ends.
+pub const LOOKUP_THREAD_IDLE: Duration = Duration::from_secs(5);
 /// Names that wait for such a thread, over all shards.
 pub const LOOKUPS_PENDING_MAX: usize = 256;
+/// What is read of /etc/hosts while all threads wait: lists of a million hosts that are to be nowhere are in use.
+pub const HOSTS_FILE_BYTES_MAX: u64 = 64 * MIB as u64;
 /// A look-up may take this long.
 pub const LOOKUP_TIME_MAX: Duration = Duration::from_secs(10);
 /// Names that a shard remembers, and how long: found ones, and ones that were not.

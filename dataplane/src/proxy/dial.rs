@@ -7,12 +7,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 use std::task::Poll;
 use std::time::Duration;
 
+use super::lookups::Lookups;
 use super::origin::Pool;
-use super::resolve::{Lookups, Resolver, forbidden};
+use super::resolve::{Resolver, forbidden};
 use crate::limits::{DIAL_ALL_TIMES, DIAL_STAGGER, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
 use crate::mux::{Code, Opened, Side, Timings};
 use crate::shard::runtime::{self, Alarm, Signal, Socket, select};
@@ -85,16 +86,8 @@ thread_local! {
     static SITES: RefCell<Weak<Sites>> = const { RefCell::new(Weak::new()) };
 }
 
-static LOOKUPS: OnceLock<Lookups> = OnceLock::new();
-
 /// The helper threads of the process.
-fn lookups() -> io::Result<Lookups> {
-    if let Some(lookups) = LOOKUPS.get() {
-        return Ok(lookups.clone());
-    }
-    let started = Lookups::start()?;
-    Ok(LOOKUPS.get_or_init(|| started).clone())
-}
+static LOOKUPS: LazyLock<Lookups> = LazyLock::new(Lookups::default);
 
 impl Sites {
     /// This shard's.
@@ -105,7 +98,7 @@ impl Sites {
         let (resolver, bell) = match shard.side() {
             Side::Endpoint => (None, None),
             Side::Client => {
-                let resolver = Resolver::new(lookups()?)?;
+                let resolver = Resolver::new(LOOKUPS.clone())?;
                 let bell = Socket::new(resolver.wake_fd().try_clone_to_owned()?)?;
                 (Some(RefCell::new(resolver)), Some(bell))
             }

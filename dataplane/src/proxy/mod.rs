@@ -20,6 +20,7 @@ mod exchange;
 mod fetch;
 mod flow;
 mod handshake;
+mod lookups;
 pub mod origin;
 mod probe;
 mod refresh;

@@ -1,81 +1,22 @@
-//! Names of sites: the system's resolver on helper threads, a small cache in each shard, and the addresses that no
-//! browser may reach through the tunnel.
+//! Names of sites: a small cache in each shard, filled by helper threads, and the addresses that no browser may reach
+//! through the tunnel.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam::channel::{Receiver, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::limits::{
-    ADDRESSES_PER_NAME_MAX, LOOKUP_CACHE_MAX, LOOKUP_FAILED_MAX_AGE, LOOKUP_MAX_AGE, LOOKUP_THREADS,
-    LOOKUPS_PENDING_MAX,
-};
+use super::lookups::{Asker, Found, Lookups, Reply};
+use crate::limits::{LOOKUP_CACHE_MAX, LOOKUP_FAILED_MAX_AGE, LOOKUP_MAX_AGE, LOOKUP_THREADS_MAX, LOOKUPS_PENDING_MAX};
 use crate::time::Time;
 
-/// What a look-up found: at least one address, or the resolver's words.
-pub type Found = Result<Arc<[IpAddr]>, Arc<str>>;
-
-/// A name and what was found.
-type Reply = (Box<str>, Found);
-
-struct Job {
-    host: Box<str>,
-    replies: Sender<Reply>,
-    wake: Arc<OwnedFd>,
-}
-
-/// The helper threads, shared by all shards of a process; they end when the last handle is dropped.
-#[derive(Clone)]
-pub struct Lookups {
-    jobs: Sender<Job>,
-}
-
-impl Lookups {
-    /// Starts the threads.
-    ///
-    /// # Errors
-    /// The system gave no thread.
-    pub fn start() -> io::Result<Self> {
-        let (jobs, queue) = bounded::<Job>(LOOKUPS_PENDING_MAX);
-        for n in 0..LOOKUP_THREADS {
-            let queue: Receiver<Job> = queue.clone();
-            std::thread::Builder::new()
-                .name(format!("lookup-{n}"))
-                .spawn(move || queue.iter().for_each(answer))?;
-        }
-        Ok(Self { jobs })
-    }
-}
-
-fn answer(job: Job) {
-    let found = lookup(&job.host);
-    if job.replies.send((job.host, found)).is_ok() {
-        // A full counter means that a wake-up is already due.
-        let _ = rustix::io::write(&*job.wake, &1_u64.to_ne_bytes());
-    }
-}
-
-fn lookup(host: &str) -> Found {
-    let found = (host, 0_u16).to_socket_addrs().map_err(|e| Arc::from(e.to_string()))?;
-    let mut addresses: Vec<IpAddr> = Vec::new();
-    for address in found.map(|a| a.ip()) {
-        if !addresses.contains(&address) && addresses.len() < ADDRESSES_PER_NAME_MAX {
-            addresses.push(address);
-        }
-    }
-    if addresses.is_empty() {
-        return Err(Arc::from("the name has no address"));
-    }
-    Ok(alternating(&addresses).into())
-}
-
 /// The families take turns, the resolver's first choice first (RFC 8305 section 4).
-fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
+pub(super) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
     let first_is_v6 = addresses.first().is_some_and(IpAddr::is_ipv6);
     let (mut first, mut second): (Vec<IpAddr>, Vec<IpAddr>) =
         addresses.iter().partition(|a| a.is_ipv6() == first_is_v6);
@@ -103,8 +44,8 @@ enum Entry {
 /// [`Resolver::wake_fd`] is readable.
 pub struct Resolver {
     lookups: Lookups,
-    replies: (Sender<Reply>, Receiver<Reply>),
-    wake: Arc<OwnedFd>,
+    asker: Asker,
+    replies: Receiver<Reply>,
     entries: HashMap<Box<str>, Entry>,
     pending: usize,
 }
@@ -113,11 +54,12 @@ impl Resolver {
     /// # Errors
     /// The system gave no eventfd.
     pub fn new(lookups: Lookups) -> io::Result<Self> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (answers, replies) = bounded(LOOKUPS_PENDING_MAX + LOOKUP_THREADS_MAX);
         Ok(Self {
             lookups,
-            replies: bounded(LOOKUPS_PENDING_MAX + LOOKUP_THREADS),
-            wake: Arc::new(wake),
+            asker: Asker { replies: answers, wake },
+            replies,
             entries: HashMap::new(),
             pending: 0,
         })
@@ -125,7 +67,7 @@ impl Resolver {
 
     /// Readable when answers wait.
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+        self.asker.wake.as_fd()
     }
 
     /// Look-ups that are on their way.
@@ -151,30 +93,19 @@ impl Resolver {
             }
             _ => {}
         }
-        match self.lookups.jobs.try_send(self.job(host)) {
-            Ok(()) => {
-                self.pending += 1;
-                let waiting = Entry::Pending(vec![waker.clone()]);
-                self.entries.insert(host.into(), waiting);
-                Poll::Pending
-            }
-            Err(TrySendError::Full(_)) => Poll::Ready(Err("too many names are being looked up".into())),
-            Err(TrySendError::Disconnected(_)) => Poll::Ready(Err("the resolver has ended".into())),
+        if let Err(text) = self.lookups.ask(host, self.asker.clone()) {
+            return Poll::Ready(Err(text.into()));
         }
-    }
-
-    fn job(&self, host: &str) -> Job {
-        Job {
-            host: host.into(),
-            replies: self.replies.0.clone(),
-            wake: self.wake.clone(),
-        }
+        self.pending += 1;
+        let waiting = Entry::Pending(vec![waker.clone()]);
+        self.entries.insert(host.into(), waiting);
+        Poll::Pending
     }
 
     /// Takes the answers in and wakes who waits.
     pub fn collect(&mut self, now: Time) {
-        let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
-        while let Ok((host, found)) = self.replies.1.try_recv() {
+        let _ = rustix::io::read(&*self.asker.wake, &mut [0_u8; 8]);
+        while let Ok((host, found)) = self.replies.try_recv() {
             self.pending -= 1;
             let age = if found.is_ok() {
                 LOOKUP_MAX_AGE
@@ -324,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_look_up_is_shared_by_its_waiters_and_remembered() {
-        let mut resolver = Resolver::new(Lookups::start().unwrap()).unwrap();
+        let mut resolver = Resolver::new(Lookups::default()).unwrap();
         let (now, count) = (Time::now(), Arc::new(Wakes::default()));
         let (one, two) = (Waker::from(count.clone()), Waker::from(count.clone()));
         let name = "no-such-name.invalid";
@@ -332,7 +263,7 @@ mod tests {
         assert!(resolver.poll(now, name, &two).is_pending());
         assert_eq!(resolver.pending(), 1);
         let mut fds = [rustix::event::PollFd::new(
-            &*resolver.wake,
+            &*resolver.asker.wake,
             rustix::event::PollFlags::IN,
         )];
         rustix::event::poll(&mut fds, None).unwrap();
