@@ -227,7 +227,8 @@ fn content_length(value: &[u8]) -> Result<u64, Bad> {
         .ok_or(Bad::request("Content-Length is not one number"))
 }
 
-/// A token, and no coding that would have to be undone.
+/// A token, and no coding that exists, which would have to be undone: none of IANA's transfer codings, nor of its content
+/// codings, whose names mean the same here (RFC 9112 section 7.3).
 fn is_foreign_coding(value: &[u8]) -> bool {
     let known = [
         &b"gzip"[..],
@@ -236,6 +237,14 @@ fn is_foreign_coding(value: &[u8]) -> bool {
         b"compress",
         b"x-compress",
         b"identity",
+        b"trailers",
+        b"br",
+        b"zstd",
+        b"dcb",
+        b"dcz",
+        b"aes128gcm",
+        b"exi",
+        b"pack200-gzip",
     ];
     let is_known = known.iter().any(|k| value.eq_ignore_ascii_case(k));
     !value.is_empty() && value.iter().copied().all(super::is_token_byte) && !is_known

@@ -41,6 +41,10 @@ fn framing_follows_status_method_and_fields() {
         (&[ok, "Transfer-Encoding: x-own"], "GET", Ok((200, UntilClose, false))),
         (&[ok, "Transfer-Encoding: x-own"], "HEAD", Ok((200, None, true))),
         (&[ok, "Transfer-Encoding: x-own, chunked"], "GET", Err(502)),
+        (&[ok, "Transfer-Encoding: x-own;q=1"], "GET", Err(502)),
+        (&[ok, "Transfer-Encoding: Br"], "GET", Err(502)),
+        (&[ok, "Transfer-Encoding: zstd"], "GET", Err(502)),
+        (&[ok, "Transfer-Encoding: br"], "HEAD", Err(502)),
         (
             &[ok, "Transfer-Encoding: x-own", "Transfer-Encoding: x-own"],
             "GET",
