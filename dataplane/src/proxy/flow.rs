@@ -297,8 +297,13 @@ impl Activity {
     }
 
     pub fn touch(&self) {
-        self.last.set(runtime::now());
+        self.restart();
         self.any.set(true);
+    }
+
+    /// Silence counts from now on.
+    pub fn restart(&self) {
+        self.last.set(runtime::now());
     }
 
     /// Whether there has been any.

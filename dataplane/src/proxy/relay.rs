@@ -46,7 +46,7 @@ pub(super) const DISMISSED: &str = "the tunnel shuts down, and nothing moved any
 /// Waits until the stream's link drains and nothing has moved on the stream since for as long as is waited for it.
 pub(super) async fn dismissed(stream: &Stream, activity: &Activity) {
     stream.draining().await;
-    activity.touch();
+    activity.restart();
     let alarm = Alarm::default();
     activity.silence(&alarm, DRAIN_SILENCE_MAX, || DRAIN_SILENCE_MAX).await;
 }

@@ -84,12 +84,17 @@ impl Call<'_> {
             .is_some()
         {
             // Only what stays opaque is: where the endpoint ends TLS, or finds HTTP, each request is asked about.
-            match select(self.stream.tls_asked(), inlet.fill()).await {
-                Either::Left(sni) if self.may_shake(&site, &sni, &activity) => return self.tls(site, inlet).await,
-                Either::Right(()) if matches!(inlet.end(), Some(End::Cut(..))) => {}
-                _ => return self.reset(Code::Denied, UNWANTED),
-            }
-            return self.keep_unused(site, &inlet, &activity);
+            let asked = select(self.stream.tls_asked(), inlet.fill());
+            return match select(asked, self.silence(&site, &activity)).await {
+                Either::Left(Either::Left(sni)) if self.may_shake(&site, &sni, &activity) => {
+                    self.tls(site, inlet).await
+                }
+                Either::Left(Either::Right(())) if matches!(inlet.end(), Some(End::Cut(..))) => {
+                    self.keep_unused(site, &inlet, &activity)
+                }
+                Either::Left(_) => self.reset(Code::Denied, UNWANTED),
+                Either::Right((code, text)) => self.reset(code, text),
+            };
         }
         let shakes = {
             let mut relayed = pin!(self.relay(&site, &mut inlet, &activity));
@@ -378,15 +383,18 @@ impl Call<'_> {
             Code::SiteReset,
             activity,
         );
+        if let Either::Right((code, text)) = select(relayed, self.silence(site, activity)).await {
+            self.reset(code, text);
+        }
+    }
+
+    /// Waits until nothing has moved for too long; says how the stream is to be reset then.
+    async fn silence(&self, site: &Site, activity: &Activity) -> (Code, &'static str) {
         let idle = self.shard.times().idle;
-        let silence = select(
-            activity.silence(&site.alarm, idle, || idle),
-            dismissed(self.stream, activity),
-        );
-        match select(relayed, silence).await {
-            Either::Left(()) => {}
-            Either::Right(Either::Left(())) => self.reset(Code::IdleTimeout, "no byte in either direction"),
-            Either::Right(Either::Right(())) => self.reset(Code::Shutdown, DISMISSED),
+        let silent = activity.silence(&site.alarm, idle, || idle);
+        match select(silent, dismissed(self.stream, activity)).await {
+            Either::Left(()) => (Code::IdleTimeout, "no byte in either direction"),
+            Either::Right(()) => (Code::Shutdown, DISMISSED),
         }
     }
 }

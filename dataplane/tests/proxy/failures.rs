@@ -287,6 +287,10 @@ fn answers_that_are_not_http_are_named() {
             &b"SSH-2.0-OpenSSH_9.2\r\n"[..],
             b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+            // Codings that would have to be undone, also if they may be stored.
+            b"HTTP/1.1 200 OK\r\nCache-Control: max-age=9\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nCache-Control: max-age=9\r\nTransfer-Encoding: x-own, chunked\r\n\r\n0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nCache-Control: max-age=9\r\nTransfer-Encoding: br\r\n\r\nx",
         ] {
             let site = site(move |mut connection| {
                 read_head(&mut connection);
@@ -428,6 +432,41 @@ fn forget_soon(socket: &TcpStream) {
         )
     };
     assert_eq!(set, 0);
+}
+
+/// A rule keeps from the site what stays opaque: the rest is waited for as long as for a byte of any other CONNECT.
+#[test]
+fn a_silent_connect_under_fast_fail_is_given_up() {
+    let site = site(|mut connection| {
+        let _ = connection.read(&mut [0]);
+    });
+    for driver in [Driver::Epoll, Driver::Auto] {
+        let (tunnel, sc) = Tunnel::without_client(driver);
+        let rules = Rules {
+            fast_fail: FastFail::compile(&["^https://127".to_owned()]).unwrap(),
+            ..Rules::default()
+        };
+        let settings = Settings {
+            rules: Arc::new(rules),
+            times: Times {
+                idle: Duration::from_millis(500),
+                ..Times::default()
+            },
+            ..(*sc.settings).clone()
+        };
+        // The endpoint has no such rule, and lets the CONNECT through.
+        let tunnel = tunnel.joined_by(ClientConfig {
+            settings: Arc::new(settings),
+            ..sc
+        });
+        let mut browser = tunnel.browser();
+        browser.send(format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\n\r\n").as_bytes());
+        assert_eq!(browser.answer("CONNECT").status, 200);
+        let cut = browser.0.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(cut.kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(tunnel.client_report().streams_open, 0);
+        tunnel.stop();
+    }
 }
 
 /// The time-out of the second request is not that of the first, whose task is over.
