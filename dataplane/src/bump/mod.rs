@@ -39,6 +39,7 @@ pub use judge::{Defect, Judged};
 pub use leaves::Leaves;
 pub use reports::{Reports, Site};
 pub use seen::Seen;
+pub(crate) use site::CLIENT_CERTIFICATE;
 pub use site::{Judge, client_config, see};
 pub use tls::Tls;
 pub use verdict::Verdict;

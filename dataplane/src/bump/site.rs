@@ -14,16 +14,21 @@ use super::Trust;
 use super::judge::{Checks, Defect, Judged};
 use super::seen::{HTTP11, Seen};
 use super::sessions::{Sessions, Site};
+use super::table::{Key, KeyOf, Table};
 use super::verdict::Verdict;
+use crate::limits::{OPAQUE_HOSTS_MAX, OPAQUE_TIME};
+use crate::time::Time;
 
 /// Why a handshake with a site that asks for a client certificate fails.
-pub(super) const CLIENT_CERTIFICATE: &str = "the site asks for a client certificate";
+pub(crate) const CLIENT_CERTIFICATE: &str = "the site asks for a client certificate";
 
 /// Judges sites' certificates for all shards of `sc`, and holds the sessions that may be resumed.
 pub struct Judge {
     checks: Arc<Checks>,
     sessions: Arc<Sessions>,
     config: ClientConfig,
+    /// Until when a site is left alone that asks for a client certificate late.
+    late: Table<Time>,
 }
 
 impl Judge {
@@ -46,7 +51,21 @@ impl Judge {
             checks,
             sessions: Arc::new(Sessions::new(clock)),
             config,
+            late: Table::new(OPAQUE_HOSTS_MAX),
         }
+    }
+
+    /// The site asked for a client certificate when it had a request already: for [`OPAQUE_TIME`] it is one that cannot be
+    /// spoken TLS to here.
+    pub fn learn_late(&self, host: &str, port: u16, now: Time) {
+        let key = site_key(host, port);
+        self.late.part(&key).insert(key, now + OPAQUE_TIME);
+    }
+
+    /// Whether that was learnt of the site.
+    pub fn asks_late(&self, host: &str, port: u16, now: Time) -> bool {
+        let key = site_key(host, port);
+        self.late.part(&key).get(&key).is_some_and(|until| now < *until)
     }
 
     /// Judges the certificates that a site shows, its own first, when it was asked for as `name`. `host` is what
@@ -66,6 +85,10 @@ impl Judge {
         };
         self.checks.judge(leaf, above, name, host, now)
     }
+}
+
+fn site_key(host: &str, port: u16) -> Key {
+    KeyOf::default().host(host).bytes(&port.to_be_bytes()).key()
 }
 
 impl fmt::Debug for Judge {

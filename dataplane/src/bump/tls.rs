@@ -7,7 +7,7 @@ use bytes::{Buf, BytesMut};
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncryptError, InsufficientSizeError, UnbufferedStatus};
-use rustls::{ClientConfig, CommonState, Error, ServerConfig};
+use rustls::{ClientConfig, CommonState, Error, ProtocolVersion, ServerConfig};
 use rustls_pki_types::ServerName;
 
 use crate::limits::{HANDSHAKE_BYTES_MAX, TLS_WRITE_BYTES_MAX};
@@ -28,6 +28,7 @@ pub struct Tls {
     /// Bytes of the peer before the handshake was done.
     taken: usize,
     done: bool,
+    asked_anew: bool,
     /// The peer has said that it sends no more.
     ended: bool,
     /// Why it is over. rustls is not to be asked again.
@@ -78,6 +79,7 @@ impl Tls {
             unsent: BytesMut::new(),
             taken: 0,
             done: false,
+            asked_anew: false,
             ended: false,
             failed: None,
             closed: false,
@@ -214,6 +216,12 @@ impl Tls {
         }
     }
 
+    /// Whether the site has asked for another handshake since this was asked last. It was refused (RFC 5246 section 7.2.2):
+    /// those who ask mostly want a client certificate. TLS 1.3 has no such thing.
+    pub fn was_asked_anew(&mut self) -> bool {
+        std::mem::take(&mut self.asked_anew)
+    }
+
     /// What the handshake came to.
     pub fn facts(&self) -> &CommonState {
         match &self.side {
@@ -241,6 +249,7 @@ impl Tls {
 
     /// Always over all that is sealed: rustls remembers how far it has come in it.
     fn turn(&mut self, sink: &mut impl FnMut(&[u8]) -> usize) -> Result<Step, Error> {
+        let queued = self.unsent.len();
         let (out, rest) = (&mut self.unsent, &mut self.content);
         let (discard, step) = match &mut self.side {
             Side::Client(client) => act(client.process_tls_records(&mut self.sealed), out, rest, sink),
@@ -248,6 +257,12 @@ impl Tls {
         };
         if step.is_ok() {
             self.sealed.advance(discard);
+        }
+        // rustls refuses by itself, and says nothing. In TLS 1.2 it has nothing else to say of its own behind a handshake
+        // but why it fails.
+        if self.done && self.failed.is_none() && self.unsent.len() > queued {
+            let version = self.facts().protocol_version();
+            self.asked_anew |= matches!(self.side, Side::Client(_)) && version == Some(ProtocolVersion::TLSv1_2);
         }
         step
     }

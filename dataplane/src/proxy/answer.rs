@@ -25,6 +25,7 @@ pub struct Answer<'a> {
     state: State,
     interim: usize,
     keep_alive: bool,
+    status: Option<u16>,
 }
 
 impl<'a> Answer<'a> {
@@ -36,6 +37,7 @@ impl<'a> Answer<'a> {
             state: State::Head(Finder::response(), BytesMut::new()),
             interim: 0,
             keep_alive: false,
+            status: None,
         }
     }
 
@@ -91,6 +93,7 @@ impl<'a> Answer<'a> {
             self.state = State::Upgraded;
         } else {
             self.keep_alive = response.keep_alive;
+            self.status = Some(response.status);
             let body = Body::new(response.framing);
             self.state = if body.is_done() { State::Done } else { State::Body(body) };
         }
@@ -123,6 +126,11 @@ impl<'a> Answer<'a> {
             State::Done => true,
             State::Head(..) | State::Upgraded => false,
         }
+    }
+
+    /// Of the final answer, once its head is there.
+    pub fn status(&self) -> Option<u16> {
+        self.status
     }
 
     /// The site lets its connection be used again.

@@ -11,7 +11,7 @@ use super::flow::{Activity, End, Inlet, NoHead, cut_at_end};
 use super::handshake::shake;
 use super::origin::{Attempt, Key};
 use super::relay::{DISMISSED, dismissed, relay};
-use crate::bump::{Seen, Verdict};
+use crate::bump::{CLIENT_CERTIFICATE, Seen, Verdict};
 use crate::http::{Finder, Form, Framing, Request, Scheme, rewrite};
 use crate::mux::{Code, Kind, Shown, Timings};
 use crate::rules::Route;
@@ -311,6 +311,8 @@ impl Call<'_> {
                     None => return None,
                 },
             };
+            // What came before has nothing to do with this request.
+            was_asked_anew(&site);
             let progress = Progress::default();
             let mut answer = Answer::new(request.method, request.upgrade);
             let ran = exchange::run(&site, self.stream, inlet, request, head.clone(), &mut answer, &progress).await;
@@ -322,7 +324,11 @@ impl Call<'_> {
             match ran {
                 Err(Fault::Silent) if attempt.may_repeat() => {}
                 Err(fault) => {
-                    let (code, text) = fault.reset();
+                    let cut = matches!(fault, Fault::Silent | Fault::Cut);
+                    let (code, text) = match cut && self.asked_late(&site) {
+                        true => (Code::Tls, CLIENT_CERTIFICATE),
+                        false => fault.reset(),
+                    };
                     cut_at_end(&site.socket);
                     self.reset(code, text);
                     return None;
@@ -334,12 +340,28 @@ impl Call<'_> {
                         first_byte_us: micros(first_byte),
                         ..timings
                     }));
-                    let reusable = answer.keep_alive() && !progress.surplus.get();
+                    let denied = answer.status() == Some(403) && self.asked_late(&site);
+                    let reusable = answer.keep_alive() && !progress.surplus.get() && !denied;
                     self.conclude(inlet, site, key, progress.sent.get(), reusable).await;
                     return None;
                 }
             }
         }
+    }
+
+    /// The site asked for another handshake during this exchange, and was refused. Where it gives no answer then, or denies one, it
+    /// wanted a client certificate: the next who asks is told so, and its browser speaks TLS with the site itself.
+    fn asked_late(&self, site: &Site) -> bool {
+        let asked = was_asked_anew(site);
+        if let (true, Some(judge)) = (asked, self.shard.judge()) {
+            judge.learn_late(self.host, self.port, runtime::now());
+            let text = format!(
+                "{}:{}: {CLIENT_CERTIFICATE} once it has a request",
+                self.host, self.port
+            );
+            self.shard.log(Level::Info, text);
+        }
+        asked
     }
 
     /// Shakes hands, and makes sure that the site is what the browser was shown: nothing is sent to another one. Returns the
@@ -397,4 +419,8 @@ impl Call<'_> {
             Either::Right(()) => (Code::Shutdown, DISMISSED),
         }
     }
+}
+
+fn was_asked_anew(site: &Site) -> bool {
+    site.socket.tls().is_some_and(|tls| tls.borrow_mut().was_asked_anew())
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -225,6 +226,86 @@ fn a_site_that_closes_while_it_is_looked_at_leaves_nothing_open() {
             drop(connected(tunnel.browser(), &trust, site));
         }
         until("all is over at sc", || tunnel.client_report().streams_open == 0);
+        tunnel.stop();
+    }
+}
+
+/// What `openssl s_server` does when it is told to: it asks for a client certificate when the request is there already.
+struct Renegotiating {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    site: SocketAddr,
+    _files: tempfile::TempDir,
+}
+
+impl Renegotiating {
+    fn start() -> Self {
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let files = tempfile::tempdir().unwrap();
+        let file = |name, text| {
+            let path = files.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let mut child = Command::new("openssl")
+            .args(["s_server", "-tls1_2", "-accept", "127.0.0.1:0", "-cert"])
+            .arg(file("certificate.pem", cert.pem()))
+            .arg("-key")
+            .arg(file("key.pem", signing_key.serialize_pem()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the openssl program is needed");
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let line = shown(&mut output, "ACCEPT ");
+        let site = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+        Self {
+            child,
+            output,
+            site,
+            _files: files,
+        }
+    }
+
+    /// Waits for a request, and asks.
+    fn renegotiate(&mut self) {
+        shown(&mut self.output, "Content-Length: 0");
+        self.child.stdin.as_mut().unwrap().write_all(b"R\n").unwrap();
+    }
+}
+
+impl Drop for Renegotiating {
+    fn drop(&mut self) {
+        // Fails only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The first line that begins so.
+fn shown(output: &mut impl BufRead, begin: &str) -> String {
+    let mut lines = output.lines().map(Result::unwrap);
+    lines.find(|line| line.starts_with(begin)).expect(begin)
+}
+
+#[test]
+fn a_site_that_asks_for_a_certificate_late_is_left_to_browsers() {
+    for driver in [Driver::Epoll, Driver::Auto] {
+        let (tunnel, trust) = bumping(driver);
+        let mut asking = Renegotiating::start();
+        let mut client = connected(tunnel.browser(), &trust, asking.site).unwrap();
+        client.get_mut().write_all(&request(asking.site)).unwrap();
+        asking.renegotiate();
+        let answer = read_head(&mut client);
+        assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+        assert_eq!(field(&answer, "Culvert-Error"), Some("tls"));
+        assert_eq!(field(&answer, "Connection"), Some("close"));
+        // The next browser is on its own with it.
+        let own = connected(tunnel.browser(), &trust, asking.site)
+            .unwrap_err()
+            .to_string();
+        assert!(own.contains("invalid peer certificate"), "not the site's own: {own}");
         tunnel.stop();
     }
 }
