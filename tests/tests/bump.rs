@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use dataplane::limits::PINNED_APART;
+use dataplane::limits::{LINK_DOWN_GRACE, PINNED_APART};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
 use rustix::process::Signal;
 use rustls::pki_types::ServerName;
@@ -17,6 +17,7 @@ use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::{Answer, Client, connect, dial};
 use tests::origin::Origin;
 use tests::process::PATIENCE;
+use tests::relay::{Cut, Rule, Which};
 use tests::tls;
 use tests::websocket::WebSocket;
 
@@ -36,6 +37,8 @@ both_drivers![
     a_site_that_cannot_be_bumped_any_more_is_left_alone,
     another_tunnel_of_the_pool_looks,
     what_only_ends_is_not_denied,
+    nothing_but_the_site_follows_the_answer,
+    each_tunnel_of_a_pool_judges_by_itself,
 ];
 
 /// Of a site that does not wait to be spoken to.
@@ -534,4 +537,60 @@ fn what_only_ends_is_not_denied(driver: Driver) {
     client.download("", 2, 1_000, "").unwrap();
     assert_eq!(origin.counters().connections, before + 1);
     assert!(!world.log().contains("denied"), "{}", world.log());
+}
+
+/// Behind the 200 a browser reads what the site says, and nothing else, also while the stream to it waits for a link.
+fn nothing_but_the_site_follows_the_answer(driver: Driver) {
+    let world = World::start(driver);
+    let origin = world.origin();
+    drop(world.browser(&origin).unwrap());
+    let relay = &world.cloud.relay;
+    relay.set(Which::Links, Rule::Refuse);
+    relay.cut(Which::Links, Cut::Reset);
+    relay.wait("the loss", |s| s.links_open == 0);
+    // No link takes a stream any more.
+    fault_lasts(LINK_DOWN_GRACE + Duration::from_millis(500));
+    // The site is known, so it is not dialled yet.
+    let site = format!("localhost:{}", origin.https.port());
+    let mut socket = connect(world.tunnel.proxy, &site).unwrap().unwrap();
+    socket.write_all(b"neither TLS nor HTTP").unwrap();
+    socket.shutdown(Shutdown::Write).unwrap();
+    fault_lasts(Duration::from_millis(500));
+    relay.set(Which::Links, Rule::Pass);
+    let mut came = Vec::new();
+    // The site may cut what it does not understand.
+    let _ = socket.read_to_end(&mut came);
+    assert!(!came.starts_with(b"HTTP"), "{}", String::from_utf8_lossy(&came));
+    world.tunnel.serves(&origin);
+}
+
+/// One trusts the company's root and one does not: browsers see what the one has seen that is asked for them.
+fn each_tunnel_of_a_pool_judges_by_itself(driver: Driver) {
+    let world = World::with(driver, &["-i", "pool", "--tunnel-pool"]);
+    let second = world
+        .cloud
+        .start_bumping_tunnel(&["--shards", "1", "-i", "pool", "--tunnel-pool"]);
+    let origin = world.origin();
+    let (mut good, mut bad) = (0, 0);
+    for _ in 0..8 {
+        match world.browser(&origin) {
+            Ok(mut client) => {
+                good += 1;
+                for seed in 0..3 {
+                    client.download("", seed, 1_000, "").unwrap();
+                }
+            }
+            Err(error) => {
+                bad += 1;
+                let error = error.to_string();
+                assert!(error.contains("UnknownIssuer"), "{error}");
+            }
+        }
+    }
+    assert!(good > 0 && bad > 0, "{good} saw it as good, {bad} as bad");
+    second.stop();
+    // Nobody else is left to ask: whatever was learnt of the other is of no use.
+    for _ in 0..3 {
+        world.browser(&origin).unwrap().download("", 1, 1_000, "").unwrap();
+    }
 }

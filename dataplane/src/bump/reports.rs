@@ -10,11 +10,13 @@ use crate::limits::{
 };
 use crate::time::Time;
 
-/// A site as a CONNECT names it: a ClientHello for another name is relayed as it is.
+/// A site as a CONNECT names it (a ClientHello for another name is relayed as it is), and as one member of a pool sees it:
+/// each has its own roots, and its own way there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Site<'a> {
     pub host: &'a str,
     pub port: u16,
+    pub member: [u8; 16],
 }
 
 /// For all shards of an endpoint. A look-up allocates nothing.
@@ -141,7 +143,8 @@ impl fmt::Debug for Reports {
 
 impl Site<'_> {
     fn key(&self) -> Key {
-        host_key(self.host, self.port)
+        let key = KeyOf::default().host(self.host).bytes(&self.port.to_be_bytes());
+        key.bytes(&self.member).key()
     }
 }
 

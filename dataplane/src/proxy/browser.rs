@@ -9,7 +9,7 @@ use super::flow::{Activity, End, Inlet, cut_at_end, linger};
 use super::relay::{DISMISSED, dismissed, relay};
 use super::{bump, connect, fetch};
 use crate::http::page::Page;
-use crate::http::{Authority, Bad, CONTINUE, Finder, Form, Framing, Request, Scheme, Version};
+use crate::http::{Authority, Bad, CONTINUE, Finder, Form, Framing, Request, Scheme};
 use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, WAITING_EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open, Shown};
 use crate::rules::Route;
@@ -50,6 +50,8 @@ pub(super) struct Browser {
     pub inside: Option<Inside>,
     /// What it was shown of the site, if its TLS ends here.
     pub shown: Option<Shown>,
+    /// The member of the pool that saw the site, while TLS ends here or may come to: others may trust other issuers.
+    pub member: Option<[u8; 16]>,
     /// For the wait between two requests.
     alarm: Alarm,
     /// Its place among those that a drain closes while they ask for nothing; a browser that comes later has none.
@@ -69,6 +71,7 @@ pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, counted: Counte
         is_probe,
         inside: None,
         shown: None,
+        member: None,
         alarm: Alarm::default(),
         unreached: None,
     };
@@ -295,18 +298,22 @@ impl Browser {
     }
 
     /// Opens a stream for this request, or waits for a link as long as the browser does: none if it has left. What the
-    /// rules keep out of the tunnel needs no link.
-    pub async fn open_stream(&mut self, request: &Request<'_>, open: Open) -> Option<Result<Stream, (Code, String)>> {
+    /// rules keep out of the tunnel needs no link. `asks`: meanwhile it may be sent a 100.
+    pub async fn open_stream(
+        &mut self,
+        request: &Request<'_>,
+        open: Open,
+        asks: bool,
+    ) -> Option<Result<Stream, (Code, String)>> {
         let host = request.authority.map_or("", |a| a.host);
         if self.shard.rules().routes.of(host) == Route::Direct {
             return Some(self.shard.open_direct(open));
         }
-        let may_ask = || request.version == Version::Http11;
-        let opening = self.shard.open(open);
+        let opening = self.shard.open(open, self.member);
         let most = WAITING_EARLY_BYTES_MAX;
         match select(
             opening,
-            watch(&self.socket, &mut self.inbox, &mut self.eof, most, may_ask),
+            watch(&self.socket, &mut self.inbox, &mut self.eof, most, || asks),
         )
         .await
         {

@@ -44,9 +44,12 @@ pub(super) fn is_allowed(shard: &Shard, host: &str) -> bool {
     !rules.no_bump.contains(host) && rules.routes.of(host) == Route::Tunnel
 }
 
-/// How the site was seen a moment ago, if its TLS may end here: then the browser can be shown a leaf at once.
-pub(super) fn known(shard: &Shard, host: &str, port: u16) -> Option<Arc<Seen>> {
-    let seen = shard.bump()?.reports.fresh(Site { host, port }, runtime::now())?;
+/// How the browser's member of the pool saw the site a moment ago, if its TLS may end here: then the browser can be shown
+/// a leaf at once.
+pub(super) fn known(browser: &Browser, host: &str, port: u16) -> Option<Arc<Seen>> {
+    let (shard, member) = (&browser.shard, browser.member?);
+    let site = Site { host, port, member };
+    let seen = shard.bump()?.reports.fresh(site, runtime::now())?;
     may_end_here(shard, host, port).then_some(seen)
 }
 
@@ -170,8 +173,11 @@ async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, p
             return Err(Bumped::Unseen((Code::Protocol, text)));
         }
     };
-    if !seen.verdict.is_opaque() {
-        bump.reports.insert(Site { host, port }, seen.clone(), runtime::now());
+    // Its own may have been lost meanwhile.
+    browser.member = stream.member();
+    if let (false, Some(member)) = (seen.verdict.is_opaque(), browser.member) {
+        let site = Site { host, port, member };
+        bump.reports.insert(site, seen.clone(), runtime::now());
     }
     Ok(seen)
 }

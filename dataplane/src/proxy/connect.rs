@@ -27,11 +27,12 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
             .answer(request, "denied", "the self-test is the cloud's own", false)
             .await;
     }
-    let known = bump::known(&browser.shard, host, port);
+    browser.member = browser.shard.bump().and_then(|_| browser.shard.next_member());
+    let known = bump::known(browser, host, port);
     let stream = match known {
         // The site is dialled with the first request.
         Some(_) => None,
-        None => match open(browser, request, host, port).await {
+        None => match open(browser, request, host, port, false).await {
             Ok(stream) => Some(stream),
             Err(Unopened::Gone) => return Next::Abort,
             Err(Unopened::Refused(why)) => return refused(browser, request, host, port, why).await,
@@ -44,6 +45,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
         First::Http => {
             // The site's connection, of which nothing was used, serves the first request.
             drop(stream);
+            browser.member = None;
             browser.inside = Some(Inside::of(request, host, port, Scheme::Http));
             Next::Again
         }
@@ -91,7 +93,7 @@ async fn tls(
             }
         }
         // Another member may look as well.
-        stream = match open(browser, request, host, port).await {
+        stream = match open(browser, request, host, port, true).await {
             Ok(opened) => Some(opened),
             Err(Unopened::Gone) => return Next::Abort,
             Err(Unopened::Refused(why)) => return page_inside(browser, request, host, port, why).await,
@@ -128,7 +130,7 @@ async fn page_inside(browser: &mut Browser, request: &Request<'_>, host: &str, p
 async fn opaque(browser: &mut Browser, request: &Request<'_>, stream: Option<Stream>, host: &str, port: u16) -> Next {
     let stream = match stream {
         Some(stream) => stream,
-        None => match open(browser, request, host, port).await {
+        None => match open(browser, request, host, port, true).await {
             Ok(stream) => stream,
             Err(_) => return Next::Abort,
         },
@@ -150,17 +152,25 @@ enum Unopened {
     Refused(Unreached),
 }
 
-/// Opens a stream to the site, and waits until that is connected.
-async fn open(browser: &mut Browser, request: &Request<'_>, host: &str, port: u16) -> Result<Stream, Unopened> {
+/// Opens a stream to the site, and waits until that is connected. `answered`: the CONNECT has been, so that whatever the
+/// browser reads from now on comes from the site, or is TLS.
+async fn open(
+    browser: &mut Browser,
+    request: &Request<'_>,
+    host: &str,
+    port: u16,
+    answered: bool,
+) -> Result<Stream, Unopened> {
+    let asks = !answered && request.version == Version::Http11;
     let mut moves = 0;
     loop {
         let open = browser.open(Kind::Tcp, host, port);
-        let stream = match browser.open_stream(request, open).await {
+        let stream = match browser.open_stream(request, open, asks).await {
             Some(Ok(stream)) => stream,
             Some(Err(why)) => return Err(Unopened::Refused(why)),
             None => return Err(Unopened::Gone),
         };
-        let may_ask = || request.version == Version::Http11 && stream.has_no_place();
+        let may_ask = || asks && stream.has_no_place();
         let (inbox, eof) = (&mut browser.inbox, &mut browser.eof);
         let watched = watch(&browser.socket, inbox, eof, EARLY_BYTES_MAX, may_ask);
         let accepted = select(stream.accepted(), stream.forsaken());
@@ -176,13 +186,15 @@ async fn open(browser: &mut Browser, request: &Request<'_>, host: &str, port: u1
     }
 }
 
-/// Forgets what is known of the site's certificate.
+/// Forgets what the browser's member of the pool has seen of the site's certificate.
 pub(super) fn forget(browser: &Browser, request: &Request<'_>) {
-    if let (Some(bump), Some(authority)) = (browser.shard.bump(), request.authority) {
+    let (bump, member) = (browser.shard.bump(), browser.member);
+    if let (Some(bump), Some(authority), Some(member)) = (bump, request.authority, member) {
         let port = authority.port_or(Scheme::Https.default_port());
         bump.reports.forget(Site {
             host: authority.host,
             port,
+            member,
         });
     }
 }

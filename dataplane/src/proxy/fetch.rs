@@ -130,7 +130,10 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     let mut counted = false;
     loop {
         let open = browser.open(kind, authority.host, port);
-        let stream = match browser.open_stream(request, open).await {
+        let stream = match browser
+            .open_stream(request, open, request.version == Version::Http11)
+            .await
+        {
             Some(Ok(stream)) => stream,
             Some(Err((code, text))) => {
                 return failed(browser, request, caching, Fault::Stream(code, text), whole).await;

@@ -97,7 +97,7 @@ async fn open(shard: &Shard, request: &Request<'_>) -> Option<Stream> {
     let route = shard.rules().routes.of(authority.host);
     match route {
         Route::Direct => shard.open_direct(open).ok(),
-        Route::Tunnel => shard.open(open).await.ok(),
+        Route::Tunnel => shard.open(open, None).await.ok(),
     }
 }
 

@@ -41,6 +41,8 @@ pub(super) struct StreamCell {
     shaken: RefCell<Option<Box<Shaken>>>,
     /// Its member is lost, and another one is there.
     pub forsaken: Signal,
+    /// Where it is placed as long as that is live, wherever else there is less to do.
+    pub prefers: Cell<Option<[u8; 16]>>,
     /// Its link drains, or is about to.
     pub draining: Signal,
     /// The stream has no place now, or has one where what was written before is not written again yet.
@@ -122,9 +124,10 @@ impl Returned {
 }
 
 impl Linked {
-    /// Opens a stream on a live link, or waits for one.
-    pub(super) async fn open_own(shard: &Shard, open: Open) -> Result<Self, (Code, String)> {
+    /// Opens a stream on a live link, of this member if it has one, or waits for one.
+    pub(super) async fn open_own(shard: &Shard, open: Open, prefers: Option<[u8; 16]>) -> Result<Self, (Code, String)> {
         let cell = Rc::new(StreamCell::default());
+        cell.prefers.set(prefers);
         let place = shard.place(&open, &cell).await?;
         Ok(Self::new(shard.clone(), place, cell, open))
     }
@@ -201,6 +204,11 @@ impl Linked {
     pub async fn draining(&self) {
         self.cell.draining.wait().await;
         self.cell.draining.raise();
+    }
+
+    /// Endpoint: the member that has it now.
+    pub fn member(&self) -> [u8; 16] {
+        self.place().0.member
     }
 
     /// It waits for a link: nothing of it has reached the other side.

@@ -261,13 +261,14 @@ impl Shard {
         runtime::spawn(task);
     }
 
-    /// Opens a stream on the least loaded live link (`open.credit` is set here). Waits while no link is up: in order,
+    /// Opens a stream on the least loaded live link (`open.credit` is set here), of the member that is preferred if that
+    /// has one. Waits while no link is up: in order,
     /// at most the resume window after the last loss; heads only, so read nothing of the body before.
     ///
     /// # Errors
     /// Why there is no stream, with text for people: `tunnel-down`, `limit`, `shutdown`.
-    pub async fn open(&self, open: Open) -> Result<Stream, (Code, String)> {
-        Stream::open_own(self, open).await
+    pub async fn open(&self, open: Open, prefers: Option<[u8; 16]>) -> Result<Stream, (Code, String)> {
+        Stream::open_own(self, open, prefers).await
     }
 
     /// Above the first mark of open descriptors: answer new connections with 503, Retry-After, and close.

@@ -49,17 +49,35 @@ impl Shard {
     }
 
     pub(super) fn try_place(&self, open: &Open, cell: &Rc<StreamCell>) -> Result<(Rc<Link>, StreamRef), OpenError> {
-        let link = {
-            let links = self.0.links.borrow();
-            // Of the least loaded member the least loaded link; members of equal load take turns.
-            let key = |l: &&Rc<Link>| (l.counters.streams.value(), l.counters.turn.value(), l.load());
-            links.iter().filter(|l| l.is_live()).min_by_key(key).cloned()
-        };
-        let link = link.ok_or(OpenError::NotLive)?;
+        let prefers = cell.prefers.get();
+        let link = self.least_loaded(|l| prefers.is_some_and(|member| member != l.member));
+        let link = link.filter(|l| l.is_live()).ok_or(OpenError::NotLive)?;
         let stream = link.open(self, open, cell)?;
+        self.take_turn(&link);
+        Ok((link, stream))
+    }
+
+    /// The member of a pool whose turn it is, for streams that are to stay together; none if there has been no link.
+    pub fn next_member(&self) -> Option<[u8; 16]> {
+        let link = self.least_loaded(|_| false)?;
+        self.take_turn(&link);
+        Some(link.member)
+    }
+
+    /// Of the least loaded member the least loaded link; members of equal load take turns. One that is live goes before
+    /// the others, and then one that is not to be `avoided`.
+    fn least_loaded(&self, avoided: impl Fn(&Link) -> bool) -> Option<Rc<Link>> {
+        let links = self.0.links.borrow();
+        let key = |l: &&Rc<Link>| {
+            let load = (l.counters.streams.value(), l.counters.turn.value(), l.load());
+            (!l.is_live(), avoided(l), load)
+        };
+        links.iter().min_by_key(key).cloned()
+    }
+
+    fn take_turn(&self, link: &Link) {
         self.0.next_turn.set(self.0.next_turn.get() + 1);
         link.counters.turn.set(self.0.next_turn.get());
-        Ok((link, stream))
     }
 
     pub(super) async fn wait_for_link(&self, first: bool) -> Result<(), (Code, String)> {

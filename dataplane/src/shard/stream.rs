@@ -28,9 +28,9 @@ enum Carrier {
 }
 
 impl Stream {
-    /// Opens a stream on a live link, or waits for one.
-    pub(super) async fn open_own(shard: &Shard, open: Open) -> Result<Self, (Code, String)> {
-        Ok(Self(Carrier::Link(Linked::open_own(shard, open).await?)))
+    /// Opens a stream on a live link, of this member if it has one, or waits for one.
+    pub(super) async fn open_own(shard: &Shard, open: Open, prefers: Option<[u8; 16]>) -> Result<Self, (Code, String)> {
+        Ok(Self(Carrier::Link(Linked::open_own(shard, open, prefers).await?)))
     }
 
     /// Opens a stream on this link or not at all.
@@ -80,6 +80,14 @@ impl Stream {
         match &self.0 {
             Carrier::Link(stream) => stream.draining().await,
             Carrier::Pipe(end) => end.draining().await,
+        }
+    }
+
+    /// Endpoint: the member of a pool that has it now, if it goes through the tunnel.
+    pub fn member(&self) -> Option<[u8; 16]> {
+        match &self.0 {
+            Carrier::Link(stream) => Some(stream.member()),
+            Carrier::Pipe(_) => None,
         }
     }
 

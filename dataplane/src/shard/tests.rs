@@ -75,7 +75,7 @@ async fn browse(shard: Shard, socket: Socket, is_probe: bool) {
         host: Bytes::from_static(b"site.test"),
         shown: None,
     };
-    let stream = match shard.open(open).await {
+    let stream = match shard.open(open, None).await {
         Ok(stream) => stream,
         Err((code, _)) => return drop(socket.write_all(code.name().as_bytes()).await),
     };

@@ -13,6 +13,7 @@ const MOMENT: Duration = Duration::from_micros(1);
 const SITE: Site<'_> = Site {
     host: "app.test",
     port: 443,
+    member: [1; 16],
 };
 
 #[test]
@@ -41,6 +42,10 @@ fn a_report_is_about_host_port_and_name() {
     assert!(!known(Site { port: 8_443, ..SITE }));
 
     assert!(!known(Site { host: "b.test", ..SITE }));
+    assert!(!known(Site {
+        member: [2; 16],
+        ..SITE
+    }));
 }
 
 #[test]
