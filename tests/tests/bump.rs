@@ -230,7 +230,12 @@ fn other_defects_are_the_browsers_to_judge(driver: Driver) {
     origin.set_tls(asking);
     let refused = world.browser_of(&origin, &trust).and_then(|mut c| c.get("/"));
     refused.expect_err("the browser has no certificate either");
-    assert!(world.log().contains("certificate"), "{}", world.log());
+    // It is written beside the traffic.
+    let since = Instant::now();
+    while !world.log().contains("certificate") {
+        assert!(since.elapsed() < PATIENCE, "{}", world.log());
+        std::thread::yield_now();
+    }
     // What was learnt holds for the next connection, without another look.
     origin.set_tls(origin.site.server_config());
     let mut client = world.browser_of(&origin, &trust).unwrap();
@@ -477,10 +482,13 @@ fn a_site_that_cannot_be_bumped_any_more_is_left_alone(driver: Driver) {
 
 /// The process at the other end of a connection on loopback.
 fn is_peer(process: u32, socket: &TcpStream) -> bool {
-    let port = format!(":{:04X}", socket.peer_addr().unwrap().port());
+    // Its own port alone may be that of other connections too.
+    let [near, far] = [socket.peer_addr(), socket.local_addr()].map(|end| format!(":{:04X}", end.unwrap().port()));
     let table = fs::read_to_string(format!("/proc/{process}/net/tcp")).unwrap();
     let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let row = rows.into_iter().find(|row| row[1].ends_with(&port));
+    let row = rows
+        .into_iter()
+        .find(|row| row[1].ends_with(&near) && row[2].ends_with(&far));
     let name = format!("socket:[{}]", row.expect("the connection is there")[9]);
     let fds = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
     fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok())
