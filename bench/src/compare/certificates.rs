@@ -1,43 +1,104 @@
-//! The site's certificate, and browsers that take any.
+//! Certificates of the site, and browsers that take any.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
 
-/// As clients name the site.
-const HOST: &str = "127.0.0.1";
+const WHY: &str = "certificates of our own making";
+/// Addresses of which the site keeps what it shows.
+const SHOWN_MAX: usize = 1_024;
 
-/// How the site shakes hands, and the root of its certificate as PEM.
-pub fn site() -> (Arc<ServerConfig>, String) {
-    const WHY: &str = "certificates of our own making";
-    let root_key = KeyPair::generate().expect(WHY);
-    let mut root = CertificateParams::default();
-    // Whoever finds the leaf's own name takes that for signed by itself.
-    root.distinguished_name.push(DnType::CommonName, "root");
-    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let pem = root.self_signed(&root_key).expect(WHY).pem();
-    let key = KeyPair::generate().expect(WHY);
-    let mut leaf = CertificateParams::new([HOST.to_owned()]).expect(WHY);
-    // Squid looks for addresses there alone.
-    leaf.distinguished_name.push(DnType::CommonName, HOST);
-    let leaf = leaf.signed_by(&key, &Issuer::new(root, root_key)).expect(WHY);
-    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect(WHY)
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![leaf.der().clone()],
-            PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-        )
-        .expect(WHY);
-    (Arc::new(config), pem)
+/// Signs leaves of P-256.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pub root: CertificateDer<'static>,
+    /// The same.
+    pub pem: String,
+    /// Of all leaves.
+    key: KeyPair,
 }
 
-/// A browser that looks at no certificate: what is measured is not its.
+impl Authority {
+    pub fn new() -> Self {
+        let key = KeyPair::generate().expect(WHY);
+        let mut root = CertificateParams::default();
+        // Whoever finds the leaf's own name takes that for signed by itself.
+        root.distinguished_name.push(DnType::CommonName, "root");
+        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let signed = root.self_signed(&key).expect(WHY);
+        Self {
+            issuer: Issuer::new(root, key),
+            root: signed.der().clone(),
+            pem: signed.pem(),
+            key: KeyPair::generate().expect(WHY),
+        }
+    }
+
+    /// A certificate that is valid for the address, and its key.
+    pub fn leaf(&self, address: IpAddr) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let name = address.to_string();
+        let mut leaf = CertificateParams::new([name.clone()]).expect(WHY);
+        // Squid looks for addresses there alone.
+        leaf.distinguished_name.push(DnType::CommonName, name);
+        let leaf = leaf.signed_by(&self.key, &self.issuer).expect(WHY);
+        (
+            leaf.der().clone(),
+            PrivateKeyDer::Pkcs8(self.key.serialize_der().into()),
+        )
+    }
+}
+
+/// How the site shakes hands on each of its addresses.
+pub struct Site {
+    authority: Authority,
+    tickets: Arc<dyn ProducesTickets>,
+    shown: HashMap<IpAddr, Arc<ServerConfig>>,
+}
+
+impl Site {
+    pub fn new() -> Self {
+        Self {
+            authority: Authority::new(),
+            tickets: Ticketer::new().expect("the provider has tickets"),
+            shown: HashMap::new(),
+        }
+    }
+
+    /// The root of its certificates.
+    pub fn root(&self) -> &str {
+        &self.authority.pem
+    }
+
+    /// With a certificate that is valid for the address, made when it is first asked for.
+    pub fn config(&mut self, address: IpAddr) -> Arc<ServerConfig> {
+        if self.shown.len() == SHOWN_MAX {
+            self.shown.clear();
+        }
+        let shown = self.shown.entry(address).or_insert_with(|| {
+            let (leaf, key) = self.authority.leaf(address);
+            let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+                .with_safe_default_protocol_versions()
+                .expect(WHY)
+                .with_no_client_auth()
+                .with_single_cert(vec![leaf], key)
+                .expect(WHY);
+            config.ticketer = self.tickets.clone();
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            Arc::new(config)
+        });
+        shown.clone()
+    }
+}
+
+/// A browser that looks at no certificate, since what is measured is not its, and resumes no session.
 pub fn browser() -> Arc<ClientConfig> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()
@@ -45,6 +106,7 @@ pub fn browser() -> Arc<ClientConfig> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Careless))
         .with_no_client_auth();
+    config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Arc::new(config)
 }

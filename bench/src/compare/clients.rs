@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
 use super::certificates;
+use super::hosts::Hosts;
 use super::poller::{Interest, Poller};
 use super::wire::Wire;
 
@@ -56,10 +58,12 @@ impl Form {
     }
 }
 
-pub struct Load {
+pub struct Load<'a> {
     pub target: SocketAddr,
     pub form: Form,
     pub origin: SocketAddr,
+    /// Each connection is to another of them, on the origin's port.
+    pub hosts: Option<&'a Hosts>,
     pub body_bytes: u64,
     pub connections: usize,
     /// A new connection for each request.
@@ -87,8 +91,16 @@ pub struct Outcome {
     pub latency: Histogram<u64>,
 }
 
+/// Where a connection leads, and what is said on it.
+struct Way {
+    site: SocketAddr,
+    open: Vec<u8>,
+    request: Vec<u8>,
+}
+
 struct Connection {
     wire: Wire,
+    way: Rc<Way>,
     phase: Phase,
     started: Instant,
     /// The part of a head that has come.
@@ -109,11 +121,11 @@ enum Phase {
 }
 
 struct Clients<'a> {
-    load: &'a Load,
+    load: &'a Load<'a>,
     poller: Poller,
     connections: Vec<Option<Connection>>,
-    open: Vec<u8>,
-    request: Vec<u8>,
+    /// To the origin.
+    way: Rc<Way>,
     tls: Arc<ClientConfig>,
     buffer: Vec<u8>,
     outcome: Outcome,
@@ -125,14 +137,12 @@ struct Clients<'a> {
 ///
 /// # Errors
 /// If there is no measurement: no sockets, or more than `FAILURES_MAX` failures.
-pub fn run(load: &Load, mut mark: impl FnMut(Mark)) -> io::Result<Outcome> {
-    let site = load.origin;
+pub fn run(load: &Load<'_>, mut mark: impl FnMut(Mark)) -> io::Result<Outcome> {
     let mut clients = Clients {
         load,
         poller: Poller::new()?,
         connections: Vec::new(),
-        open: format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\nUser-Agent: {USER_AGENT}\r\n\r\n").into_bytes(),
-        request: request(load),
+        way: Rc::new(Way::to(load.origin, load)),
         tls: certificates::browser(),
         buffer: vec![0; READ_BYTES],
         outcome: outcome()?,
@@ -172,8 +182,18 @@ fn outcome() -> io::Result<Outcome> {
 
 const USER_AGENT: &str = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0";
 
-fn request(load: &Load) -> Vec<u8> {
-    let (site, path) = (load.origin, load.body_bytes);
+impl Way {
+    fn to(site: SocketAddr, load: &Load<'_>) -> Self {
+        Self {
+            site,
+            open: format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\nUser-Agent: {USER_AGENT}\r\n\r\n").into_bytes(),
+            request: request(site, load),
+        }
+    }
+}
+
+fn request(site: SocketAddr, load: &Load<'_>) -> Vec<u8> {
+    let path = load.body_bytes;
     let target = match load.form {
         Form::Absolute => format!("http://{site}/{path}"),
         Form::Fresh => format!("http://{site}/fresh/{path}"),
@@ -217,8 +237,16 @@ impl Clients<'_> {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(e) => return Err(e.into()),
         }
+        let way = match self.load.hosts {
+            Some(hosts) => {
+                let site = (hosts.fresh()?, self.load.origin.port()).into();
+                Rc::new(Way::to(site, self.load))
+            }
+            None => self.way.clone(),
+        };
         let mut connection = Connection {
             wire: Wire::new(socket),
+            way,
             phase: Phase::Dialling,
             started,
             head: Vec::new(),
@@ -241,9 +269,9 @@ impl Clients<'_> {
     fn send(&self, connection: &mut Connection) -> Result<(), Errno> {
         let opens = connection.phase == Phase::Dialling && self.load.form.opens();
         let (bytes, next) = if opens {
-            (&self.open, Phase::Opening)
+            (&connection.way.open, Phase::Opening)
         } else {
-            (&self.request, Phase::Head)
+            (&connection.way.request, Phase::Head)
         };
         // The socket's buffer is empty: a part of it means that the peer is gone.
         if connection.wire.send(bytes, SendFlags::empty())? != bytes.len() {
@@ -360,7 +388,7 @@ impl Clients<'_> {
         let length = if opened { 0 } else { length(head).ok_or(Errno::PROTO)? };
         connection.head.clear();
         if opened && self.load.form == Form::Secure {
-            let name = ServerName::IpAddress(self.load.origin.ip().into());
+            let name = ServerName::IpAddress(connection.way.site.ip().into());
             let tls = ClientConnection::new(self.tls.clone(), name).map_err(|_| Errno::INVAL)?;
             connection.wire.secure(tls.into())?;
             connection.phase = Phase::Shaking;

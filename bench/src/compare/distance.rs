@@ -86,6 +86,7 @@ pub fn measure(kind: Kind, place: &Place, connections: usize, churn: Duration) -
         target: system.target,
         form,
         origin: place.origin,
+        hosts: None,
         body_bytes: 1_024,
         connections: 50,
         fresh: true,

@@ -1,10 +1,12 @@
 //! Culvert beside other programs under the same load on the same machine, in turns: A B C A B C, medians. Absolute
 //! figures do not travel from one machine to another, ratios within one run do; the steadiest is CPU time a request.
 
+mod bare;
 mod certificates;
 mod clients;
 mod delay;
 mod distance;
+mod hosts;
 mod near;
 mod origin;
 mod poller;
@@ -21,6 +23,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use distance::Far;
+use hosts::Hosts;
 use near::{Contender, Sample, Scenario, Times};
 use systems::{Kind, Place, System};
 
@@ -37,7 +40,7 @@ pub struct Options {
     /// Only these systems: direct, hop-tcp, hop-http, culvert, culvert-cache, culvert-2, squid, tls-pair, rathole, ssh
     #[arg(long, value_delimiter = ',', value_name = "SYSTEMS")]
     pub only: Vec<String>,
-    /// Only these scenarios: small, bulk, churn, distance
+    /// Only these scenarios: small, bulk, churn, hosts, distance
     #[arg(long, value_delimiter = ',', value_name = "SCENARIOS")]
     pub scenarios: Vec<String>,
     /// Rounds of each scenario [default: 5, with --quick 2]
@@ -79,11 +82,13 @@ pub struct Results {
 pub fn run(options: &Options) -> io::Result<()> {
     let kinds = chosen(&options.only, &Kind::ALL, Kind::key)?;
     let folder = tempfile::tempdir()?;
-    let (site, root) = certificates::site();
+    let site = certificates::Site::new();
+    let root = site.root().to_owned();
     let place = Place {
         origin: origin::start(None)?,
         secure_origin: origin::start(Some(site))?,
         root,
+        hosts: Hosts::new(),
         programs: std::env::current_exe()?.with_file_name(""),
         rathole: options.rathole.clone(),
         folder: folder.path().to_owned(),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::bare::{self, Bare};
 use super::clients::{self, Form, Load, Mark};
 use super::poller::pass;
 use super::systems::{Kind, Place, System};
@@ -19,20 +20,23 @@ pub enum Scenario {
     Bulk,
     /// 100 connections, a new one for each request of 1 KiB.
     Churn,
+    /// 16 connections, a new one for each request of 1 KiB, to a host that nobody has asked for.
+    Hosts,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 3] = [Self::Small, Self::Bulk, Self::Churn];
+    pub const ALL: [Self; 4] = [Self::Small, Self::Bulk, Self::Churn, Self::Hosts];
 
     pub fn key(self) -> &'static str {
         match self {
             Self::Small => "small",
             Self::Bulk => "bulk",
             Self::Churn => "churn",
+            Self::Hosts => "hosts",
         }
     }
 
-    fn load(self, contender: Contender, system: &System, place: &Place, times: Times) -> Load {
+    fn load<'a>(self, contender: Contender, system: &System, place: &'a Place, times: Times) -> Load<'a> {
         Load {
             target: system.target,
             form: contender.form,
@@ -40,9 +44,14 @@ impl Scenario {
                 Form::Secure => place.secure_origin,
                 _ => place.origin,
             },
+            hosts: (self == Self::Hosts).then_some(&place.hosts),
             body_bytes: if self == Self::Bulk { 100 << 20 } else { 1_024 },
-            connections: if self == Self::Bulk { 8 } else { 100 },
-            fresh: self == Self::Churn,
+            connections: match self {
+                Self::Small | Self::Churn => 100,
+                Self::Bulk => 8,
+                Self::Hosts => 16,
+            },
+            fresh: matches!(self, Self::Churn | Self::Hosts),
             warm_up: times.warm_up,
             duration: times.measured,
         }
@@ -67,6 +76,8 @@ impl Contender {
     /// The ways in which clients use it: several where it is a proxy, and those that are not only carried in `small`.
     pub fn of(kind: Kind, scenario: Scenario) -> Vec<Self> {
         let forms: &[Form] = match (kind, scenario) {
+            (Kind::Culvert | Kind::Squid, Scenario::Hosts) => &[Form::Secure],
+            (_, Scenario::Hosts) => &[],
             (Kind::Culvert, Scenario::Small) => &[Form::Connect, Form::Absolute, Form::Secure],
             (Kind::Culvert, _) => &[Form::Connect, Form::Absolute],
             (Kind::Caching, Scenario::Small) => &[Form::Absolute, Form::Fresh],
@@ -106,6 +117,8 @@ pub struct Sample {
     /// Seconds of CPU of clients and site, and of everything else on the machine.
     pub own_cpu: f64,
     pub other_cpu: f64,
+    /// Where it is compared with one: measured just before.
+    pub bare: Option<Bare>,
 }
 
 /// What a part used: CPU during the load, the rest at its end.
@@ -135,6 +148,13 @@ impl Sample {
         self.cpu() * 1e6 / self.requests as f64
     }
 
+    /// Of the parts with these names alone.
+    pub fn micros_a_request_of(&self, names: &[&str]) -> f64 {
+        let parts = self.parts.iter().filter(|part| names.contains(&part.name));
+        let cpu = parts.map(|part| part.cpu).reduce(|a, b| a + b);
+        cpu.unwrap_or(f64::NAN) * 1e6 / self.requests as f64
+    }
+
     pub fn nanos_a_byte(&self) -> f64 {
         self.cpu() * 1e9 / self.bytes as f64
     }
@@ -150,7 +170,7 @@ impl Sample {
         json!({
             "requests": self.requests, "failures": self.failures, "bytes": self.bytes, "seconds": self.seconds,
             "p50_ms": self.latency[0], "p99_ms": self.latency[1], "p999_ms": self.latency[2], "parts": parts,
-            "clients_and_site_cpu_s": self.own_cpu, "others_cpu_s": self.other_cpu,
+            "clients_and_site_cpu_s": self.own_cpu, "others_cpu_s": self.other_cpu, "bare_handshake": self.bare.map(Bare::json),
         })
     }
 }
@@ -206,6 +226,10 @@ pub fn measure(
     place: &Place,
     times: Times,
 ) -> io::Result<Sample> {
+    let bare = match scenario {
+        Scenario::Hosts => Some(bare::measure()?),
+        _ => None,
+    };
     let mut clocks: Vec<io::Result<Clock>> = Vec::new();
     let mut at_end: Vec<(Option<u64>, Option<u64>)> = Vec::new();
     let outcome = clients::run(&scenario.load(contender, system, place, times), |mark| {
@@ -239,6 +263,7 @@ pub fn measure(
         parts,
         own_cpu: end.own - start.own,
         other_cpu: end.others_since(&start),
+        bare,
     })
 }
 

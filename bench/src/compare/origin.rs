@@ -7,14 +7,15 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::process::Command;
-use std::sync::Arc;
 use std::thread;
 
 use memchr::memmem;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create, sendfile};
-use rustix::net::{SendFlags, SocketFlags, accept_with, sockopt};
-use rustls::{ServerConfig, ServerConnection};
+use rustix::net::{SendFlags, SocketFlags, accept_with, getsockname, sockopt};
+use rustls::ServerConnection;
+use socket2::{Domain, Socket, Type};
 
+use super::certificates;
 use super::poller::{Interest, Poller};
 use super::process::run;
 use super::wire::Wire;
@@ -47,23 +48,26 @@ struct Site {
     /// Of all answers.
     date: String,
     /// How it shakes hands, if it does.
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<certificates::Site>,
     /// By what was wanted; of a long body only the head.
     prepared: HashMap<Wanted, Vec<u8>>,
     buffer: Vec<u8>,
 }
 
-/// Serves on a free port of loopback until the process ends, over TLS if it is told how.
+/// Serves on a free port of loopback until the process ends, over TLS if it is told how: then on each of its addresses.
 ///
 /// # Errors
 /// If no socket or file in memory can be had.
-pub fn start(tls: Option<Arc<ServerConfig>>) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+pub fn start(tls: Option<certificates::Site>) -> io::Result<SocketAddr> {
+    let listener = match tls {
+        Some(_) => on_all_of_loopback().map_err(|e| io::Error::other(format!("a site on all of 127.0.0.0/8: {e}")))?,
+        None => TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
+    };
     rustix::net::listen(&listener, 4_096)?;
     // Accepted sockets have it from their listener.
     sockopt::set_tcp_nodelay(&listener, true)?;
     listener.set_nonblocking(true)?;
-    let address = listener.local_addr()?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.local_addr()?.port()));
     let file = memfd_create("body", MemfdFlags::CLOEXEC)?;
     ftruncate(&file, FILE_BYTES)?;
     let filling = vec![b'x'; FILE_BYTES as usize];
@@ -85,6 +89,14 @@ pub fn start(tls: Option<Arc<ServerConfig>>) -> io::Result<SocketAddr> {
     };
     thread::Builder::new().name("origin".into()).spawn(move || site.run())?;
     Ok(address)
+}
+
+/// A socket has one address, or those of all interfaces unless it is tied to one.
+fn on_all_of_loopback() -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind_device(Some(b"lo"))?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())?;
+    Ok(socket.into())
 }
 
 impl Site {
@@ -120,9 +132,11 @@ impl Site {
                 self.free.push(index);
                 continue;
             }
+            let address = getsockname(&socket).and_then(SocketAddr::try_from);
             let mut wire = Wire::new(socket);
-            if let Some(config) = &self.tls {
-                let connection = ServerConnection::new(config.clone()).expect("a configuration of our own");
+            if let (Some(site), Ok(address)) = (&mut self.tls, address) {
+                let config = site.config(address.ip());
+                let connection = ServerConnection::new(config).expect("a configuration of our own");
                 if wire.secure(connection.into()).is_err() {
                     self.free.push(index);
                     continue;

@@ -5,6 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use super::bare::Bare;
 use super::clients::Form;
 use super::distance::{ROUND_TRIP, median};
 use super::near::{Contender, Sample, Scenario};
@@ -110,6 +111,9 @@ pub fn write(results: &Results, load: &[String; 2]) -> (String, Value) {
         let rows: Vec<&Row> = results.rows.iter().filter(|row| row.scenario == scenario).collect();
         if !rows.is_empty() {
             near_table(&mut text, scenario, &rows);
+            if scenario == Scenario::Hosts {
+                beside_hosts(&mut text, results, &rows);
+            }
         }
     }
     if !results.far.is_empty() {
@@ -175,6 +179,10 @@ fn near_table(text: &mut String, scenario: Scenario, rows: &[&Row]) {
         Scenario::Small => "## small: 100 connections that stay, bodies of 1 KiB\n\n",
         Scenario::Bulk => "## bulk: 8 connections, bodies of 100 MiB\n\n",
         Scenario::Churn => "## churn: 100 connections, a new one for each request of 1 KiB\n\n",
+        Scenario::Hosts => {
+            "## hosts: HTTPS to a host never seen before, its TLS ended at the endpoint\n\n\
+             16 clients; a request is a new connection, CONNECT, TLS, 1 KiB, and the next one is to another host.\n\n"
+        }
     });
     text.push_str(if bulk {
         "| system | GB/s | CPU ns/byte | of it each process | PSS MiB | fds | CPU of others |\n|---|--:|--:|---|--:|--:|--:|\n"
@@ -243,6 +251,34 @@ fn near_table(text: &mut String, scenario: Scenario, rows: &[&Row]) {
     text.push('\n');
 }
 
+/// What a new host is to be compared with: a bare handshake, and a connection without TLS if the run has it.
+fn beside_hosts(text: &mut String, results: &Results, rows: &[&Row]) {
+    let bare: Vec<Bare> = rows
+        .iter()
+        .flat_map(|row| row.samples.iter().filter_map(|s| s.bare))
+        .collect();
+    let _ = writeln!(
+        text,
+        "- One bare rustls handshake in memory, before each of these measurements: client half {} µs of CPU, server half \
+         {} µs.",
+        Figure::of(&bare, |bare| bare.client).show(),
+        Figure::of(&bare, |bare| bare.server).show(),
+    );
+    for (form, what) in [(Form::Connect, "opaque"), (Form::Absolute, "HTTP proxy")] {
+        let churn = samples(results, Scenario::Churn, Kind::Culvert, form);
+        if !churn.is_empty() {
+            let part = |name| Figure::of(churn, |sample| sample.micros_a_request_of(&[name])).show();
+            let _ = writeln!(
+                text,
+                "- A new connection without TLS (churn, {what}): sc {} µs, endpoint {} µs.",
+                part("sc"),
+                part("endpoint")
+            );
+        }
+    }
+    text.push('\n');
+}
+
 fn far_table(text: &mut String, results: &Results) {
     let _ = writeln!(
         text,
@@ -301,16 +337,19 @@ fn goal_table(text: &mut String, goals: &[Goal]) {
     text.push('\n');
 }
 
+/// Of a contender, none if it was not measured.
+fn samples(results: &Results, scenario: Scenario, kind: Kind, form: Form) -> &[Sample] {
+    let contender = Contender { kind, form };
+    let row = results
+        .rows
+        .iter()
+        .find(|row| row.scenario == scenario && row.contender == contender);
+    row.map_or(&[], |row| &row.samples)
+}
+
 /// Those whose systems were measured.
 fn goals(results: &Results) -> Vec<Goal> {
-    let samples = |scenario, kind, form| -> &[Sample] {
-        let contender = Contender { kind, form };
-        let row = results
-            .rows
-            .iter()
-            .find(|row| row.scenario == scenario && row.contender == contender);
-        row.map_or(&[], |row| &row.samples)
-    };
+    let samples = |scenario, kind, form| samples(results, scenario, kind, form);
     let opaque = |scenario| samples(scenario, Kind::Culvert, Form::Connect);
     let proxy = |scenario| samples(scenario, Kind::Culvert, Form::Absolute);
     let other = |scenario, kind| samples(scenario, kind, Form::Origin);
@@ -390,6 +429,28 @@ fn goals(results: &Results) -> Vec<Goal> {
             Figure::ratio(proxy(churn), other(churn, Kind::HopHttp), micros),
         ),
     ];
+    let hosts = samples(Scenario::Hosts, Kind::Culvert, Form::Secure);
+    let to_bare = |name, parts: &[&str], half: fn(Bare) -> f64| {
+        let ratio = |sample: &Sample| Some(sample.micros_a_request_of(parts) / half(sample.bare?));
+        at_most(name, 1.5, Figure(hosts.iter().filter_map(ratio).collect()))
+    };
+    goals.extend([
+        to_bare(
+            "hosts: CPU of sc and endpoint a new host, connection and request included, to one bare rustls handshake, both halves",
+            &["sc", "endpoint"],
+            Bare::both,
+        ),
+        to_bare(
+            "hosts: CPU of sc a new host (connection to the site, TLS with it, request) to the client half",
+            &["sc"],
+            |bare| bare.client,
+        ),
+        to_bare(
+            "hosts: CPU of the endpoint a new host (browser's connection, leaf, TLS with it, request) to the server half",
+            &["endpoint"],
+            |bare| bare.server,
+        ),
+    ]);
     if let Some((_, fars)) = results.far.iter().find(|(kind, _)| *kind == Kind::Culvert) {
         let kept = fars
             .iter()

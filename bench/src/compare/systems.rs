@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::delay::Delay;
+use super::hosts::Hosts;
 use super::process::{Process, free_port, run, tree};
 
 /// What all of them are started with.
 pub struct Place {
     pub origin: SocketAddr,
-    /// The same over TLS, and the root of its certificate.
+    /// The same over TLS on each address of loopback, and the root of its certificates.
     pub secure_origin: SocketAddr,
     pub root: String,
+    pub hosts: Hosts,
     /// Programs of Culvert.
     pub programs: PathBuf,
     pub rathole: Option<PathBuf>,

@@ -1,9 +1,23 @@
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use super::bare::{self, Bare};
 use super::clients::{self, Form, Load, Mark, Outcome};
 use super::delay::Delay;
 use super::distance::{Client, ROUND_TRIP, median};
-use super::origin;
+use super::hosts::Hosts;
+use super::near::{Contender, Sample, Scenario, Used};
+use super::systems::Kind;
+use super::{Results, Row, certificates, origin, report};
 
 fn load(body_bytes: u64, fresh: bool) -> (Outcome, Vec<Mark>) {
     let origin = origin::start(None).unwrap();
@@ -11,6 +25,7 @@ fn load(body_bytes: u64, fresh: bool) -> (Outcome, Vec<Mark>) {
         target: origin,
         form: Form::Origin,
         origin,
+        hosts: None,
         body_bytes,
         connections: 10,
         fresh,
@@ -52,6 +67,7 @@ fn what_is_refused_is_no_measurement() {
         target,
         form: Form::Origin,
         origin: target,
+        hosts: None,
         body_bytes: 1,
         connections: 1,
         fresh: true,
@@ -83,4 +99,140 @@ fn medians() {
     assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
     assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
     assert!(median(&[]).is_nan());
+}
+
+#[test]
+fn every_connection_of_all_rounds_is_to_another_host() {
+    let proxy = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let target = proxy.local_addr().unwrap();
+    let named = thread::spawn(move || {
+        let mut named = Vec::new();
+        // The one that says nothing is the last.
+        while let Some(Ok(line)) = BufReader::new(proxy.accept().unwrap().0).lines().next() {
+            named.push(line);
+        }
+        named
+    });
+    let hosts = Hosts::new();
+    for _round in 0..2 {
+        let load = Load {
+            target,
+            form: Form::Secure,
+            origin: target,
+            hosts: Some(&hosts),
+            body_bytes: 1,
+            connections: 3,
+            fresh: true,
+            warm_up: Duration::ZERO,
+            duration: Duration::from_millis(50),
+        };
+        // Each is hung up on, and the next one dialled.
+        let outcome = clients::run(&load, |_| {}).unwrap();
+        assert_eq!(outcome.requests, 0);
+    }
+    drop(TcpStream::connect(target).unwrap());
+    let named = named.join().unwrap();
+    assert!(named.len() > 6, "{named:?}");
+    assert!(named[0].starts_with("CONNECT 127.16.0.1:"), "{}", named[0]);
+    let different: HashSet<&String> = named.iter().collect();
+    assert_eq!(different.len(), named.len());
+}
+
+/// As a client that verifies sees it: what it asks for, on a connection to `address`.
+fn ask(site: SocketAddr, root: &str, address: Ipv4Addr, name: Ipv4Addr) -> std::io::Result<String> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(root.as_bytes()).unwrap())
+        .unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::IpAddress(std::net::IpAddr::from(name).into());
+    let tls = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = StreamOwned::new(tls, TcpStream::connect((address, site.port()))?);
+    stream.write_all(b"GET /5 HTTP/1.1\r\nHost: site\r\n\r\n")?;
+    let mut text = String::new();
+    while !text.ends_with("\r\n\r\nxxxxx") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        text.push(byte[0].into());
+    }
+    Ok(text)
+}
+
+#[test]
+fn the_site_is_right_on_each_address_of_loopback() {
+    let site = certificates::Site::new();
+    let root = site.root().to_owned();
+    let origin = origin::start(Some(site)).unwrap();
+    let (one, other) = (Ipv4Addr::new(127, 16, 0, 1), Ipv4Addr::new(127, 200, 3, 4));
+    for address in [Ipv4Addr::LOCALHOST, one, other, one] {
+        let answer = ask(origin, &root, address, address).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    }
+    let wrong = ask(origin, &root, one, other).unwrap_err().to_string();
+    assert!(wrong.contains("not valid for name"), "{wrong}");
+}
+
+#[test]
+fn both_halves_of_a_bare_handshake_cost_something() {
+    let bare = bare::measure().unwrap();
+    // It verifies two signatures, where the server makes one.
+    assert!(
+        bare.server > 0.0 && bare.client > bare.server,
+        "{:?}",
+        [bare.client, bare.server]
+    );
+}
+
+#[test]
+fn a_new_host_is_held_against_the_bare_handshake_of_its_own_round() {
+    let sample = |sc: f64, endpoint: f64, bare: Option<Bare>| Sample {
+        requests: 1_000,
+        failures: 0,
+        bytes: 1_024_000,
+        seconds: 1.0,
+        latency: [1.0; 3],
+        parts: [("sc", sc), ("endpoint", endpoint), ("sc-cloud", 9.0)]
+            .map(|(name, cpu)| Used {
+                name,
+                cpu,
+                memory: None,
+                descriptors: None,
+            })
+            .into(),
+        own_cpu: 0.0,
+        other_cpu: 0.0,
+        bare,
+    };
+    let bare = |client, server| Some(Bare { client, server });
+    let results = Results {
+        rows: vec![Row {
+            scenario: Scenario::Hosts,
+            contender: Contender::of(Kind::Culvert, Scenario::Hosts)[0],
+            samples: vec![
+                sample(0.3, 0.2, bare(200.0, 50.0)),
+                // A slower machine, the same programs.
+                sample(0.6, 0.4, bare(400.0, 100.0)),
+                sample(0.3, 0.2, bare(200.0, 50.0)),
+            ],
+        }],
+        ..Results::default()
+    };
+    let (text, json) = report::write(&results, &[String::new(), String::new()]);
+    let reached: Vec<(f64, bool)> = json["goals"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|goal| {
+            (
+                goal["reached"]["median"].as_f64().unwrap(),
+                goal["met"].as_bool().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(reached, [(2.0, false), (1.5, true), (4.0, false)]);
+    assert!(text.contains("client half 200.0 (200.0–400.0) µs of CPU"), "{text}");
 }

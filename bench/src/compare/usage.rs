@@ -19,6 +19,12 @@ pub fn cpu(pid: i32) -> io::Result<Duration> {
     Ok(Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32))
 }
 
+/// CPU time of this thread so far.
+pub fn thread() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
+}
+
 /// Proportional set size in bytes; none where the kernel does not show it.
 pub fn memory(pid: i32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
