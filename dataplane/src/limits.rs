@@ -398,6 +398,8 @@ pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
 /// Idle connections to sites that a shard keeps, in all and of one site.
 pub const ORIGIN_POOL_MAX: usize = 512;
 pub const ORIGIN_POOL_SITE_MAX: usize = 256;
+/// So many make room when all places are taken.
+pub const ORIGIN_POOL_CLOSED: usize = ORIGIN_POOL_MAX / 8;
 /// How long they are kept: less than the idle time-outs that servers have.
 pub const ORIGIN_IDLE_MAX: Duration = Duration::from_secs(15);
 /// A request that cannot be repeated takes only a connection used this recently: common servers keep one for 5 s.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::bump::Verdict;
-use crate::limits::{ORIGIN_IDLE_MAX, ORIGIN_POOL_MAX, ORIGIN_POOL_SITE_MAX, ORIGIN_TRUST_MAX};
+use crate::limits::{ORIGIN_IDLE_MAX, ORIGIN_POOL_CLOSED, ORIGIN_POOL_MAX, ORIGIN_POOL_SITE_MAX, ORIGIN_TRUST_MAX};
 use crate::mux::Shown;
 use crate::time::Time;
 
@@ -84,17 +84,31 @@ impl<C> Pool<C> {
     /// Keeps a connection for the next request; the oldest makes room.
     pub fn put(&mut self, now: Time, key: Key, connection: C) {
         if self.count >= ORIGIN_POOL_MAX {
-            self.sweep(now);
+            self.make_room();
         }
         let list = self.idle.entry(key).or_default();
         if list.len() >= ORIGIN_POOL_SITE_MAX {
             list.remove(0);
             self.count -= 1;
         }
-        if self.count < ORIGIN_POOL_MAX {
-            list.push(Idle { connection, since: now });
-            self.count += 1;
-        }
+        list.push(Idle { connection, since: now });
+        self.count += 1;
+    }
+
+    /// Closes the oldest, several at once: they have to be looked for among all.
+    fn make_room(&mut self) {
+        let mut left = ORIGIN_POOL_CLOSED;
+        let mut since: Vec<Time> = self.idle.values().flatten().map(|idle| idle.since).collect();
+        let (_, &mut newest, _) = since.select_nth_unstable(left - 1);
+        self.idle.retain(|_, list| {
+            list.retain(|idle| {
+                let goes = left > 0 && idle.since <= newest;
+                left -= usize::from(goes);
+                !goes
+            });
+            !list.is_empty()
+        });
+        self.count -= ORIGIN_POOL_CLOSED - left;
     }
 
     /// Closes what waited too long.
@@ -181,12 +195,29 @@ mod tests {
             pool.put(at(0), Key::new(b"a", 80), n);
         }
         assert_eq!(pool.count, ORIGIN_POOL_SITE_MAX);
-        for n in 0..ORIGIN_POOL_MAX + 5 {
+        for n in 0..2 * ORIGIN_POOL_MAX {
             pool.put(at(1), Key::new(n.to_string().as_bytes(), 80), n);
+            assert_eq!(pool.count, pool.idle.values().map(Vec::len).sum::<usize>());
+            assert!(pool.count <= ORIGIN_POOL_MAX);
         }
-        assert_eq!(pool.count, ORIGIN_POOL_MAX);
+        assert!(pool.count > ORIGIN_POOL_MAX - ORIGIN_POOL_CLOSED);
         pool.sweep(at(1) + ORIGIN_IDLE_MAX + Duration::from_secs(1));
         assert!(pool.is_empty());
+    }
+
+    #[test]
+    fn in_a_full_pool_the_oldest_make_room_for_the_newest() {
+        let mut pool = Pool::default();
+        let key = |n: usize| Key::new(n.to_string().as_bytes(), 80);
+        for n in 0..ORIGIN_POOL_MAX {
+            pool.put(at(n as u64), key(n), n);
+        }
+        let (first, newest) = (ORIGIN_POOL_CLOSED, ORIGIN_POOL_MAX);
+        let now = at(newest as u64);
+        pool.put(now, key(newest), newest);
+        assert_eq!(pool.take(now, &key(newest), false, |_| true), Some(newest));
+        assert_eq!(pool.take(now, &key(first - 1), true, |_| true), None);
+        assert_eq!(pool.take(now, &key(first), true, |_| true), Some(first));
     }
 
     #[test]
