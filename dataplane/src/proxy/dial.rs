@@ -177,12 +177,14 @@ impl Sites {
 async fn keep(sites: Rc<Sites>, bell: Option<Socket>) {
     loop {
         let kept = !sites.pool.borrow().is_empty();
-        let stirred = select(sites.filled.wait(), async {
-            if !kept {
-                return pending().await;
+        let stirred = async {
+            // Not with each connection that comes back: that is once a request.
+            if kept {
+                runtime::sleep(ORIGIN_SWEEP).await;
+            } else {
+                sites.filled.wait().await;
             }
-            runtime::sleep(ORIGIN_SWEEP).await;
-        });
+        };
         let rung = async {
             match &bell {
                 Some(bell) => bell.readable().await,
