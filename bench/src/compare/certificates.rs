@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
@@ -98,9 +99,18 @@ impl Site {
     }
 }
 
+/// Cipher suites in the order that browsers have: AES-128 first.
+pub fn as_browsers_do() -> CryptoProvider {
+    let mut provider = default_provider();
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| !suite.suite().as_str().unwrap_or_default().contains("AES_128"));
+    provider
+}
+
 /// A browser that looks at no certificate, since what is measured is not its, and resumes no session.
 pub fn browser() -> Arc<ClientConfig> {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+    let mut config = ClientConfig::builder_with_provider(Arc::new(as_browsers_do()))
         .with_safe_default_protocol_versions()
         .expect("the provider has suites of both versions")
         .dangerous()
