@@ -579,6 +579,12 @@ fn each_tunnel_of_a_pool_judges_by_itself(driver: Driver) {
         .cloud
         .start_bumping_tunnel(&["--shards", "1", "-i", "pool", "--tunnel-pool"]);
     let origin = world.origin();
+    // One of them has more to do: browsers come to both all the same, since they are no load yet when they come.
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let site = busy.local_addr().unwrap().to_string();
+    let mut held = connect(world.tunnel.proxy, &site).unwrap().ok().unwrap();
+    held.write_all(b"no TLS").unwrap();
+    let _site = busy.accept().unwrap();
     let (mut good, mut bad) = (0, 0);
     for _ in 0..8 {
         match world.browser(&origin) {
@@ -596,6 +602,7 @@ fn each_tunnel_of_a_pool_judges_by_itself(driver: Driver) {
         }
     }
     assert!(good > 0 && bad > 0, "{good} saw it as good, {bad} as bad");
+    drop(held);
     second.stop();
     // Nobody else is left to ask: whatever was learnt of the other is of no use.
     for _ in 0..3 {

@@ -57,10 +57,12 @@ impl Shard {
         Ok((link, stream))
     }
 
-    /// The member of a pool whose turn it is, for streams that are to stay together; none if there has been no link.
+    /// The member of a pool whose turn it is, for streams that are to stay together; none if there has been no link. Not by
+    /// load: what stays there has none yet, and a hundred browsers may come at once.
     pub fn next_member(&self) -> Option<[u8; 16]> {
-        let link = self.least_loaded(|_| false)?;
-        self.take_turn(&link);
+        let links = self.0.links.borrow();
+        let link = links.iter().min_by_key(|l| (!l.is_live(), l.counters.turn.value()))?;
+        self.take_turn(link);
         Some(link.member)
     }
 
