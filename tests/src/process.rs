@@ -230,15 +230,24 @@ impl Drop for Held {
 
 /// Bytes of memory that are a process's own, its share of shared pages included (PSS); 0 if it [`is_closed_to_us`].
 pub fn memory_bytes(id: u32) -> u64 {
+    rolled_up(id, "Pss:")
+}
+
+/// As [`memory_bytes`] without what comes from files: a process's share of its program grows when others of it end.
+pub fn anonymous_bytes(id: u32) -> u64 {
+    rolled_up(id, "Pss_Anon:")
+}
+
+fn rolled_up(id: u32, name: &str) -> u64 {
     if is_closed_to_us(id) {
         return 0;
     }
     let text = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup")).expect("procfs of a live process");
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kib = line
         .and_then(|l| l.split_whitespace().next())
         .and_then(|n| n.parse::<u64>().ok());
-    1024 * kib.expect("Pss: N kB")
+    1024 * kib.unwrap_or_else(|| panic!("{name} N kB"))
 }
 
 /// Open descriptors of a process; 0 if it [`is_closed_to_us`].

@@ -17,7 +17,7 @@ use tests::both_drivers;
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::{Answer, Client, connect, dial};
 use tests::origin::Origin;
-use tests::process::{Process, is_closed_to_us, limit_files, memory_bytes, open_fds, raise_own_limit};
+use tests::process::{Process, anonymous_bytes, is_closed_to_us, limit_files, open_fds, raise_own_limit};
 
 both_drivers![
     a_hundred_clients,
@@ -146,13 +146,13 @@ impl Level {
         Self {
             ids,
             fds: ids.map(open_fds),
-            memory: ids.map(memory_bytes),
+            memory: ids.map(anonymous_bytes),
         }
     }
 
     /// The most that both hold, now that the flood stands; not more than the last one if there was one.
     fn peak(&self, last: Option<[u64; 2]>) -> Option<[u64; 2]> {
-        let memory = self.ids.map(memory_bytes);
+        let memory = self.ids.map(anonymous_bytes);
         let more = |(now, last): (&u64, u64)| *now > last + MEMORY_MORE;
         let grown = last.is_some_and(|last| memory.iter().zip(last).any(more));
         assert!(!grown, "memory grows with each flood: {last:?}, {memory:?}");
@@ -164,7 +164,7 @@ impl Level {
         let deadline = Instant::now() + Duration::from_secs(30);
         let target = format!("{}/echo-head", origin.base());
         loop {
-            let (fds, memory) = (self.ids.map(open_fds), self.ids.map(memory_bytes));
+            let (fds, memory) = (self.ids.map(open_fds), self.ids.map(anonymous_bytes));
             let regained =
                 (0..2).all(|i| fds[i] <= self.fds[i] + FDS_KEPT && memory[i] <= self.memory[i] + MEMORY_KEPT);
             if regained {
