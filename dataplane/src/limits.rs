@@ -217,8 +217,9 @@ pub const PROBE_BYTES_MAX: usize = KIB;
 pub const PROBE_MAX: Duration = Duration::from_secs(10);
 /// Descriptors of a process: standard streams, REST or the broker, log, signals.
 pub const FDS_PROCESS: usize = 64;
-/// Of the look-ups of `sc`: a socket each.
-pub const FDS_LOOKUPS: u64 = LOOKUP_THREADS_MAX as u64;
+/// Of the look-ups of `sc`: glibc holds a socket for each name server, of which it knows three (`MAXNS`), and one thread
+/// reads /etc/hosts.
+pub const FDS_LOOKUPS: u64 = 3 * LOOKUP_THREADS_MAX as u64 + 1;
 /// Of one of its shards: ring, mailboxes, look-ups' bell.
 pub const FDS_SHARD: usize = 16;
 /// Of a link: its connection, and the one that takes over.
@@ -377,20 +378,30 @@ pub const PAGE_TEXT_CHARS_MAX: usize = 512;
 
 /// Threads that may wait in the system's resolver, which takes as long as it likes: a minute and more for a name whose
 /// servers are silent. Each is a name; the names of a page that leads everywhere, and of several of them, do not stop the
-/// rest.
-pub const LOOKUP_THREADS_MAX: usize = 64;
+/// rest. More would cost too many descriptors ([`FDS_LOOKUPS`]) of a small limit.
+pub const LOOKUP_THREADS_MAX: usize = 32;
 /// A thread that had nothing to do for so long ends.
 pub const LOOKUP_THREAD_IDLE: Duration = Duration::from_secs(5);
-/// Names that wait for such a thread, over all shards.
+/// Names that wait for such a thread, over all shards, and as many that wait for the one of /etc/hosts.
 pub const LOOKUPS_PENDING_MAX: usize = 256;
 /// What is read of /etc/hosts while all threads wait: lists of a million hosts that are to be nowhere are in use.
 pub const HOSTS_FILE_BYTES_MAX: u64 = 64 * MIB as u64;
 /// A look-up may take this long.
 pub const LOOKUP_TIME_MAX: Duration = Duration::from_secs(10);
+/// Replies on their way to one shard: all names that can be under way at once.
+pub const LOOKUP_REPLIES_MAX: usize = 2 * LOOKUPS_PENDING_MAX + LOOKUP_THREADS_MAX;
 /// Names that a shard remembers, and how long: found ones, and ones that were not.
 pub const LOOKUP_CACHE_MAX: usize = 1_024;
 pub const LOOKUP_MAX_AGE: Duration = Duration::from_secs(10);
 pub const LOOKUP_FAILED_MAX_AGE: Duration = Duration::from_secs(2);
+/// A failure that took so long is no answer but a name server's silence …
+pub const LOOKUP_SILENCE_MIN: Duration = Duration::from_secs(2);
+/// … and holds longer (RFC 8767 section 5, failure recheck timer): each attempt keeps a thread.
+pub const LOOKUP_SILENT_MAX_AGE: Duration = Duration::from_secs(30);
+/// Addresses that were found serve on this long if no answer replaces them: a name may have moved …
+pub const LOOKUP_STALE_MAX: Duration = Duration::from_secs(300);
+/// … and an answer is waited for this long first (RFC 8767 section 5, client response timer).
+pub const LOOKUP_STALE_AFTER: Duration = Duration::from_millis(1_800);
 /// Addresses of one name that are tried.
 pub const ADDRESSES_PER_NAME_MAX: usize = 16;
 /// The next address is tried beside the first after this long (RFC 8305 section 5).
@@ -531,11 +542,15 @@ const WAITING_HEADS_BYTES: usize = 16 * MIB + WAITING_HEADS_MAX * WAITING_EARLY_
 const SITE_BYTES: usize = SITE_NAMES_BYTES_MAX + SITE_NAMES_MAX * 48;
 /// TLS with a browser or a site: its keys, and records on their way.
 const TLS_BYTES: usize = 32 * KIB;
+/// A host that is left alone, with its name.
+const OPAQUE_HOST_BYTES: usize = 256;
 /// What SSL bump keeps of sites at `sc` …
-const CLIENT_BUMP_BYTES: usize =
-    JUDGED_MAX * SITE_BYTES + SITE_SESSIONS_MAX * SITE_TICKETS_MAX * (SITE_CHAIN_BYTES_MAX + KIB);
+const CLIENT_BUMP_BYTES: usize = JUDGED_MAX * SITE_BYTES
+    + SITE_SESSIONS_MAX * SITE_TICKETS_MAX * (SITE_CHAIN_BYTES_MAX + KIB)
+    + OPAQUE_HOSTS_MAX * OPAQUE_HOST_BYTES;
 /// … and at an endpoint.
-const ENDPOINT_BUMP_BYTES: usize = REPORTS_MAX * SITE_BYTES + LEAVES_MAX * LEAF_BYTES + OPAQUE_HOSTS_MAX * 256;
+const ENDPOINT_BUMP_BYTES: usize =
+    REPORTS_MAX * SITE_BYTES + LEAVES_MAX * LEAF_BYTES + OPAQUE_HOSTS_MAX * OPAQUE_HOST_BYTES;
 /// Code, allocator, control thread.
 const BASE_BYTES: usize = 32 * MIB;
 
@@ -632,6 +647,7 @@ const fn shrunk(wanted: Pools, memory: usize, needed: usize, shards: usize) -> R
 const _: () =
     assert!(client_memory_bytes(ENDPOINT_STREAMS_MAX, SHARDS_DEFAULT_MAX, SHARDS_DEFAULT_MAX) <= CLIENT_MEMORY_BYTES);
 const _: () = assert!(endpoint_memory_bytes(ENDPOINT_STREAMS_MAX, 1, 16) <= ENDPOINT_MEMORY_BYTES);
+const _: () = assert!(LOOKUP_STALE_AFTER.as_millis() < LOOKUP_TIME_MAX.as_millis());
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX == 16_372);
 const _: () = assert!(RECORD_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(RECORD_CIPHERTEXT_BYTES_MAX <= u16::MAX as usize);

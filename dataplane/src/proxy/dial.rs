@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::lookups::Lookups;
 use super::origin::Pool;
 use super::resolve::{Resolver, forbidden};
-use crate::limits::{DIAL_ALL_TIMES, DIAL_STAGGER, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
+use crate::limits::{DIAL_ALL_TIMES, DIAL_STAGGER, LOOKUP_STALE_AFTER, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
 use crate::mux::{Code, Opened, Side, Timings};
 use crate::shard::runtime::{self, Alarm, Signal, Socket, select};
 use crate::shard::transport::Transport;
@@ -113,10 +113,18 @@ impl Sites {
         Ok(sites)
     }
 
-    /// Looks a name up, within the time limit.
+    /// Looks a name up, within the time limit. Addresses of before serve where that takes longer than usual.
     async fn addresses(resolver: &RefCell<Resolver>, host: &str) -> Result<Vec<IpAddr>, Unreached> {
-        let found = poll_fn(|cx| resolver.borrow_mut().poll(runtime::now(), host, cx.waker()));
-        match runtime::timeout(LOOKUP_TIME_MAX, found).await {
+        let mut found = poll_fn(|cx| resolver.borrow_mut().poll(runtime::now(), host, cx.waker()));
+        let mut answer = runtime::timeout(LOOKUP_STALE_AFTER, &mut found).await;
+        if answer.is_none() {
+            let old = resolver.borrow().old(runtime::now(), host).map(Ok);
+            answer = match old {
+                Some(old) => Some(old),
+                None => runtime::timeout(LOOKUP_TIME_MAX - LOOKUP_STALE_AFTER, found).await,
+            };
+        }
+        match answer {
             Some(Ok(addresses)) => Ok(addresses.to_vec()),
             Some(Err(text)) => Err((Code::Dns, format!("{host}: {text}"))),
             None => Err((Code::Dns, format!("{host}: no answer within {LOOKUP_TIME_MAX:?}"))),

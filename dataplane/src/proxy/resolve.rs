@@ -7,12 +7,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::lookups::{Asker, Found, Lookups, Reply};
-use crate::limits::{LOOKUP_CACHE_MAX, LOOKUP_FAILED_MAX_AGE, LOOKUP_MAX_AGE, LOOKUP_THREADS_MAX, LOOKUPS_PENDING_MAX};
+use super::lookups::{Asker, Found, Lookups, Reply, TOO_MANY};
+use crate::limits::{
+    LOOKUP_CACHE_MAX, LOOKUP_FAILED_MAX_AGE, LOOKUP_MAX_AGE, LOOKUP_REPLIES_MAX, LOOKUP_SILENCE_MIN,
+    LOOKUP_SILENT_MAX_AGE, LOOKUP_STALE_AFTER, LOOKUP_STALE_MAX,
+};
 use crate::time::Time;
 
 /// The families take turns, the resolver's first choice first (RFC 8305 section 4).
@@ -31,13 +35,47 @@ pub(super) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
     out
 }
 
-enum Entry {
-    /// Asked; who waits for it.
-    Pending(Vec<Waker>),
-    Known {
-        until: Time,
-        found: Found,
-    },
+/// What a shard knows of a name.
+struct Entry {
+    /// None: nothing yet.
+    found: Option<Found>,
+    /// It needs no look-up until then.
+    until: Time,
+    /// Addresses serve until then (RFC 8767), if no answer replaces them.
+    serves_until: Time,
+    /// When it was last asked for …
+    asked: Time,
+    /// … and who waits, while there is no reply.
+    waiting: Option<Vec<Waker>>,
+}
+
+impl Entry {
+    fn is_fresh(&self, now: Time) -> bool {
+        now < self.until
+    }
+
+    /// `took`: as in [`Reply`].
+    fn learn(&mut self, now: Time, found: Found, took: Option<Duration>) {
+        let (age, is_answer) = match took {
+            _ if found.is_ok() => (LOOKUP_MAX_AGE, true),
+            Some(took) if took < LOOKUP_SILENCE_MIN => (LOOKUP_FAILED_MAX_AGE, true),
+            Some(_) => (LOOKUP_SILENT_MAX_AGE, false),
+            None => (LOOKUP_FAILED_MAX_AGE, false),
+        };
+        self.until = now + age;
+        if is_answer || self.addresses(now).is_none() {
+            self.found = Some(found);
+            self.serves_until = now + LOOKUP_STALE_MAX;
+        } else {
+            self.until = self.until.min(self.serves_until);
+        }
+    }
+
+    /// Addresses, fresh or not.
+    fn addresses(&self, now: Time) -> Option<Arc<[IpAddr]>> {
+        let found = self.found.as_ref()?.as_ref().ok()?;
+        (now < self.serves_until).then(|| found.clone())
+    }
 }
 
 /// One shard's view: its cache and the answers on their way. The shard calls [`Resolver::collect`] when
@@ -55,7 +93,7 @@ impl Resolver {
     /// The system gave no eventfd.
     pub fn new(lookups: Lookups) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (answers, replies) = bounded(LOOKUPS_PENDING_MAX + LOOKUP_THREADS_MAX);
+        let (answers, replies) = bounded(LOOKUP_REPLIES_MAX);
         Ok(Self {
             lookups,
             asker: Asker { replies: answers, wake },
@@ -81,55 +119,90 @@ impl Resolver {
         if let Some(fixed) = fixed(host) {
             return Poll::Ready(Ok(fixed.into()));
         }
-        match self.entries.get_mut(host) {
-            Some(Entry::Pending(waiting)) => {
-                if !waiting.iter().any(|w| w.will_wake(waker)) {
-                    waiting.push(waker.clone());
-                }
-                return Poll::Pending;
-            }
-            Some(Entry::Known { until, found }) if *until > now => {
-                return Poll::Ready(found.clone());
-            }
-            _ => {}
+        let mut entry = self.entries.get_mut(host);
+        if let Some(Entry {
+            found: Some(found),
+            until,
+            ..
+        }) = &entry
+            && now < *until
+        {
+            return Poll::Ready(found.clone());
         }
-        if let Err(text) = self.lookups.ask(host, self.asker.clone()) {
-            return Poll::Ready(Err(text.into()));
+        let old = entry.as_ref().and_then(|entry| entry.addresses(now));
+        if let Some(Entry {
+            asked,
+            waiting: Some(waiting),
+            ..
+        }) = &mut entry
+        {
+            if let Some(old) = old
+                && now.since(*asked) >= LOOKUP_STALE_AFTER
+            {
+                return Poll::Ready(Ok(old));
+            }
+            if !waiting.iter().any(|w| w.will_wake(waker)) {
+                waiting.push(waker.clone());
+                self.lookups.renew(host);
+            }
+            return Poll::Pending;
+        }
+        let asked = if self.pending < LOOKUP_REPLIES_MAX {
+            self.lookups.ask(host, self.asker.clone())
+        } else {
+            Err(TOO_MANY)
+        };
+        if let Err(text) = asked {
+            return Poll::Ready(old.ok_or_else(|| text.into()));
         }
         self.pending += 1;
-        let waiting = Entry::Pending(vec![waker.clone()]);
-        self.entries.insert(host.into(), waiting);
+        let waiting = Some(vec![waker.clone()]);
+        match entry {
+            Some(entry) => (entry.asked, entry.waiting) = (now, waiting),
+            None => {
+                self.make_room(now);
+                let entry = Entry {
+                    found: None,
+                    until: now,
+                    serves_until: now,
+                    asked: now,
+                    waiting,
+                };
+                self.entries.insert(host.into(), entry);
+            }
+        }
         Poll::Pending
+    }
+
+    /// Addresses that the name had, while the look-up of today is under way.
+    pub fn old(&self, now: Time, host: &str) -> Option<Arc<[IpAddr]>> {
+        self.entries.get(host)?.addresses(now)
     }
 
     /// Takes the answers in and wakes who waits.
     pub fn collect(&mut self, now: Time) {
         let _ = rustix::io::read(&*self.asker.wake, &mut [0_u8; 8]);
-        while let Ok((host, found)) = self.replies.try_recv() {
+        while let Ok(reply) = self.replies.try_recv() {
             self.pending -= 1;
-            let age = if found.is_ok() {
-                LOOKUP_MAX_AGE
-            } else {
-                LOOKUP_FAILED_MAX_AGE
-            };
-            self.make_room(now);
-            let until = now + age;
-            let known = Entry::Known { until, found };
-            if let Some(Entry::Pending(waiting)) = self.entries.insert(host, known) {
-                waiting.into_iter().for_each(Waker::wake);
+            if let Some(entry) = self.entries.get_mut(&reply.host) {
+                entry.learn(now, reply.found, reply.took);
+                entry.waiting.take().into_iter().flatten().for_each(Waker::wake);
             }
         }
     }
 
-    /// Drops what is stale and, if that is not enough, any answer: it costs one look-up.
+    /// Drops what serves no more and, if that is not enough, what is not fresh, then any answer: it costs one look-up.
     fn make_room(&mut self, now: Time) {
-        if self.entries.len() < LOOKUP_CACHE_MAX {
-            return;
-        }
-        self.entries
-            .retain(|_, e| !matches!(e, Entry::Known { until, .. } if *until <= now));
-        if self.entries.len() >= LOOKUP_CACHE_MAX {
-            self.entries.retain(|_, e| matches!(e, Entry::Pending(_)));
+        let keeps: [fn(&Entry, Time) -> bool; 3] = [
+            |entry, now| entry.is_fresh(now) || entry.addresses(now).is_some(),
+            Entry::is_fresh,
+            |_, _| false,
+        ];
+        for keeps in keeps {
+            if self.entries.len() >= LOOKUP_CACHE_MAX {
+                self.entries
+                    .retain(|_, entry| entry.waiting.is_some() || keeps(entry, now));
+            }
         }
     }
 }
@@ -191,7 +264,11 @@ pub fn is_local(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use super::super::lookups::Sources;
     use super::*;
+    use crate::limits::LOOKUP_TIME_MAX;
     use crate::wakes::Wakes;
 
     fn address(text: &str) -> SocketAddr {
@@ -253,6 +330,90 @@ mod tests {
         assert_eq!(alternating(&given), taken);
     }
 
+    const NAME: &str = "app.test";
+
+    /// The resolver says what the test says.
+    fn scripted() -> Resolver {
+        let sources = Sources {
+            resolver: |_| {
+                std::thread::sleep(2 * LOOKUP_TIME_MAX);
+                Err("the test is over".into())
+            },
+            hosts: |_| HashMap::new(),
+        };
+        Resolver::new(Lookups::of(sources, Duration::ZERO)).unwrap()
+    }
+
+    fn poll(resolver: &mut Resolver, now: Time) -> Poll<Found> {
+        resolver.poll(now, NAME, &Waker::from(Arc::new(Wakes::default())))
+    }
+
+    fn reply(resolver: &mut Resolver, now: Time, found: Found, took: Option<Duration>) {
+        let host = NAME.into();
+        resolver.asker.replies.send(Reply { host, found, took }).unwrap();
+        resolver.collect(now);
+    }
+
+    fn good() -> Found {
+        Ok([IpAddr::V4(Ipv4Addr::LOCALHOST)].into())
+    }
+
+    fn bad() -> Found {
+        Err("in vain".into())
+    }
+
+    #[test]
+    fn old_addresses_serve_while_name_servers_are_silent() {
+        let (mut resolver, start) = (scripted(), Time::now());
+        assert!(poll(&mut resolver, start).is_pending());
+        reply(&mut resolver, start, good(), Some(Duration::ZERO));
+        let now = start + LOOKUP_MAX_AGE;
+        // A name may have moved: an answer is waited for first.
+        assert!(poll(&mut resolver, now).is_pending());
+        assert_eq!(resolver.pending(), 1);
+        assert_eq!(resolver.old(now, NAME), good().ok());
+        let now = now + LOOKUP_STALE_AFTER;
+        assert_eq!(poll(&mut resolver, now), Poll::Ready(good()));
+        for took in [None, Some(LOOKUP_SILENCE_MIN)] {
+            reply(&mut resolver, now, bad(), took);
+            assert_eq!(poll(&mut resolver, now), Poll::Ready(good()));
+            assert_eq!(resolver.pending(), 0, "it is remembered");
+            assert!(poll(&mut resolver, now + LOOKUP_SILENT_MAX_AGE).is_pending());
+        }
+        let now = start + LOOKUP_STALE_MAX;
+        assert!(poll(&mut resolver, now).is_pending());
+        assert_eq!(resolver.old(now, NAME), None);
+        reply(&mut resolver, now, bad(), Some(LOOKUP_SILENCE_MIN));
+        assert_eq!(poll(&mut resolver, now), Poll::Ready(bad()));
+    }
+
+    #[test]
+    fn an_answer_replaces_old_addresses() {
+        let (mut resolver, start) = (scripted(), Time::now());
+        assert!(poll(&mut resolver, start).is_pending());
+        reply(&mut resolver, start, good(), Some(LOOKUP_SILENCE_MIN));
+        let now = start + LOOKUP_MAX_AGE;
+        assert!(poll(&mut resolver, now).is_pending());
+        reply(&mut resolver, now, bad(), Some(Duration::ZERO));
+        assert_eq!(poll(&mut resolver, now), Poll::Ready(bad()));
+        assert_eq!(resolver.old(now, NAME), None);
+    }
+
+    #[test]
+    fn silence_is_remembered_longer_than_an_answer() {
+        for (took, age) in [
+            (Duration::ZERO, LOOKUP_FAILED_MAX_AGE),
+            (LOOKUP_SILENCE_MIN, LOOKUP_SILENT_MAX_AGE),
+        ] {
+            let (mut resolver, start) = (scripted(), Time::now());
+            assert!(poll(&mut resolver, start).is_pending());
+            reply(&mut resolver, start, bad(), Some(took));
+            let last = start + age - Duration::from_micros(1);
+            assert_eq!(poll(&mut resolver, last), Poll::Ready(bad()));
+            assert!(poll(&mut resolver, start + age).is_pending());
+        }
+    }
+
     #[test]
     fn a_look_up_is_shared_by_its_waiters_and_remembered() {
         let mut resolver = Resolver::new(Lookups::default()).unwrap();
@@ -271,7 +432,7 @@ mod tests {
         assert_eq!(resolver.pending(), 0);
         assert_ne!(count.count(), 0);
         assert!(matches!(resolver.poll(now, name, &one), Poll::Ready(Err(_))));
-        let stale = now + LOOKUP_FAILED_MAX_AGE;
+        let stale = now + LOOKUP_SILENT_MAX_AGE;
         assert!(resolver.poll(stale, name, &one).is_pending());
     }
 }
