@@ -65,8 +65,8 @@ impl Judge {
         }
     }
 
-    /// The site asked for a client certificate when it had a request already: for [`OPAQUE_TIME`] it is one that cannot be
-    /// spoken TLS to here.
+    /// The site asked for a client certificate when it had a request already: for [`OPAQUE_TIME`] it is left to browsers that
+    /// have not been shown a leaf yet.
     pub fn learn_late(&self, host: &str, port: u16, now: Time) {
         let key = site_key(host, port);
         self.late.part(&key).insert(key, now + OPAQUE_TIME);

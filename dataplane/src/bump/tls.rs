@@ -216,10 +216,10 @@ impl Tls {
         }
     }
 
-    /// Whether the site has asked for another handshake since this was asked last. It was refused (RFC 5246 section 7.2.2):
-    /// those who ask mostly want a client certificate. TLS 1.3 has no such thing.
-    pub fn was_asked_anew(&mut self) -> bool {
-        std::mem::take(&mut self.asked_anew)
+    /// Whether the site has asked for another handshake. It was refused (RFC 5246 section 7.2.2), which rustls does once on a
+    /// connection: those who ask mostly want a client certificate. TLS 1.3 has no such thing.
+    pub fn was_asked_anew(&self) -> bool {
+        self.asked_anew
     }
 
     /// What the handshake came to.

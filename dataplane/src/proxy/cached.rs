@@ -147,7 +147,7 @@ pub(super) async fn leave(stream: &Stream) {
 
 async fn send(browser: &mut Browser, request: &Request<'_>, asked: &Asked<'_>, mut hit: Hit, whole: bool) -> Next {
     if let Some(fetch) = hit.refresh.take() {
-        refresh::start(&browser.shard, request, fetch);
+        refresh::start(&browser.shard, request, browser.member, fetch);
     }
     let keep_alive = whole && request.keep_alive && !browser.shard.dismisses();
     let mut head = Vec::with_capacity(HEAD_BYTES_USUAL);

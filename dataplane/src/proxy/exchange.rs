@@ -10,6 +10,7 @@ use super::answer::Answer;
 use super::dial::Site;
 use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES};
 use super::relay::full_read;
+use crate::bump::CLIENT_CERTIFICATE;
 use crate::http::{BadBody, Body, Request};
 use crate::limits::{FRAME_HEADER_BYTES, PEER_LOOK};
 use crate::mux::Code;
@@ -38,6 +39,8 @@ pub enum Fault {
     Silent,
     /// The site ended or broke the connection inside its answer.
     Cut,
+    /// The site asked for another handshake, was refused it, and denies what it was asked for.
+    Denied,
     /// The site's answer is not valid.
     Broken(&'static str),
     /// The site was silent for too long.
@@ -54,6 +57,7 @@ impl Fault {
         match self {
             Self::Silent => (Code::SiteReset, "the site closed the connection before it answered"),
             Self::Cut => (Code::SiteReset, "the site broke its answer off"),
+            Self::Denied => (Code::Tls, CLIENT_CERTIFICATE),
             Self::Broken(reason) => (Code::Protocol, reason),
             Self::TimedOut(code) => (*code, "the site was silent for too long"),
             Self::GivenUp => (Code::Cancelled, "the request was given up"),
@@ -166,12 +170,12 @@ async fn receive(
         let mut broken = None;
         let take = |frame: BytesMut| {
             if broken.is_none() {
-                broken = pass_on(stream, answer, progress, frame).err();
+                broken = pass_on(site, stream, answer, progress, frame).err();
             }
         };
         let read = stream.shard().buffers().read(site, limit, take);
-        if let Some(reason) = broken {
-            return Err(Fault::Broken(reason));
+        if let Some(fault) = broken {
+            return Err(fault);
         }
         match read {
             Ok(0) if answer.clean_end() => return Ok(()),
@@ -203,14 +207,27 @@ fn lost(progress: &Progress) -> Fault {
     }
 }
 
+/// Whether the site has asked for another handshake on this connection.
+pub fn was_asked_anew(site: &Transport) -> bool {
+    site.tls().is_some_and(|tls| tls.borrow().was_asked_anew())
+}
+
 /// Writes what belongs to the answer.
 fn pass_on(
+    site: &Transport,
     stream: &Stream,
     answer: &mut Answer<'_>,
     progress: &Progress,
     mut frame: BytesMut,
-) -> Result<(), &'static str> {
-    let end = FRAME_HEADER_BYTES + answer.feed(&frame[FRAME_HEADER_BYTES..])?;
+) -> Result<(), Fault> {
+    let headless = answer.status().is_none();
+    let fed = answer.feed(&frame[FRAME_HEADER_BYTES..]).map_err(Fault::Broken)?;
+    // Not passed on: only RESET has the endpoint forget the site, and what a browser gets that asks it itself, with the
+    // certificate or without, is the site's true word.
+    if headless && matches!(answer.status(), Some(401 | 403)) && was_asked_anew(site) {
+        return Err(Fault::Denied);
+    }
+    let end = FRAME_HEADER_BYTES + fed;
     if end < frame.len() {
         progress.surplus.set(true);
         frame.truncate(end);

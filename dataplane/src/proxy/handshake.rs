@@ -5,7 +5,7 @@ use std::io;
 use rustls_pki_types::{ServerName, UnixTime};
 
 use super::dial::{Site, Unreached, micros};
-use crate::bump::{self, CLIENT_CERTIFICATE, Seen, Tls};
+use crate::bump::{self, Seen, Tls};
 use crate::mux::Code;
 use crate::shard::Shard;
 use crate::shard::runtime;
@@ -20,9 +20,6 @@ pub(super) async fn shake(shard: &Shard, site: &mut Site, host: &str, port: u16)
     let failed = |text: &str| (Code::Tls, format!("{host}: {text}"));
     let judge = shard.judge();
     let judge = judge.ok_or_else(|| failed("sites past the tunnel are not spoken TLS to"))?;
-    if judge.asks_late(host, port, runtime::now()) {
-        return Err(failed(CLIENT_CERTIFICATE));
-    }
     let name = host.strip_suffix('.').unwrap_or(host).to_owned();
     let name = ServerName::try_from(name).map_err(|_| failed("no name that TLS knows"))?;
     let config = bump::client_config(judge, host, port);

@@ -14,8 +14,8 @@ use crate::shard::{Shard, Stream, buffers};
 /// What the target and a condition add to a head.
 const HEAD_GROWTH_BYTES: usize = 128;
 
-/// Sends the request again, if there is room for one more.
-pub(super) fn start(shard: &Shard, request: &Request<'_>, fetch: Fetch) {
+/// Sends the request again, if there is room for one more. `member` of the pool: the one that the browser asks, if it matters.
+pub(super) fn start(shard: &Shard, request: &Request<'_>, member: Option<[u8; 16]>, fetch: Fetch) {
     if shard.dismisses() {
         return;
     }
@@ -24,7 +24,7 @@ pub(super) fn start(shard: &Shard, request: &Request<'_>, fetch: Fetch) {
     let own = shard.clone();
     shard.spawn(async move {
         let _place = place;
-        runtime::timeout(CACHE_REFRESH_TIME_MAX, refresh(&own, &head, fetch)).await;
+        runtime::timeout(CACHE_REFRESH_TIME_MAX, refresh(&own, &head, member, fetch)).await;
     });
 }
 
@@ -46,13 +46,13 @@ fn owned(request: &Request<'_>) -> Vec<u8> {
 }
 
 /// None if it came to nothing: then the answer is as stale as it was.
-async fn refresh(shard: &Shard, head: &[u8], mut fetch: Fetch) -> Option<()> {
+async fn refresh(shard: &Shard, head: &[u8], member: Option<[u8; 16]>, mut fetch: Fetch) -> Option<()> {
     let request = Request::parse(head).ok()?;
     // Nothing of a site that is not is ever stored.
     let asked = ask(shard, &request, true)?;
     // The second time without a condition: what the site confirmed was not what is stored.
     for _ in 0..2 {
-        let stream = open(shard, &request).await?;
+        let stream = open(shard, &request, member).await?;
         stream.count_request();
         // Nobody waits for it: least of all a drain.
         fetch = match select(exchange(&stream, &asked, fetch), stream.draining()).await {
@@ -86,7 +86,7 @@ async fn exchange(stream: &Stream, asked: &Asked<'_>, fetch: Fetch) -> Option<Op
     Some(again)
 }
 
-async fn open(shard: &Shard, request: &Request<'_>) -> Option<Stream> {
+async fn open(shard: &Shard, request: &Request<'_>, member: Option<[u8; 16]>) -> Option<Stream> {
     let authority = request.authority?;
     let scheme = request.scheme.unwrap_or(Scheme::Http);
     let kind = match scheme {
@@ -97,7 +97,7 @@ async fn open(shard: &Shard, request: &Request<'_>) -> Option<Stream> {
     let route = shard.rules().routes.of(authority.host);
     match route {
         Route::Direct => shard.open_direct(open).ok(),
-        Route::Tunnel => shard.open(open, None).await.ok(),
+        Route::Tunnel => shard.open(open, member).await.ok(),
     }
 }
 

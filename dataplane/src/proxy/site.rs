@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::answer::Answer;
 use super::dial::{Dialled, Site, Sites, Unreached, micros};
-use super::exchange::{self, Fault, Progress};
+use super::exchange::{self, Fault, Progress, was_asked_anew};
 use super::flow::{Activity, End, Inlet, NoHead, cut_at_end};
 use super::handshake::shake;
 use super::origin::{Attempt, Key};
@@ -130,7 +130,10 @@ impl Call<'_> {
     fn may_shake(&self, site: &Site, sni: &[u8], activity: &Activity) -> bool {
         let verdict = if activity.any() || !site.socket.is_quiet(true) {
             Verdict::SPOKE_FIRST
-        } else if !sni.eq_ignore_ascii_case(self.host.as_bytes()) || self.shard.rules().no_bump.contains(self.host) {
+        } else if !sni.eq_ignore_ascii_case(self.host.as_bytes())
+            || self.shard.rules().no_bump.contains(self.host)
+            || self.asks_late()
+        {
             Verdict::OPAQUE
         } else {
             return true;
@@ -169,7 +172,7 @@ impl Call<'_> {
     /// Keeps a connection that owes nothing for the next request.
     fn keep(&self, key: Key, site: Site) {
         // Asked now, so that the pool knows when it gives the connection out.
-        if site.socket.is_quiet(false) {
+        if may_serve(&site, false) {
             self.sites.pool.borrow_mut().put(runtime::now(), key, site);
             self.sites.filled.raise();
         }
@@ -283,7 +286,7 @@ impl Call<'_> {
         let take = || {
             self.sites.pool.borrow_mut().take(begun, &key, repeatable, |site| {
                 // The ring tells nothing of what came since it was last entered, and a POST has one try.
-                site.socket.is_quiet(!repeatable)
+                may_serve(site, !repeatable)
             })
         };
         let mut kept = take();
@@ -311,8 +314,6 @@ impl Call<'_> {
                     None => return None,
                 },
             };
-            // What came before has nothing to do with this request.
-            was_asked_anew(&site);
             let progress = Progress::default();
             let mut answer = Answer::new(request.method, request.upgrade);
             let ran = exchange::run(&site, self.stream, inlet, request, head.clone(), &mut answer, &progress).await;
@@ -324,11 +325,9 @@ impl Call<'_> {
             match ran {
                 Err(Fault::Silent) if attempt.may_repeat() => {}
                 Err(fault) => {
-                    let cut = matches!(fault, Fault::Silent | Fault::Cut);
-                    let (code, text) = match cut && self.asked_late(&site) {
-                        true => (Code::Tls, CLIENT_CERTIFICATE),
-                        false => fault.reset(),
-                    };
+                    let late = was_asked_anew(&site.socket) && may_want_certificate(&fault, attempt.answered);
+                    let fault = if late { self.learn_late() } else { fault };
+                    let (code, text) = fault.reset();
                     cut_at_end(&site.socket);
                     self.reset(code, text);
                     return None;
@@ -340,8 +339,7 @@ impl Call<'_> {
                         first_byte_us: micros(first_byte),
                         ..timings
                     }));
-                    let denied = answer.status() == Some(403) && self.asked_late(&site);
-                    let reusable = answer.keep_alive() && !progress.surplus.get() && !denied;
+                    let reusable = answer.keep_alive() && !progress.surplus.get();
                     self.conclude(inlet, site, key, progress.sent.get(), reusable).await;
                     return None;
                 }
@@ -349,19 +347,23 @@ impl Call<'_> {
         }
     }
 
-    /// The site asked for another handshake during this exchange, and was refused. Where it gives no answer then, or denies one, it
-    /// wanted a client certificate: the next who asks is told so, and its browser speaks TLS with the site itself.
-    fn asked_late(&self, site: &Site) -> bool {
-        let asked = was_asked_anew(site);
-        if let (true, Some(judge)) = (asked, self.shard.judge()) {
+    /// The site wants a client certificate once it has a request: the next START_TLS is told so, and its browser speaks TLS
+    /// with the site itself.
+    fn learn_late(&self) -> Fault {
+        if let Some(judge) = self.shard.judge() {
             judge.learn_late(self.host, self.port, runtime::now());
-            let text = format!(
-                "{}:{}: {CLIENT_CERTIFICATE} once it has a request",
-                self.host, self.port
-            );
-            self.shard.log(Level::Info, text);
         }
-        asked
+        let text = format!(
+            "{}:{}: {CLIENT_CERTIFICATE} once it has a request",
+            self.host, self.port
+        );
+        self.shard.log(Level::Info, text);
+        Fault::Denied
+    }
+
+    fn asks_late(&self) -> bool {
+        let judge = self.shard.judge();
+        judge.is_some_and(|judge| judge.asks_late(self.host, self.port, runtime::now()))
     }
 
     /// Shakes hands, and makes sure that the site is what the browser was shown: nothing is sent to another one. Returns the
@@ -421,6 +423,18 @@ impl Call<'_> {
     }
 }
 
-fn was_asked_anew(site: &Site) -> bool {
-    site.socket.tls().is_some_and(|tls| tls.borrow_mut().was_asked_anew())
+/// Whether a request may go over a connection that waited. The second handshake that a site asks for on one is an error to
+/// rustls, and would cost that request.
+fn may_serve(site: &Site, certain: bool) -> bool {
+    site.socket.is_quiet(certain) && !was_asked_anew(&site.socket)
+}
+
+/// Whether a site that was refused another handshake may have wanted a client certificate: it answers nothing, or denies.
+/// Who gives up before a byte has most likely waited for what never comes.
+fn may_want_certificate(fault: &Fault, answered: bool) -> bool {
+    match fault {
+        Fault::Denied | Fault::Silent | Fault::TimedOut(Code::FirstByteTimeout) => true,
+        Fault::GivenUp => !answered,
+        _ => false,
+    }
 }

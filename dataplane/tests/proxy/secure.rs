@@ -1,10 +1,10 @@
 //! Browsers whose TLS ends at the endpoint.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dataplane::bump::{Trust, TunnelCa};
@@ -22,11 +22,11 @@ use crate::tunnel::{Browser, SETTINGS, Tunnel, field, read_head, site, timed};
 
 /// A tunnel, and what its browsers trust: its CA alone. `sc` takes any certificate.
 fn bumping(driver: Driver) -> (Tunnel, Arc<ClientConfig>) {
-    bumping_within(driver, Times::default().idle)
+    bumping_within(driver, Times::default())
 }
 
-/// The same, where `sc` waits so long for the next byte.
-fn bumping_within(driver: Driver, idle: Duration) -> (Tunnel, Arc<ClientConfig>) {
+/// The same, where `sc` waits so long.
+fn bumping_within(driver: Driver, times: Times) -> (Tunnel, Arc<ClientConfig>) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -46,10 +46,6 @@ fn bumping_within(driver: Driver, idle: Duration) -> (Tunnel, Arc<ClientConfig>)
     let trust = Trust {
         roots: Arc::new(RootCertStore::empty()),
         insecure: domains("all"),
-    };
-    let times = Times {
-        idle,
-        ..Times::default()
     };
     let sc = timed(Sc { trust, ..sc }, times);
     (tunnel.joined_by(sc), Arc::new(browser))
@@ -186,7 +182,11 @@ fn the_client_leaves_alone_what_its_own_rules_do() {
 fn a_cut_does_not_wait_for_a_browser_that_reads_nothing() {
     for driver in [Driver::Epoll, Driver::Auto] {
         // `sc` gives up what does not move; the endpoint would wait for minutes.
-        let (tunnel, trust) = bumping_within(driver, Duration::from_millis(500));
+        let times = Times {
+            idle: Duration::from_millis(500),
+            ..Times::default()
+        };
+        let (tunnel, trust) = bumping_within(driver, times);
         let site = secure_site(move |mut socket| {
             if !read_head(&mut socket).is_empty() {
                 let head = "HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n";
@@ -235,6 +235,7 @@ struct Renegotiating {
     child: Child,
     output: BufReader<ChildStdout>,
     site: SocketAddr,
+    gate: Arc<Gate>,
     _files: tempfile::TempDir,
 }
 
@@ -259,19 +260,73 @@ impl Renegotiating {
             .expect("the openssl program is needed");
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let line = shown(&mut output, "ACCEPT ");
-        let site = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+        let server = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+        let gate = Arc::new(Gate::default());
+        let within = gate.clone();
         Self {
             child,
             output,
-            site,
+            site: site(move |browser| within.pass(&browser.into_inner(), server)),
+            gate,
             _files: files,
         }
     }
 
     /// Waits for a request, and asks.
     fn renegotiate(&mut self) {
+        self.await_request();
+        self.say("R\n");
+    }
+
+    /// The same, and hears nothing of it any more: it would end the connection when it is refused, and others do not.
+    fn renegotiate_deaf(&mut self) {
+        self.await_request();
+        let gate = self.gate.clone();
+        let connection = gate.accepted.load(Ordering::SeqCst);
+        gate.held.store(connection, Ordering::SeqCst);
+        self.say("R\n");
+        until("it is refused", || gate.refused.load(Ordering::SeqCst) == connection);
+    }
+
+    fn await_request(&mut self) {
         shown(&mut self.output, "Content-Length: 0");
-        self.child.stdin.as_mut().unwrap().write_all(b"R\n").unwrap();
+    }
+
+    fn say(&mut self, text: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+}
+
+/// Stands before it, and counts its connections from 1.
+#[derive(Default)]
+struct Gate {
+    accepted: AtomicUsize,
+    /// The last connection from which nothing is passed on any more.
+    held: AtomicUsize,
+    /// The last from which something was held.
+    refused: AtomicUsize,
+}
+
+impl Gate {
+    fn pass(&self, mut near: &TcpStream, server: SocketAddr) {
+        let connection = self.accepted.fetch_add(1, Ordering::SeqCst) + 1;
+        let far = TcpStream::connect(server).unwrap();
+        std::thread::scope(|both| {
+            both.spawn(|| {
+                // Either end may just be gone.
+                let _ = std::io::copy(&mut &far, &mut &*near);
+                let _ = near.shutdown(Shutdown::Both);
+            });
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = near.read(&mut bytes) {
+                if self.held.load(Ordering::SeqCst) >= connection {
+                    self.refused.fetch_max(connection, Ordering::SeqCst);
+                } else if (&far).write_all(&bytes[..count]).is_err() {
+                    break;
+                }
+            }
+            let _ = far.shutdown(Shutdown::Both);
+        });
     }
 }
 
@@ -301,11 +356,67 @@ fn a_site_that_asks_for_a_certificate_late_is_left_to_browsers() {
         assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
         assert_eq!(field(&answer, "Culvert-Error"), Some("tls"));
         assert_eq!(field(&answer, "Connection"), Some("close"));
-        // The next browser is on its own with it.
-        let own = connected(tunnel.browser(), &trust, asking.site)
-            .unwrap_err()
-            .to_string();
-        assert!(own.contains("invalid peer certificate"), "not the site's own: {own}");
+        is_left_alone(&tunnel, &trust, asking.site);
+        tunnel.stop();
+    }
+}
+
+/// The next browser is on its own with the site.
+fn is_left_alone(tunnel: &Tunnel, trust: &Arc<ClientConfig>, site: SocketAddr) {
+    let own = connected(tunnel.browser(), trust, site).unwrap_err().to_string();
+    assert!(own.contains("invalid peer certificate"), "not the site's own: {own}");
+}
+
+const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+#[test]
+fn a_site_that_denies_what_it_asks_a_certificate_for_is_left_to_browsers() {
+    for (driver, status) in [(Driver::Epoll, 401), (Driver::Auto, 403)] {
+        let (tunnel, trust) = bumping(driver);
+        let mut asking = Renegotiating::start();
+        let mut client = connected(tunnel.browser(), &trust, asking.site).unwrap();
+        let mut public = connected(tunnel.browser(), &trust, asking.site).unwrap();
+        let post = |client: &mut Secured<ClientConnection>, site| client.get_mut().write_all(&request(site)).unwrap();
+        // It only wanted new keys, as it turns out; but it must not ask a second time on that connection.
+        post(&mut client, asking.site);
+        asking.renegotiate_deaf();
+        asking.say(ANSWER);
+        let answer = read_head(&mut client);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        post(&mut client, asking.site);
+        asking.renegotiate_deaf();
+        assert_eq!(asking.gate.accepted.load(Ordering::SeqCst), 2);
+        asking.say(&format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n"));
+        let answer = read_head(&mut client);
+        assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+        assert_eq!(field(&answer, "Culvert-Error"), Some("tls"));
+        assert_eq!(field(&answer, "Connection"), Some("close"));
+        is_left_alone(&tunnel, &trust, asking.site);
+        // Who was shown a leaf before goes on.
+        post(&mut public, asking.site);
+        asking.await_request();
+        asking.say(ANSWER);
+        let answer = read_head(&mut public);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        tunnel.stop();
+    }
+}
+
+#[test]
+fn a_site_that_asks_for_a_certificate_and_then_says_nothing_is_left_to_browsers() {
+    for driver in [Driver::Epoll, Driver::Auto] {
+        let times = Times {
+            first_byte: Duration::from_secs(1),
+            ..Times::default()
+        };
+        let (tunnel, trust) = bumping_within(driver, times);
+        let mut asking = Renegotiating::start();
+        let mut client = connected(tunnel.browser(), &trust, asking.site).unwrap();
+        client.get_mut().write_all(&request(asking.site)).unwrap();
+        asking.renegotiate_deaf();
+        let answer = read_head(&mut client);
+        assert_eq!(field(&answer, "Culvert-Error"), Some("tls"), "{answer}");
+        is_left_alone(&tunnel, &trust, asking.site);
         tunnel.stop();
     }
 }
