@@ -672,6 +672,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn half_of_a_small_limit_of_descriptors_is_left_for_connections() {
+        assert!(2 * connections_max(1_024 - FDS_LOOKUPS, 2) >= 512);
+    }
+
+    #[test]
     fn pools_shrink_with_memory_down_to_the_least() {
         for (shards, links) in [(1, 1), (4, 64), (64, 64)] {
             let full = client_memory_bytes(512, shards, links);

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dataplane::limits::{DIAL_STAGGER, LOOKUP_MAX_AGE, LOOKUP_THREADS_MAX, LOOKUP_TIME_MAX};
+use dataplane::limits::{DIAL_STAGGER, LOOKUP_MAX_AGE, LOOKUP_STALE_AFTER, LOOKUP_THREADS_MAX, LOOKUP_TIME_MAX};
 use tests::both_drivers;
 use tests::cloud::{Cloud, Driver, Tunnel, fault_lasts};
 use tests::namespace::{in_world, name_hosts};
@@ -121,5 +121,15 @@ fn names_are_the_tunnel_hosts(driver: Driver) {
             assert_eq!(get(&tunnel, "moving.test").0, 200);
         }
     });
+    // Nobody but the silent name server may know it now: it is where it was, which is waited for once.
+    fs::write(folder.path().join("hosts"), "127.0.0.1 localhost\n").unwrap();
+    fault_lasts(LOOKUP_MAX_AGE);
+    for waits in [true, false] {
+        second.close_connections();
+        let (status, error, took) = get(&tunnel, "moving.test");
+        assert_eq!(status, 200, "{error}");
+        assert_eq!(took >= LOOKUP_STALE_AFTER, waits, "{took:?}");
+        assert!(took < LOOKUP_STALE_AFTER + MARGIN, "{took:?}");
+    }
     tunnel.stop();
 }
