@@ -357,9 +357,9 @@ fn memory_that_the_other_options_exceed_is_named_with_what_they_need() {
     assert_eq!(
         Case::new().run(&format!("{line} 20")).unwrap_err(),
         "--memory-max: 2 shards (--shards), 2 links (--tunnel-connections) and 100 streams (--max-streams) need at least \
-         129 MiB"
+         130 MiB"
     );
-    assert_eq!(Case::new().good(&format!("{line} 129")).memory_bytes, 129 << 20);
+    assert_eq!(Case::new().good(&format!("{line} 130")).memory_bytes, 130 << 20);
     let plain = format!("{BASE} --shards 2 --tunnel-connections 2 --max-streams 100");
     assert_eq!(
         Case::new().good(&plain).memory_bytes,
