@@ -116,9 +116,11 @@ impl Call<'_> {
         self.keep_unused(site, &inlet, &activity);
     }
 
-    /// Where the endpoint has found HTTP in a stream, what was dialled serves the first request.
+    /// Where the endpoint has found HTTP in a stream, what was dialled serves the first request. Not where a browser is to
+    /// speak TLS itself: some sites serve one connection at a time, and that is its own.
     fn keep_unused(&self, site: Site, inlet: &Inlet<'_>, activity: &Activity) {
-        if !activity.any() && matches!(inlet.end(), Some(End::Cut(Code::Cancelled, _))) {
+        let is_http = !activity.any() && !self.asks_late();
+        if is_http && matches!(inlet.end(), Some(End::Cut(Code::Cancelled, _))) {
             let _ = socket2::SockRef::from(&site.socket).set_linger(None);
             self.keep(Key::new(self.host.as_bytes(), self.port), site);
         } else if activity.any() && self.site_credentials().is_some() {
