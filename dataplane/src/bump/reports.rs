@@ -82,7 +82,7 @@ impl Reports {
 
     /// Whether that was learnt of the host.
     pub fn is_opaque(&self, host: &str, port: u16, now: Time) -> bool {
-        let key = host_key(host, port);
+        let key = KeyOf::default().site(host, port).key();
         let mut part = self.hosts.part(&key);
         part.get(&key)
             .is_some_and(|host| host.opaque_until.is_some_and(|until| now < until))
@@ -130,7 +130,7 @@ impl Reports {
     }
 
     fn with_host<T>(&self, host: &str, port: u16, change: impl FnOnce(&mut Host) -> T) -> T {
-        let key = host_key(host, port);
+        let key = KeyOf::default().site(host, port).key();
         change(self.hosts.part(&key).get_or_insert(key))
     }
 }
@@ -143,11 +143,6 @@ impl fmt::Debug for Reports {
 
 impl Site<'_> {
     fn key(&self) -> Key {
-        let key = KeyOf::default().host(self.host).bytes(&self.port.to_be_bytes());
-        key.bytes(&self.member).key()
+        KeyOf::default().site(self.host, self.port).bytes(&self.member).key()
     }
-}
-
-fn host_key(host: &str, port: u16) -> Key {
-    KeyOf::default().host(host).bytes(&port.to_be_bytes()).key()
 }

@@ -65,7 +65,7 @@ impl Site {
     pub fn new(sessions: Arc<Sessions>, host: &str, port: u16) -> Self {
         Self {
             sessions,
-            site: KeyOf::default().host(host).bytes(&port.to_be_bytes()).key(),
+            site: KeyOf::default().site(host, port).key(),
             offered: AtomicU64::new(NONE),
         }
     }

@@ -14,7 +14,7 @@ use super::Trust;
 use super::judge::{Checks, Defect, Judged};
 use super::seen::{HTTP11, Seen};
 use super::sessions::{Sessions, Site};
-use super::table::{Key, KeyOf, Table};
+use super::table::{KeyOf, Table};
 use super::verdict::Verdict;
 use crate::limits::{OPAQUE_HOSTS_MAX, OPAQUE_TIME};
 use crate::time::Time;
@@ -68,13 +68,13 @@ impl Judge {
     /// The site asked for a client certificate when it had a request already: for [`OPAQUE_TIME`] it is left to browsers that
     /// have not been shown a leaf yet.
     pub fn learn_late(&self, host: &str, port: u16, now: Time) {
-        let key = site_key(host, port);
+        let key = KeyOf::default().site(host, port).key();
         self.late.part(&key).insert(key, now + OPAQUE_TIME);
     }
 
     /// Whether that was learnt of the site.
     pub fn asks_late(&self, host: &str, port: u16, now: Time) -> bool {
-        let key = site_key(host, port);
+        let key = KeyOf::default().site(host, port).key();
         self.late.part(&key).get(&key).is_some_and(|until| now < *until)
     }
 
@@ -95,10 +95,6 @@ impl Judge {
         };
         self.checks.judge(leaf, above, name, host, now)
     }
-}
-
-fn site_key(host: &str, port: u16) -> Key {
-    KeyOf::default().host(host).bytes(&port.to_be_bytes()).key()
 }
 
 impl fmt::Debug for Judge {

@@ -36,6 +36,11 @@ impl KeyOf {
         self
     }
 
+    /// Host and port.
+    pub fn site(self, host: &str, port: u16) -> Self {
+        self.host(host).bytes(&port.to_be_bytes())
+    }
+
     pub fn key(self) -> Key {
         self.0.finalize().into()
     }

@@ -108,7 +108,7 @@ impl<C> Pool<C> {
             });
             !list.is_empty()
         });
-        self.count -= ORIGIN_POOL_CLOSED - left;
+        self.count -= ORIGIN_POOL_CLOSED;
     }
 
     /// Closes what waited too long.

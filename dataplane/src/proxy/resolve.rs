@@ -120,32 +120,26 @@ impl Resolver {
             return Poll::Ready(Ok(fixed.into()));
         }
         let mut entry = self.entries.get_mut(host);
-        if let Some(Entry {
-            found: Some(found),
-            until,
-            ..
-        }) = &entry
-            && now < *until
-        {
-            return Poll::Ready(found.clone());
-        }
-        let old = entry.as_ref().and_then(|entry| entry.addresses(now));
-        if let Some(Entry {
-            asked,
-            waiting: Some(waiting),
-            ..
-        }) = &mut entry
-        {
-            if let Some(old) = old
-                && now.since(*asked) >= LOOKUP_STALE_AFTER
+        let mut old = None;
+        if let Some(entry) = &mut entry {
+            if let Some(found) = &entry.found
+                && entry.is_fresh(now)
             {
-                return Poll::Ready(Ok(old));
+                return Poll::Ready(found.clone());
             }
-            if !waiting.iter().any(|w| w.will_wake(waker)) {
-                waiting.push(waker.clone());
-                self.lookups.renew(host);
+            old = entry.addresses(now);
+            if let Some(waiting) = &mut entry.waiting {
+                if let Some(old) = old
+                    && now.since(entry.asked) >= LOOKUP_STALE_AFTER
+                {
+                    return Poll::Ready(Ok(old));
+                }
+                if !waiting.iter().any(|w| w.will_wake(waker)) {
+                    waiting.push(waker.clone());
+                    self.lookups.renew(host);
+                }
+                return Poll::Pending;
             }
-            return Poll::Pending;
         }
         let asked = if self.pending < LOOKUP_REPLIES_MAX {
             self.lookups.ask(host, self.asker.clone())

@@ -262,8 +262,8 @@ impl Shard {
     }
 
     /// Opens a stream on the least loaded live link (`open.credit` is set here), of the member that is preferred if that
-    /// has one. Waits while no link is up: in order,
-    /// at most the resume window after the last loss; heads only, so read nothing of the body before.
+    /// has one. Waits while no link is up: in order, at most the resume window after the last loss; heads only, so read
+    /// nothing of the body before.
     ///
     /// # Errors
     /// Why there is no stream, with text for people: `tunnel-down`, `limit`, `shutdown`.
