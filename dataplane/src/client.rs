@@ -82,7 +82,6 @@ pub(crate) fn start_with(config: ClientConfig, services: Services) -> Result<Cli
     let start = Start {
         shards: config.shards,
         driver: config.driver,
-        restricted: false,
         pinned: true,
         settings: config.settings,
         services,

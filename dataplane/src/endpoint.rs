@@ -113,7 +113,6 @@ pub(crate) fn prepare_with(config: EndpointConfig, services: Services) -> Result
     let start = Start {
         shards: config.shards,
         driver: config.driver,
-        restricted: true,
         pinned: false,
         settings: config.settings,
         services,

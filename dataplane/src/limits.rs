@@ -248,9 +248,11 @@ pub const fn connections_max(files: u64, shards: usize) -> usize {
     let rest = share.saturating_sub(shard);
     if rest > 0 { rest } else { 1 }
 }
-/// Numbers among which a new ring's descriptor is looked for: endpoints make theirs before anything else is open, and
+/// Numbers among which a new ring's descriptor is looked for: both programs make theirs before much else is open, and
 /// test programs hold fewer.
 pub const RING_FD_MAX: i32 = 4_095;
+/// Tasks that a shard runs before it asks its ring for what has completed meanwhile, where it has not waited before.
+pub const TURNS_MAX: u32 = 64;
 /// A stopping shard waits this long for its links' last reads and writes.
 pub const STOP_MAX: Duration = Duration::from_secs(3);
 /// Members of one pool, each with its own links.

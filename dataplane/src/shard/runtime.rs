@@ -1,6 +1,6 @@
 //! The runtime of a shard, and the only file that names monoio, so that it can be replaced.
 //!
-//! One io_uring (flags `COOP_TASKRUN | SINGLE_ISSUER` where the kernel has them) or, where io_uring is refused or
+//! One io_uring (flags `DEFER_TASKRUN | SINGLE_ISSUER` where the kernel has them) or, where io_uring is refused or
 //! epoll was asked for, monoio's epoll driver; everything above works the same on both.
 //!
 //! Two ways to do I/O, and no third:
@@ -12,8 +12,8 @@
 //! - *Links* hand a buffer to the ring ([`Socket::read_link`], [`Socket::write_link`]). These must be awaited to their end:
 //!   a dropped read that had completed loses its bytes. To stop one, shut the socket down and await it.
 //!
-//! Writes use WRITEV and never SEND, which would take an address: an endpoint's ring must not be able to send to one. Its
-//! ring can do nothing else than what stands here (`ring.rs`).
+//! Writes use WRITEV and never SEND, which would take an address: a ring must not be able to send to one. It
+//! can do nothing else than what stands here (`ring.rs`).
 //!
 //! monoio stays sound under these rules: no `BufReader`/`BufWriter`, no listeners, no foreign wakers (threads talk by
 //! eventfd), no runtime dropped while a link's read or write is in flight, [`yield_now`] by a helper task.
@@ -40,6 +40,7 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use pin_project_lite::pin_project;
 
 use super::ring;
+use crate::limits::TURNS_MAX;
 use crate::time::Time;
 
 /// Which kernel interface a shard waits on.
@@ -56,29 +57,21 @@ pub enum Driver {
 pub struct Runtime(Built);
 
 enum Built {
-    IoUring(monoio::Runtime<TimeDriver<IoUringDriver>>),
+    IoUring {
+        runtime: monoio::Runtime<TimeDriver<IoUringDriver>>,
+        /// See [`DEFERS`].
+        defers: Option<RawFd>,
+    },
     Epoll(monoio::Runtime<TimeDriver<LegacyDriver>>),
 }
 
 impl Runtime {
-    /// Builds the runtime of the current thread.
+    /// Builds the runtime of the current thread. A ring does nothing but what this file asks of it; on a kernel that
+    /// cannot restrict one there is none.
     ///
     /// # Errors
     /// The kernel refused io_uring while nothing else was allowed, or epoll.
     pub fn new(driver: Driver) -> io::Result<Self> {
-        Self::with(driver, free_ring)
-    }
-
-    /// As [`Runtime::new`], with a ring that does nothing but what this file asks of it: on a kernel that cannot
-    /// restrict one, none.
-    ///
-    /// # Errors
-    /// As [`Runtime::new`].
-    pub fn restricted(driver: Driver) -> io::Result<Self> {
-        Self::with(driver, || ring::restricted(on_ring))
-    }
-
-    fn with(driver: Driver, io_uring: impl Fn() -> io::Result<Built>) -> io::Result<Self> {
         match driver {
             Driver::Epoll => epoll(),
             Driver::IoUring => io_uring(),
@@ -90,7 +83,7 @@ impl Runtime {
     /// The driver in use: never `Auto`.
     pub fn driver(&self) -> Driver {
         match self.0 {
-            Built::IoUring(_) => Driver::IoUring,
+            Built::IoUring { .. } => Driver::IoUring,
             Built::Epoll(_) => Driver::Epoll,
         }
     }
@@ -102,7 +95,10 @@ impl Runtime {
             main.await
         };
         let output = match &mut self.0 {
-            Built::IoUring(r) => r.block_on(main),
+            Built::IoUring { runtime, defers } => {
+                DEFERS.set(*defers);
+                runtime.block_on(main)
+            }
             Built::Epoll(r) => r.block_on(main),
         };
         // Tasks may still wait for local sockets, and dropping a runtime under them is not sound: what it holds goes
@@ -112,22 +108,15 @@ impl Runtime {
     }
 }
 
-fn free_ring() -> io::Result<Built> {
-    let mut flags = io_uring::IoUring::builder();
-    flags.setup_coop_taskrun().setup_single_issuer();
-    match on_ring(flags) {
-        // Kernels before 6.0 do not know the flags.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => on_ring(io_uring::IoUring::builder()),
-        built => built,
-    }
-}
-
-fn on_ring(flags: io_uring::Builder) -> io::Result<Built> {
-    RuntimeBuilder::<IoUringDriver>::new()
-        .uring_builder(flags)
-        .enable_timer()
-        .build()
-        .map(Built::IoUring)
+fn io_uring() -> io::Result<Built> {
+    let build = |flags| {
+        RuntimeBuilder::<IoUringDriver>::new()
+            .uring_builder(flags)
+            .enable_timer()
+            .build()
+    };
+    let (runtime, defers) = ring::restricted(build)?;
+    Ok(Built::IoUring { runtime, defers })
 }
 
 /// `IORING_REGISTER_RESTRICTIONS` on whatever `fd` is: only a ring that is still disabled takes them.
@@ -149,6 +138,24 @@ pub(super) fn enable_ring(fd: RawFd) -> io::Result<()> {
     const REGISTER_ENABLE_RINGS: u32 = 12;
     // SAFETY: the operation takes no argument.
     unsafe { register(fd, REGISTER_ENABLE_RINGS, std::ptr::null(), 0) }
+}
+
+/// Has the kernel hand over what has completed. It does so by itself whenever a shard waits, but a shard whose tasks keep
+/// waking each other never does.
+fn collect(ring: RawFd) {
+    const GETEVENTS: libc::c_uint = 1;
+    // SAFETY: nothing is submitted, waited for or passed. What the kernel says is of no use: the next wait hears it too.
+    unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_enter,
+            ring,
+            0,
+            0,
+            GETEVENTS,
+            std::ptr::null::<libc::sigset_t>(),
+            0,
+        )
+    };
 }
 
 /// # Safety
@@ -179,6 +186,13 @@ struct Contained(Pin<Box<dyn Future<Output = ()>>>);
 impl Future for Contained {
     type Output = ();
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(ring) = DEFERS.get() {
+            let polls = POLLS.get().wrapping_add(1);
+            POLLS.set(polls);
+            if polls.is_multiple_of(TURNS_MAX) {
+                collect(ring);
+            }
+        }
         CLOCK.set(Clock::Unread);
         let polled = catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))).unwrap_or(Poll::Ready(()));
         CLOCK.set(Clock::NoTask);
@@ -194,6 +208,9 @@ enum Clock {
 }
 
 thread_local! {
+    /// This thread's ring, if completions wait in the kernel until they are asked for.
+    static DEFERS: Cell<Option<RawFd>> = const { Cell::new(None) };
+    static POLLS: Cell<u32> = const { Cell::new(0) };
     static CLOCK: Cell<Clock> = const { Cell::new(Clock::NoTask) };
 }
 

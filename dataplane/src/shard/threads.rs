@@ -42,8 +42,6 @@ pub(crate) struct Shards {
 pub(crate) struct Start {
     pub shards: usize,
     pub driver: Driver,
-    /// The kernel restricts their rings to what they submit.
-    pub restricted: bool,
     /// One core each: for the host that does nothing else.
     pub pinned: bool,
     pub settings: Arc<Settings>,
@@ -95,7 +93,6 @@ impl Shards {
             let seed = Seed {
                 index,
                 driver: start.driver,
-                restricted: start.restricted,
                 gate: opened.clone(),
                 core: start.pinned.then(|| core(index)).flatten(),
                 settings: start.settings.clone(),
@@ -197,7 +194,6 @@ fn core(index: usize) -> Option<core_affinity::CoreId> {
 struct Seed {
     index: usize,
     driver: Driver,
-    restricted: bool,
     gate: Receiver<()>,
     core: Option<core_affinity::CoreId>,
     settings: Arc<Settings>,
@@ -224,11 +220,7 @@ fn live(
     if let Some(core) = seed.core {
         core_affinity::set_for_current(core);
     }
-    let runtime = match seed.restricted {
-        true => Runtime::restricted(seed.driver),
-        false => Runtime::new(seed.driver),
-    };
-    let runtime = match runtime {
+    let runtime = match Runtime::new(seed.driver) {
         Ok(runtime) => runtime,
         Err(e) => return drop(built.send(Err(e))),
     };

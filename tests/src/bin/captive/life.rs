@@ -38,7 +38,7 @@ fn shard(driver: Driver) -> io::Result<Deed> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let far = TcpStream::connect(listener.local_addr()?)?;
     let (near, _) = listener.accept()?;
-    let runtime = Runtime::restricted(driver)?;
+    let runtime = Runtime::new(driver)?;
     Ok(Box::new(move || {
         runtime.run(async move {
             let panicked = Rc::new(Signal::new());

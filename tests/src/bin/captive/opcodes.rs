@@ -27,7 +27,7 @@ struct Kept {
 
 pub fn prepare(attempt: &str, folder: &Path, restricted: bool) -> io::Result<Deed> {
     let mut ring = match restricted {
-        true => ring::restricted(|flags| flags.build(8))?,
+        true => ring::restricted(|flags| flags.build(8))?.0,
         false => IoUring::new(8)?,
     };
     let (entry, kept) = entry(attempt, folder)?;
