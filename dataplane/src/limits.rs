@@ -251,6 +251,8 @@ pub const fn connections_max(files: u64, shards: usize) -> usize {
 /// Numbers among which a new ring's descriptor is looked for: both programs make theirs before much else is open, and
 /// test programs hold fewer.
 pub const RING_FD_MAX: i32 = 4_095;
+/// Events of local sockets that a shard takes from the kernel at once.
+pub const READY_EVENTS_MAX: usize = 256;
 /// Tasks that a shard runs before it asks its ring for what has completed meanwhile, where it has not waited before.
 pub const TURNS_MAX: u32 = 64;
 /// A stopping shard waits this long for its links' last reads and writes.

@@ -19,6 +19,11 @@ use io_uring::{IoUring, opcode};
 
 /// Runs `test` on epoll, and on io_uring where the kernel allows it.
 fn on_both_drivers<F: Future<Output = ()>>(test: impl Fn() -> F) {
+    let test = || async {
+        runtime::timeout(Duration::from_secs(60), test())
+            .await
+            .expect("ends in a minute")
+    };
     let epoll = Runtime::new(Driver::Epoll).unwrap();
     assert_eq!(epoll.driver(), Driver::Epoll);
     epoll.run(test());
@@ -69,6 +74,205 @@ fn dropped_waits_lose_no_byte() {
         drop(far);
         near.readable().await.unwrap();
         assert_eq!(near.try_read(&mut buffers[1..], 4).unwrap(), 0, "the end");
+    });
+}
+
+/// One of the shard's set, as browsers and sites have it.
+fn watched_pair() -> (Socket, TcpStream) {
+    let (near, far) = pair();
+    (near.watched(), far)
+}
+
+/// What is there now, at most `limit` bytes; none if nothing is.
+fn take(near: &Socket, limit: usize) -> Option<Vec<u8>> {
+    let mut buffer = [BytesMut::with_capacity(64)];
+    match near.try_read(&mut buffer, limit) {
+        Ok(_) => Some(buffer[0].to_vec()),
+        Err(e) if e.kind() == ErrorKind::WouldBlock => None,
+        Err(e) => panic!("{e}"),
+    }
+}
+
+async fn is_readable(near: &Socket) -> bool {
+    runtime::timeout(Duration::from_millis(50), near.readable())
+        .await
+        .is_some()
+}
+
+#[test]
+fn what_a_read_left_can_be_read_without_new_bytes() {
+    on_both_drivers(|| async {
+        let (near, mut far) = watched_pair();
+        assert!(!is_readable(&near).await && !near.has_input());
+        far.write_all(b"abcdef").unwrap();
+        for part in [&b"ab"[..], b"cd", b"ef"] {
+            assert!(is_readable(&near).await);
+            assert_eq!(take(&near, 2).unwrap(), part);
+        }
+        assert!(near.has_input(), "all that was asked for: there may be more");
+        assert_eq!(take(&near, 2), None);
+        assert!(!near.has_input() && !is_readable(&near).await);
+        far.write_all(b"g").unwrap();
+        assert!(is_readable(&near).await && near.has_input());
+        assert_eq!(take(&near, 2).unwrap(), b"g");
+        assert!(!near.has_input() && !is_readable(&near).await);
+    });
+}
+
+#[test]
+fn an_end_is_heard_with_the_last_bytes_and_after_them() {
+    on_both_drivers(|| async {
+        for together in [true, false] {
+            let (near, mut far) = watched_pair();
+            assert!(!is_readable(&near).await);
+            far.write_all(b"last").unwrap();
+            if together {
+                far.shutdown(Shutdown::Write).unwrap();
+            }
+            assert!(is_readable(&near).await);
+            assert_eq!(take(&near, 64).unwrap(), b"last");
+            assert_eq!(is_readable(&near).await, together);
+            far.shutdown(Shutdown::Write).unwrap();
+            for _ in 0..3 {
+                assert!(is_readable(&near).await);
+                assert_eq!(take(&near, 64).unwrap(), b"");
+            }
+            // Our own direction goes on.
+            near.writable().await.unwrap();
+            near.write_all(b"still").await.unwrap();
+            let mut heard = [0; 5];
+            far.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"still");
+        }
+    });
+}
+
+#[test]
+fn a_reset_wakes_reader_and_writer() {
+    on_both_drivers(|| async {
+        let (near, far) = watched_pair();
+        fill(&near);
+        let reset = async {
+            assert!(!is_readable(&near).await);
+            socket2::SockRef::from(&far).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(far);
+        };
+        let waits = async { runtime::both(near.readable(), near.writable()).await.map_err(drop) };
+        runtime::both(well(reset), waits).await.unwrap();
+        assert!(near.try_read(&mut [BytesMut::with_capacity(1)], 1).is_err());
+    });
+}
+
+/// Writes until the kernel takes no more.
+fn fill(near: &Socket) -> usize {
+    let (chunk, mut written) = (vec![7; 1 << 20], 0);
+    loop {
+        match near.try_write(&[std::io::IoSlice::new(&chunk)]) {
+            Ok(more) => written += more,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return written,
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+#[test]
+fn room_is_heard_of_each_time_it_was_out() {
+    on_both_drivers(|| async {
+        let (near, mut far) = watched_pair();
+        near.writable().await.unwrap();
+        for _ in 0..3 {
+            // The other side's kernel takes some more for a while.
+            let mut rest = fill(&near);
+            while runtime::timeout(Duration::from_millis(50), near.writable())
+                .await
+                .is_some()
+            {
+                rest += fill(&near);
+            }
+            let mut drained = vec![0; 1 << 20];
+            while rest > 0 {
+                rest -= far.read(&mut drained).unwrap();
+            }
+            near.writable().await.unwrap();
+        }
+    });
+}
+
+/// More of them than are taken from the kernel at once, and places that others had before.
+#[test]
+fn all_that_stir_together_are_heard() {
+    on_both_drivers(|| async {
+        for _ in 0..2 {
+            let pairs: Vec<_> = (0..300).map(|_| watched_pair()).collect();
+            for (near, _) in &pairs {
+                assert!(runtime::timeout(Duration::ZERO, near.readable()).await.is_none());
+            }
+            for (_, far) in &pairs {
+                (&*far).write_all(b"x").unwrap();
+            }
+            for (near, _) in &pairs {
+                near.readable().await.unwrap();
+                assert_eq!(take(near, 64).unwrap(), b"x");
+            }
+        }
+    });
+}
+
+/// Whatever the sizes of reads and writes, both directions at once, each byte arrives and nobody waits for ever.
+#[test]
+fn watched_sockets_move_all_in_any_steps() {
+    const BYTES: usize = 4 << 20;
+    on_both_drivers(|| async {
+        let (near, far) = watched_pair();
+        let step = |seed: &mut u32| {
+            *seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            1 << (*seed >> 28)
+        };
+        let mut sender = far.try_clone().unwrap();
+        let sends = std::thread::spawn(move || {
+            let (mut seed, mut left, chunk) = (1, BYTES, vec![7; 1 << 15]);
+            while left > 0 {
+                let size = step(&mut seed).min(left);
+                sender.write_all(&chunk[..size]).unwrap();
+                left -= size;
+            }
+            sender.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut receiver = far;
+        let receives = std::thread::spawn(move || {
+            let (mut seed, mut received, mut buffer) = (2, 0, vec![0; 1 << 15]);
+            loop {
+                match receiver.read(&mut buffer[..step(&mut seed)]).unwrap() {
+                    0 => return received,
+                    n => received += n,
+                }
+            }
+        });
+        let read = async {
+            let (mut seed, mut received) = (3, 0);
+            loop {
+                let mut buffer = [BytesMut::with_capacity(step(&mut seed))];
+                match near.try_read(&mut buffer, usize::MAX) {
+                    Ok(0) => break,
+                    Ok(n) => received += n,
+                    Err(_) => near.readable().await.unwrap(),
+                }
+            }
+            assert_eq!(received, BYTES);
+        };
+        let write = async {
+            let (mut seed, mut left, chunk) = (4, BYTES, vec![7; 1 << 15]);
+            while left > 0 {
+                match near.try_write(&[std::io::IoSlice::new(&chunk[..step(&mut seed).min(left)])]) {
+                    Ok(n) => left -= n,
+                    Err(_) => near.writable().await.unwrap(),
+                }
+            }
+            near.shutdown(Shutdown::Write);
+        };
+        runtime::both(well(read), well(write)).await.unwrap();
+        sends.join().unwrap();
+        assert_eq!(receives.join().unwrap(), BYTES);
     });
 }
 

@@ -22,6 +22,7 @@ mod outside;
 mod pipe;
 mod placement;
 mod probe;
+mod readiness;
 pub mod ring;
 pub mod runtime;
 mod seats;

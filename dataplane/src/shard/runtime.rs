@@ -5,10 +5,10 @@
 //!
 //! Two ways to do I/O, and no third:
 //!
-//! - *Local sockets* (browsers, sites) wait for readiness through the ring ([`Socket::readable`],
-//!   [`Socket::writable`]) and then call `readv(2)`/`writev(2)` themselves. A wait may be dropped: it holds no
-//!   buffer and loses no byte, so it may stand in [`select`] and [`timeout`]. At most one task waits for each
-//!   direction of a socket.
+//! - *Local sockets* (browsers, sites) wait for readiness ([`Socket::readable`], [`Socket::writable`]), through a set that
+//!   the ring watches for all of them (`readiness.rs`) or, where it happens seldom, through the ring itself, and then call
+//!   `readv(2)`/`writev(2)` themselves. A wait may be dropped: it holds no buffer and loses no byte, so it may stand in
+//!   [`select`] and [`timeout`]. At most one task waits for each direction of a socket.
 //! - *Links* hand a buffer to the ring ([`Socket::read_link`], [`Socket::write_link`]). These must be awaited to their end:
 //!   a dropped read that had completed loses its bytes. To stop one, shut the socket down and await it.
 //!
@@ -39,6 +39,7 @@ use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use pin_project_lite::pin_project;
 
+use super::readiness::{self, Watch};
 use super::ring;
 use crate::limits::TURNS_MAX;
 use crate::time::Time;
@@ -54,7 +55,11 @@ pub enum Driver {
 }
 
 /// A runtime that was built and not yet run; stays on its thread.
-pub struct Runtime(Built);
+pub struct Runtime {
+    built: Built,
+    /// See [`readiness`].
+    set: OwnedFd,
+}
 
 enum Built {
     IoUring {
@@ -72,29 +77,34 @@ impl Runtime {
     /// # Errors
     /// The kernel refused io_uring while nothing else was allowed, or epoll.
     pub fn new(driver: Driver) -> io::Result<Self> {
-        match driver {
-            Driver::Epoll => epoll(),
-            Driver::IoUring => io_uring(),
-            Driver::Auto => io_uring().or_else(|_| epoll()),
-        }
-        .map(Self)
+        let built = match driver {
+            Driver::Epoll => epoll()?,
+            Driver::IoUring => io_uring()?,
+            Driver::Auto => io_uring().or_else(|_| epoll())?,
+        };
+        let set = readiness::make()?;
+        Ok(Self { built, set })
     }
 
     /// The driver in use: never `Auto`.
     pub fn driver(&self) -> Driver {
-        match self.0 {
+        match self.built {
             Built::IoUring { .. } => Driver::IoUring,
             Built::Epoll(_) => Driver::Epoll,
         }
     }
 
     /// Runs `main` to its end. All reads and writes of links must have ended by then.
-    pub fn run<F: Future>(mut self, main: F) -> F::Output {
+    pub fn run<F: Future>(self, main: F) -> F::Output {
+        let Self { mut built, set } = self;
         let main = async {
             spawn(pass_turns());
+            spawn(readiness::keep(set));
+            // The set is there before anything that goes by it.
+            yield_now().await;
             main.await
         };
-        let output = match &mut self.0 {
+        let output = match &mut built {
             Built::IoUring { runtime, defers } => {
                 DEFERS.set(*defers);
                 runtime.block_on(main)
@@ -103,7 +113,7 @@ impl Runtime {
         };
         // Tasks may still wait for local sockets, and dropping a runtime under them is not sound: what it holds goes
         // with the process.
-        std::mem::forget(self);
+        std::mem::forget(built);
         output
     }
 }
@@ -526,12 +536,8 @@ impl Signal {
 pub struct Socket {
     /// The cell is for links alone: monoio's reads and writes ask for `&mut`, and a link has one of each in flight.
     inner: Rc<UnsafeCell<UnixStream>>,
-    /// A wait for bytes whose waiter was dropped stays armed for the next one: to cancel it and to ask again would cost
-    /// a browser's connection three ring operations a request.
-    armed: RefCell<Option<Wait>>,
+    watch: Option<Watch>,
 }
-
-type Wait = Pin<Box<dyn Future<Output = io::Result<()>>>>;
 
 /// Buffers that one [`Socket::try_read`] fills.
 pub const READ_BUFFERS_MAX: usize = 4;
@@ -547,7 +553,7 @@ impl Socket {
         let inner = UnixStream::from_std(fd.into())?;
         Ok(Self {
             inner: Rc::new(UnsafeCell::new(inner)),
-            armed: RefCell::new(None),
+            watch: None,
         })
     }
 
@@ -586,40 +592,39 @@ impl Socket {
         unsafe { &*self.inner.get() }
     }
 
+    /// From now on waits go by the shard's set of sockets, for those that are waited for often.
+    pub fn watched(mut self) -> Self {
+        self.watch = Watch::new(&self);
+        self
+    }
+
     /// Waits until a read would not block (bytes, end or error); now and then it returns too early. May be dropped.
     ///
     /// # Errors
     /// The wait itself failed; errors of the socket are found by the read.
     pub async fn readable(&self) -> io::Result<()> {
-        poll_fn(|cx| {
-            let mut armed = self.armed.borrow_mut();
-            let wait = armed.get_or_insert_with(|| {
-                let inner = self.inner.clone();
-                // SAFETY: as in `inner`.
-                Box::pin(async move { unsafe { &*inner.get() }.readable(false).await })
-            });
-            let ready = wait.as_mut().poll(cx);
-            if ready.is_ready() {
-                *armed = None;
-            }
-            ready
-        })
-        .await
+        match &self.watch {
+            Some(watch) => watch.readable().await,
+            None => Box::pin(self.inner().readable(false)).await?,
+        }
+        Ok(())
     }
 
-    /// Whether there is something to read (bytes, end or error), as far as the ring has told. What it tells later, the
-    /// next [`Socket::readable`] hears.
+    /// Whether there may be something to read (bytes, end or error), as far as the kernel has told.
     pub fn has_input(&self) -> bool {
-        let mut wait = std::pin::pin!(self.readable());
-        wait.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        self.watch.as_ref().is_none_or(Watch::is_readable)
     }
 
-    /// Waits until a write would not block. May be dropped.
+    /// Waits until a write would not block; now and then it returns too early. May be dropped.
     ///
     /// # Errors
     /// The wait itself failed; errors of the socket are found by the write.
     pub async fn writable(&self) -> io::Result<()> {
-        self.inner().writable(false).await
+        match &self.watch {
+            Some(watch) => watch.writable().await,
+            None => Box::pin(self.inner().writable(false)).await?,
+        }
+        Ok(())
     }
 
     /// Reads at most `limit` bytes into the spare capacity of at most [`READ_BUFFERS_MAX`] buffers, in order, without
@@ -628,7 +633,7 @@ impl Socket {
     /// # Errors
     /// `WouldBlock`: wait for [`Socket::readable`]. Anything else ends the socket.
     pub fn try_read(&self, buffers: &mut [BytesMut], limit: usize) -> io::Result<usize> {
-        let mut left = limit;
+        let (mut left, mut asked) = (limit, 0);
         let mut slices = [EMPTY; READ_BUFFERS_MAX];
         for (slice, buffer) in slices.iter_mut().zip(buffers.iter_mut()) {
             let spare = buffer.spare_capacity_mut();
@@ -637,6 +642,7 @@ impl Socket {
                 iov_len: spare.len().min(left),
             };
             left -= slice.iov_len;
+            asked += slice.iov_len;
         }
         let count = buffers.len().min(READ_BUFFERS_MAX);
         let read = loop {
@@ -647,10 +653,22 @@ impl Socket {
                 Ok(read) => break read,
                 Err(_) => match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::Interrupted => {}
-                    e => return Err(e),
+                    e => {
+                        if let Some(watch) = &self.watch
+                            && e.kind() == io::ErrorKind::WouldBlock
+                        {
+                            watch.was_empty();
+                        }
+                        return Err(e);
+                    }
                 },
             }
         };
+        if let Some(watch) = &self.watch
+            && read < asked
+        {
+            watch.was_read_short();
+        }
         left = read;
         for (slice, buffer) in slices.iter().zip(buffers.iter_mut()) {
             let filled = left.min(slice.iov_len);
@@ -669,7 +687,14 @@ impl Socket {
         loop {
             match rustix::io::writev(self, slices) {
                 Err(rustix::io::Errno::INTR) => {}
-                written => return Ok(written?),
+                written => {
+                    if let Some(watch) = &self.watch
+                        && written.unwrap_or(0) < slices.iter().map(|slice| slice.len()).sum()
+                    {
+                        watch.was_full(self);
+                    }
+                    return Ok(written?);
+                }
             }
         }
     }

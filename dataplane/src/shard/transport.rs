@@ -22,7 +22,7 @@ pub struct Transport {
 impl From<Socket> for Transport {
     fn from(socket: Socket) -> Self {
         Self {
-            socket,
+            socket: socket.watched(),
             tls: None,
             rests: Cell::new(false),
         }
@@ -173,9 +173,9 @@ impl Transport {
         Ok(())
     }
 
-    /// Whether nothing has come: neither content nor an end. Without `certain` as far as the ring has told.
+    /// Whether nothing has come: neither content nor an end. Without `certain` as far as the kernel has told.
     pub fn is_quiet(&self, certain: bool) -> bool {
-        let stirred = self.socket.has_input() || (certain && has_bytes(&self.socket));
+        let stirred = (certain || self.socket.has_input()) && has_bytes(&self.socket);
         if !stirred {
             return self.tls.as_ref().is_none_or(|tls| !tls.borrow().is_ready());
         }

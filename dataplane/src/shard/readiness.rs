@@ -1,0 +1,236 @@
+//! Which of a shard's local sockets can be read or written: one epoll set, edge-triggered, whose own descriptor is what
+//! the runtime waits for. However many sockets stir, the runtime is woken once, and a socket that is waited for again
+//! and again is made known to the kernel once; a wait by itself is a flag and a waker.
+//!
+//! The kernel says that something came, not that something is there: a socket counts as readable until a read has found
+//! less than it asked for (epoll(7), "edge-triggered"), and as writable until a write was not taken whole.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, Event, EventData, EventFlags};
+
+use super::runtime::{self, Socket};
+use crate::limits::READY_EVENTS_MAX;
+
+thread_local! {
+    static SET: RefCell<Option<Rc<Set>>> = const { RefCell::new(None) };
+}
+
+/// Makes a set for [`keep`], which may run where none can be made any more.
+///
+/// # Errors
+/// What epoll_create(2) said.
+pub(super) fn make() -> io::Result<OwnedFd> {
+    Ok(epoll::create(epoll::CreateFlags::CLOEXEC)?)
+}
+
+/// Makes the set this thread's, and tells its sockets what happens to them; never ends.
+pub(super) async fn keep(epoll: OwnedFd) {
+    // Without one, each wait is the runtime's own.
+    let Ok(bell) = Socket::new(epoll) else { return };
+    let set = Rc::new(Set {
+        bell,
+        states: RefCell::default(),
+        free: RefCell::default(),
+        events: RefCell::new(Vec::with_capacity(READY_EVENTS_MAX)),
+    });
+    SET.set(Some(set.clone()));
+    while set.bell.readable().await.is_ok() {
+        while set.collect() == READY_EVENTS_MAX {
+            runtime::yield_now().await;
+        }
+    }
+}
+
+struct Set {
+    bell: Socket,
+    /// By place; one for each open socket.
+    states: RefCell<Vec<Option<Rc<State>>>>,
+    free: RefCell<Vec<u32>>,
+    events: RefCell<Vec<Event>>,
+}
+
+impl Set {
+    /// Takes what the kernel has, at most [`READY_EVENTS_MAX`] events, and wakes who waits for it.
+    fn collect(&self) -> usize {
+        const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let events = &mut *self.events.borrow_mut();
+        events.clear();
+        let count = epoll::wait(&self.bell, spare_capacity(events), Some(&AT_ONCE)).unwrap_or(0);
+        let states = self.states.borrow();
+        for event in events.iter() {
+            // A place may have gone to another socket since: a wake too many is harmless.
+            if let Some(Some(state)) = states.get(event.data.u64() as usize) {
+                state.happened(event.flags);
+            }
+        }
+        count
+    }
+
+    fn place(&self, state: &Rc<State>) -> u32 {
+        let mut states = self.states.borrow_mut();
+        match self.free.borrow_mut().pop() {
+            Some(place) => {
+                states[place as usize] = Some(state.clone());
+                place
+            }
+            None => {
+                states.push(Some(state.clone()));
+                (states.len() - 1) as u32
+            }
+        }
+    }
+
+    fn give_back(&self, place: u32) {
+        self.states.borrow_mut()[place as usize] = None;
+        self.free.borrow_mut().push(place);
+    }
+}
+
+/// What is known of a socket.
+#[derive(Default)]
+struct State {
+    readable: Cell<bool>,
+    full: Cell<bool>,
+    /// An end or an error came: there is always something to read.
+    ended: Cell<bool>,
+    reader: Cell<Option<Waker>>,
+    writer: Cell<Option<Waker>>,
+}
+
+impl State {
+    fn happened(&self, flags: EventFlags) {
+        let ended = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+        if flags.intersects(ended) {
+            self.ended.set(true);
+        }
+        if flags.intersects(ended | EventFlags::IN) {
+            self.readable.set(true);
+            wake(&self.reader);
+        }
+        if flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR) {
+            self.full.set(false);
+            wake(&self.writer);
+        }
+    }
+}
+
+fn wake(waiter: &Cell<Option<Waker>>) {
+    if let Some(waker) = waiter.take() {
+        waker.wake();
+    }
+}
+
+/// A socket's place in the set of its shard.
+pub(super) struct Watch {
+    set: Rc<Set>,
+    place: u32,
+    state: Rc<State>,
+    /// The kernel tells of room too: for most sockets there always is.
+    tells_room: Cell<bool>,
+}
+
+impl Watch {
+    /// None where there is no set, or the kernel does not take the socket.
+    pub fn new(socket: &impl AsFd) -> Option<Self> {
+        let set = SET.with_borrow(Clone::clone)?;
+        let state = Rc::<State>::default();
+        let watch = Self {
+            place: set.place(&state),
+            set,
+            state,
+            tells_room: Cell::new(false),
+        };
+        epoll::add(&watch.set.bell, socket, watch.data(), FLAGS).ok()?;
+        Some(watch)
+    }
+
+    fn data(&self) -> EventData {
+        EventData::new_u64(self.place.into())
+    }
+
+    pub fn is_readable(&self) -> bool {
+        self.state.readable.get()
+    }
+
+    /// May be dropped.
+    pub fn readable(&self) -> impl Future<Output = ()> {
+        Wait {
+            state: &self.state,
+            waiter: &self.state.reader,
+            is_ready: |state| state.readable.get(),
+        }
+    }
+
+    /// May be dropped.
+    pub fn writable(&self) -> impl Future<Output = ()> {
+        Wait {
+            state: &self.state,
+            waiter: &self.state.writer,
+            is_ready: |state| !state.full.get(),
+        }
+    }
+
+    /// A read found less than it asked for.
+    pub fn was_read_short(&self) {
+        if !self.state.ended.get() {
+            self.state.readable.set(false);
+        }
+    }
+
+    /// A read found nothing.
+    pub fn was_empty(&self) {
+        self.state.readable.set(false);
+    }
+
+    /// A write was not taken whole.
+    pub fn was_full(&self, socket: &impl AsFd) {
+        self.state.full.set(true);
+        if !self.tells_room.replace(true) {
+            // The kernel looks at once: room that came meanwhile is told of. It refuses only what is not in the set.
+            let _ = epoll::modify(&self.set.bell, socket, self.data(), FLAGS | EventFlags::OUT);
+        }
+    }
+}
+
+impl Drop for Watch {
+    /// The socket leaves the set as it is closed.
+    fn drop(&mut self) {
+        self.set.give_back(self.place);
+    }
+}
+
+const FLAGS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
+
+struct Wait<'a> {
+    state: &'a State,
+    waiter: &'a Cell<Option<Waker>>,
+    is_ready: fn(&State) -> bool,
+}
+
+impl Future for Wait<'_> {
+    type Output = ();
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if (self.is_ready)(self.state) {
+            return Poll::Ready(());
+        }
+        let waits = self.waiter.take().filter(|waits| waits.will_wake(cx.waker()));
+        self.waiter.set(Some(waits.unwrap_or_else(|| cx.waker().clone())));
+        Poll::Pending
+    }
+}
+
+impl Drop for Wait<'_> {
+    /// Forgets the waiter: it would keep the memory of its task.
+    fn drop(&mut self) {
+        self.waiter.take();
+    }
+}
