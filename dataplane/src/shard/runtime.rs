@@ -26,6 +26,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -273,16 +274,21 @@ pub struct Alarm {
 /// Who waits for an alarm now. monoio's timer wakes the task that asked it first, and an alarm goes with its connection
 /// from one task to another.
 #[derive(Default)]
-struct Bell(Mutex<Option<Waker>>);
+struct Bell {
+    waiter: Mutex<Option<Waker>>,
+    /// The timer is worth a look: it has rung, or was not asked yet.
+    rang: AtomicBool,
+}
 
 impl Bell {
     fn waiter(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Wake for Bell {
     fn wake(self: Arc<Self>) {
+        self.rang.store(true, Relaxed);
         let waiter = self.waiter().take();
         if let Some(waiter) = waiter {
             waiter.wake();
@@ -323,7 +329,7 @@ impl Alarm {
         loop {
             match &mut *set {
                 Some((at, sleep)) if *at <= moment => {
-                    if Pin::new(sleep).poll(cx).is_pending() {
+                    if !bell.rang.swap(false, Relaxed) || Pin::new(sleep).poll(cx).is_pending() {
                         return Poll::Pending;
                     }
                     *set = None;
@@ -334,6 +340,7 @@ impl Alarm {
                         return Poll::Ready(());
                     }
                     *set = Some((moment, sleep(moment.since(now))));
+                    bell.rang.store(true, Relaxed);
                 }
             }
         }
