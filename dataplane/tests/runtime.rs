@@ -147,6 +147,30 @@ fn an_end_is_heard_with_the_last_bytes_and_after_them() {
     });
 }
 
+/// Whoever has always something to read waits for it without waiting: the others have their turn nevertheless.
+#[test]
+fn a_socket_that_is_always_readable_keeps_nobody_out() {
+    on_both_drivers(|| async {
+        let (near, mut far) = watched_pair();
+        far.write_all(&[7; 1_000]).unwrap();
+        let turns = Rc::new(Cell::new(0));
+        let (others, done) = (turns.clone(), Rc::new(Cell::new(false)));
+        let over = done.clone();
+        runtime::spawn(async move {
+            while !over.get() {
+                others.set(others.get() + 1);
+                runtime::yield_now().await;
+            }
+        });
+        for _ in 0..1_000 {
+            near.readable().await.unwrap();
+            assert_eq!(take(&near, 1).unwrap(), [7]);
+        }
+        done.set(true);
+        assert!(turns.get() > 20, "{} turns", turns.get());
+    });
+}
+
 #[test]
 fn a_reset_wakes_reader_and_writer() {
     on_both_drivers(|| async {

@@ -18,7 +18,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 
 use super::runtime::{self, Socket};
-use crate::limits::READY_EVENTS_MAX;
+use crate::limits::{READY_EVENTS_MAX, UNWAITED_MAX};
 
 thread_local! {
     static SET: RefCell<Option<Rc<Set>>> = const { RefCell::new(None) };
@@ -40,6 +40,7 @@ pub(super) async fn keep(epoll: OwnedFd) {
         bell,
         states: RefCell::default(),
         free: RefCell::default(),
+        sockets: Cell::new(0),
         events: RefCell::new(Vec::with_capacity(READY_EVENTS_MAX)),
     });
     SET.set(Some(set.clone()));
@@ -55,6 +56,8 @@ struct Set {
     /// By place; one for each open socket.
     states: RefCell<Vec<Option<Rc<State>>>>,
     free: RefCell<Vec<u32>>,
+    /// That were ever in it, modulo 2³².
+    sockets: Cell<u32>,
     events: RefCell<Vec<Event>>,
 }
 
@@ -67,8 +70,10 @@ impl Set {
         let count = epoll::wait(&self.bell, spare_capacity(events), Some(&AT_ONCE)).unwrap_or(0);
         let states = self.states.borrow();
         for event in events.iter() {
-            // A place may have gone to another socket since: a wake too many is harmless.
-            if let Some(Some(state)) = states.get(event.data.u64() as usize) {
+            let data = event.data.u64();
+            let state = states.get(data as u32 as usize).and_then(Option::as_ref);
+            // The place may have gone to another socket since.
+            if let Some(state) = state.filter(|state| state.number == (data >> 32) as u32) {
                 state.happened(event.flags);
             }
         }
@@ -98,7 +103,11 @@ impl Set {
 /// What is known of a socket.
 #[derive(Default)]
 struct State {
+    /// Which of the sockets that ever had this place.
+    number: u32,
     readable: Cell<bool>,
+    /// Waits for bytes in a row that did not wait.
+    unwaited: Cell<u32>,
     full: Cell<bool>,
     /// An end or an error came: there is always something to read.
     ended: Cell<bool>,
@@ -142,7 +151,12 @@ impl Watch {
     /// None where there is no set, or the kernel does not take the socket.
     pub fn new(socket: &impl AsFd) -> Option<Self> {
         let set = SET.with_borrow(Clone::clone)?;
-        let state = Rc::<State>::default();
+        let number = set.sockets.get().wrapping_add(1);
+        set.sockets.set(number);
+        let state = Rc::new(State {
+            number,
+            ..State::default()
+        });
         let watch = Self {
             place: set.place(&state),
             set,
@@ -154,20 +168,31 @@ impl Watch {
     }
 
     fn data(&self) -> EventData {
-        EventData::new_u64(self.place.into())
+        EventData::new_u64(u64::from(self.state.number) << 32 | u64::from(self.place))
     }
 
     pub fn is_readable(&self) -> bool {
         self.state.readable.get()
     }
 
-    /// May be dropped.
-    pub fn readable(&self) -> impl Future<Output = ()> {
+    /// May be dropped. Who always has something to read lets the others have their turn now and then.
+    pub async fn readable(&self) {
+        let state = &*self.state;
+        let unwaited = if state.readable.get() {
+            state.unwaited.get() + 1
+        } else {
+            0
+        };
+        state.unwaited.set(unwaited % UNWAITED_MAX);
+        if unwaited == UNWAITED_MAX {
+            runtime::yield_now().await;
+        }
         Wait {
-            state: &self.state,
-            waiter: &self.state.reader,
+            state,
+            waiter: &state.reader,
             is_ready: |state| state.readable.get(),
         }
+        .await;
     }
 
     /// May be dropped.
