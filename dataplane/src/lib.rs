@@ -19,6 +19,7 @@ pub mod http;
 pub mod limits;
 pub mod mux;
 pub mod proxy;
+mod queue;
 pub mod rules;
 pub mod settings;
 pub mod shard;

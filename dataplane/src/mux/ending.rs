@@ -80,7 +80,7 @@ impl Session {
         }
         mark_served(&mut self.unserved, s);
         s.flags = Default::default();
-        s.unanswered = Vec::new();
+        s.unanswered = Default::default();
         let (advertised, consumed) = (s.received, s.consumed);
         budget.set_offsets(s, advertised, consumed);
         if matches!(s.rx, Rx::Reset(..)) {
@@ -110,8 +110,7 @@ impl Session {
         let Some(s) = self.streams.get_mut(r) else {
             return;
         };
-        let mut frames = std::mem::take(&mut s.unanswered);
-        frames.extend(s.outbox.iter().cloned());
+        let frames = s.unanswered.take().chain(s.outbox.iter().cloned()).collect();
         let finished = match &s.tx {
             Tx::FinQueued(timings) => Some(*timings),
             Tx::Ended => Some(None),

@@ -300,7 +300,7 @@ impl Session {
         };
         if let Some(s) = self.streams.get_mut(r).filter(|s| !s.answered) {
             s.answered = true;
-            s.unanswered = Vec::new();
+            s.unanswered = Default::default();
         }
         if self.streams.get(r).is_some_and(Stream::is_ended) {
             return Ok(());
@@ -528,11 +528,12 @@ impl Session {
             let first = s.inbox.iter().position(|x| !x.moved);
             let Some(mut first) = first else { continue };
             // A short buffer before them takes them up.
-            let joins = |i: usize| i > 0 && s.inbox[i - 1].bytes.len() < SLICE_MERGE_BYTES / 4;
-            if joins(first) {
+            let mut slices: Vec<Slice> = s.inbox.take().collect();
+            if first > 0 && slices[first - 1].bytes.len() < SLICE_MERGE_BYTES / 4 {
                 first -= 1;
             }
-            let old: Vec<Slice> = s.inbox.drain(first..).collect();
+            let old = slices.split_off(first);
+            s.inbox.extend(slices);
             s.inbox.extend(moved(old, &mut self.blocks, budget));
         }
     }

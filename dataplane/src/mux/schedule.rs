@@ -454,7 +454,7 @@ impl Session {
         s.written += (data.len() - FRAME_HEADER_BYTES) as u64;
         s.deficit = s.deficit.saturating_sub(data.len());
         if !s.answered {
-            s.unanswered.push(data.clone());
+            s.unanswered.push_back(data.clone());
         }
         self.retain(Retained {
             bytes: data.clone(),

@@ -388,8 +388,11 @@ impl Session {
         let Some(s) = self.streams.get_mut(r) else {
             return;
         };
+        if s.inbox.is_empty() {
+            return;
+        }
         let mut bytes = 0;
-        for slice in s.inbox.drain(..) {
+        for slice in s.inbox.take() {
             bytes += slice.bytes.len();
             self.blocks.release(budget, slice.block);
         }
@@ -403,7 +406,7 @@ impl Session {
         let Some(s) = self.streams.get_mut(r) else {
             return;
         };
-        let bytes: usize = s.outbox.drain(..).map(|f| f.len()).sum();
+        let bytes: usize = s.outbox.take().map(|f| f.len()).sum();
         s.held -= bytes;
         self.data_held -= bytes;
         budget.tx_release(bytes, self.data_held == 0);
@@ -420,13 +423,14 @@ impl Session {
     pub(super) fn remove_stream(&mut self, budget: &mut Budget, r: StreamRef) {
         self.discard_inbox(budget, r);
         self.drop_outbox(budget, r);
-        let Some(mut s) = self.streams.remove(r) else {
+        let Some(s) = self.streams.get_mut(r) else {
             return;
         };
-        mark_served(&mut self.unserved, &mut s);
+        mark_served(&mut self.unserved, s);
         let consumed = s.consumed;
-        budget.set_offsets(&mut s, consumed, consumed);
+        budget.set_offsets(s, consumed, consumed);
         budget.give_place_back(s.own);
+        self.streams.remove(r);
     }
 
     /// The peer has these counted bytes.

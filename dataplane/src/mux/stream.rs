@@ -1,6 +1,6 @@
 //! Streams of a session: what each one holds in both directions, and the table that names them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 
 use bytes::Bytes;
@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::frame::{Code, Kind, Opened, Timings, TlsReport};
 use super::planted::planted;
 use crate::limits::FIRST_GRANT_BYTES;
+use crate::queue::Queue;
 use crate::time::Time;
 
 /// Names a stream of one session; never reused while anyone may hold it.
@@ -97,7 +98,7 @@ pub(super) struct Stream {
     pub rx: Rx,
     /// The peer's FIN was read, whether or not it was handed on.
     pub fin_read: bool,
-    pub inbox: VecDeque<Slice>,
+    pub inbox: Queue<Slice, 1>,
     /// Slices at the front of `inbox` that `recv` gave out and `consumed` has not taken back.
     pub handed: usize,
     pub received: u64,
@@ -119,11 +120,11 @@ pub(super) struct Stream {
     pub readable_told: bool,
 
     pub tx: Tx,
-    pub outbox: VecDeque<Bytes>,
+    pub outbox: Queue<Bytes, 1>,
     /// OPEN was written; before that nothing else of the stream may leave.
     pub open_written: bool,
     /// Frames written but not answered in any way: what a GOAWAY below this id makes us place anew.
-    pub unanswered: Vec<Bytes>,
+    pub unanswered: Queue<Bytes, 1>,
     pub answered: bool,
     /// Payload bytes written or queued.
     pub queued: u64,
@@ -156,7 +157,7 @@ impl Stream {
             flags: Flags::default(),
             rx: Rx::Open,
             fin_read: false,
-            inbox: VecDeque::new(),
+            inbox: Queue::default(),
             handed: 0,
             received: 0,
             consumed: 0,
@@ -172,9 +173,9 @@ impl Stream {
             rate_interval: u64::MAX,
             readable_told: false,
             tx: Tx::Open,
-            outbox: VecDeque::new(),
+            outbox: Queue::default(),
             open_written: !own,
-            unanswered: Vec::new(),
+            unanswered: Queue::default(),
             answered: !own,
             queued: 0,
             written: 0,
@@ -292,19 +293,20 @@ impl Streams {
         })
     }
 
-    pub fn remove(&mut self, r: StreamRef) -> Option<Stream> {
-        let slot = self
-            .slots
-            .get_mut(r.slot as usize)
-            .filter(|s| s.generation == r.generation)?;
-        let stream = slot.stream.take()?;
-        slot.generation = slot.generation.wrapping_add(1);
-        self.free.push(r.slot);
+    pub fn remove(&mut self, r: StreamRef) {
+        let Some(slot) = self.slots.get_mut(r.slot as usize) else {
+            return;
+        };
+        let Some(stream) = slot.stream.as_ref().filter(|_| slot.generation == r.generation) else {
+            return;
+        };
         if !stream.orphan {
             self.ids.remove(&stream.id);
             self.open -= 1;
         }
-        Some(stream)
+        slot.stream = None;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(r.slot);
     }
 
     /// Cuts a stream loose from the protocol: its id means nothing any more.

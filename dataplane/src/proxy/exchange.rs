@@ -3,8 +3,9 @@
 use std::cell::Cell;
 use std::future::pending;
 use std::io;
+use std::pin::pin;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::answer::Answer;
 use super::dial::Site;
@@ -73,20 +74,21 @@ pub async fn run(
     stream: &Stream,
     inlet: &mut Inlet<'_>,
     request: &Request<'_>,
-    head: Bytes,
+    head: &[u8],
     answer: &mut Answer<'_>,
     progress: &Progress,
 ) -> Result<(), Fault> {
     let Site { socket, alarm, .. } = site;
     let activity = Activity::new();
-    let up = forward(socket, stream, inlet, request, head, progress, &activity);
-    let down = receive(socket, stream, answer, progress, &activity);
+    // Pinned where they are made: moved, each would be copied whole.
+    let up = pin!(forward(socket, stream, inlet, request, head, progress, &activity));
+    let down = pin!(receive(socket, stream, answer, progress, &activity));
     let times = stream.shard().times();
     let late = || match progress.first_byte.get() {
         None if !progress.wanting.get() => (Code::FirstByteTimeout, times.first_byte),
         _ => (Code::IdleTimeout, times.idle),
     };
-    let silence = activity.silence(alarm, times.first_byte.min(times.idle), || late().1);
+    let silence = pin!(activity.silence(alarm, times.first_byte.min(times.idle), || late().1));
     match select(down, select(up, silence)).await {
         Either::Left(received) => received,
         Either::Right(Either::Left(fault)) => Err(fault),
@@ -100,11 +102,11 @@ async fn forward(
     stream: &Stream,
     inlet: &mut Inlet<'_>,
     request: &Request<'_>,
-    head: Bytes,
+    head: &[u8],
     progress: &Progress,
     activity: &Activity,
 ) -> Fault {
-    let mut outlet = Outlet::new();
+    let mut outlet = Outlet::default();
     outlet.push_own(head);
     let mut body = Body::new(request.framing);
     loop {

@@ -3,8 +3,9 @@
 use std::cell::Cell;
 use std::future::pending;
 use std::io;
+use std::pin::pin;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
 use super::cached::{self, Caching, kept, now};
@@ -144,21 +145,24 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
             stream.count_request();
         }
         let progress = Progress::default();
-        let up = send_request(
-            &browser.socket,
-            &stream,
-            request,
-            caching,
-            &mut browser.inbox,
-            &mut browser.eof,
-            &progress,
-        );
-        let down = deliver(&browser.socket, &stream, request, caching, &progress);
-        let exchange = select(down, up);
-        let answered = match select(exchange, forsaken(&stream, &progress, moves < MOVES_MAX)).await {
-            Either::Left(Either::Left(answered)) => answered,
-            Either::Left(Either::Right(fault)) => Err(fault),
-            Either::Right(()) => Err(Fault::MemberLost),
+        let answered = {
+            // Pinned where they are made: moved, each would be copied whole.
+            let up = pin!(send_request(
+                &browser.socket,
+                &stream,
+                request,
+                caching,
+                &mut browser.inbox,
+                &mut browser.eof,
+                &progress,
+            ));
+            let down = pin!(deliver(&browser.socket, &stream, request, caching, &progress));
+            let forsaken = pin!(forsaken(&stream, &progress, moves < MOVES_MAX));
+            match select(select(down, up), forsaken).await {
+                Either::Left(Either::Left(answered)) => answered,
+                Either::Left(Either::Right(fault)) => Err(fault),
+                Either::Right(()) => Err(Fault::MemberLost),
+            }
         };
         let fault = match answered {
             Ok(Answered::Whole { keep_alive }) if keep_alive && progress.sent.get() => return Next::Again,
@@ -368,7 +372,7 @@ async fn deliver(
     progress: &Progress,
 ) -> Result<Answered, Fault> {
     let mut inlet = Inlet::new(stream);
-    let mut outlet = Outlet::new();
+    let mut outlet = Outlet::default();
     let mut finder = Finder::response();
     for _ in 0..INTERIM_ANSWERS_MAX {
         let head = inlet.head(&mut finder).await?;
@@ -400,7 +404,7 @@ async fn deliver(
         let keep_alive = request.keep_alive && progress.sent.get() && !stream.shard().dismisses();
         let mut out = Vec::with_capacity(head.len() + HEAD_GROWTH_BYTES_USUAL);
         let delivery = rewrite::response(&response, request.version, keep_alive, added.as_slice(), &mut out);
-        outlet.push_own(Bytes::from(out));
+        outlet.push_own(out);
         progress.begun.set(true);
         if response.is_interim() || response.is_upgrade() {
             outlet.flush(socket, &mut inlet).await.map_err(|_| Fault::BrowserGone)?;
@@ -436,7 +440,7 @@ async fn deliver(
 async fn deliver_body(
     socket: &Transport,
     inlet: &mut Inlet<'_>,
-    outlet: &mut Outlet,
+    outlet: &mut Outlet<'_>,
     mut body: Body,
     dechunk: bool,
     fill: &mut Option<Box<Fill>>,
@@ -461,7 +465,7 @@ async fn deliver_body(
                     fill.append(&inlet.slice()[..run.bytes]);
                 }
                 copies::moved(run.bytes);
-                outlet.push_own(Bytes::copy_from_slice(&inlet.slice()[..run.bytes]));
+                outlet.push_own(inlet.slice()[..run.bytes].to_vec());
             }
             inlet.skip(run.bytes);
         }

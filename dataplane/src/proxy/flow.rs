@@ -1,7 +1,7 @@
 //! Bytes of a stream on their way to a local socket, and the ways a local socket ends.
 
+use std::borrow::Cow;
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use crate::http::{Bad, Finder};
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MAX, OUTLET_OWN_BYTES, SETTLE_MAX};
 use crate::mux::{Code, Recv};
+use crate::queue::Queue;
 use crate::shard::Stream;
 use crate::shard::runtime::{self, Alarm, Either, select};
 use crate::shard::transport::Transport;
@@ -163,38 +164,43 @@ impl<'a> Inlet<'a> {
 
 /// Pieces on their way to a local socket, in order. While the socket is full it lets go of the stream's bytes, so all of
 /// those have to go to the socket.
-pub struct Outlet {
-    pieces: VecDeque<Piece>,
+#[derive(Default)]
+pub struct Outlet<'a> {
+    /// Mostly a head, and what belongs to it.
+    pieces: Queue<Piece<'a>, 2>,
     /// Bytes that came with [`Outlet::push_own`].
     own: usize,
 }
 
-struct Piece {
-    bytes: Bytes,
+enum Piece<'a> {
     /// They came from the stream and are given back to the peer.
-    of_stream: bool,
+    OfStream(Bytes),
+    Own {
+        bytes: Cow<'a, [u8]>,
+        written: usize,
+    },
 }
 
-impl Outlet {
-    pub fn new() -> Self {
-        Self {
-            pieces: VecDeque::new(),
-            own: 0,
+impl Piece<'_> {
+    fn unwritten(&self) -> &[u8] {
+        match self {
+            Self::OfStream(bytes) => bytes,
+            Self::Own { bytes, written } => &bytes[*written..],
         }
     }
+}
 
+impl<'a> Outlet<'a> {
     /// Queues bytes of the stream.
     pub fn push(&mut self, bytes: Bytes) {
-        self.pieces.push_back(Piece { bytes, of_stream: true });
+        self.pieces.push_back(Piece::OfStream(bytes));
     }
 
     /// Queues bytes of our own.
-    pub fn push_own(&mut self, bytes: Bytes) {
+    pub fn push_own(&mut self, bytes: impl Into<Cow<'a, [u8]>>) {
+        let bytes = bytes.into();
         self.own += bytes.len();
-        self.pieces.push_back(Piece {
-            bytes,
-            of_stream: false,
-        });
+        self.pieces.push_back(Piece::Own { bytes, written: 0 });
     }
 
     /// As much is queued as one write takes, or as may be held that the stream's budget does not know of.
@@ -247,31 +253,39 @@ impl Outlet {
     fn write(&self, socket: &Transport) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let count = self.pieces.len().min(SLICES_MAX);
-        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
-            *slice = IoSlice::new(&piece.bytes);
+        for (slice, piece) in slices.iter_mut().zip(self.pieces.iter()) {
+            *slice = IoSlice::new(piece.unwritten());
         }
         socket.try_write(&slices[..count])
     }
 
     fn let_go(&mut self, inlet: &mut Inlet<'_>) {
-        let of_stream = self.pieces.iter().filter(|p| p.of_stream);
-        let unwritten = of_stream.map(|p| p.bytes.len()).sum();
-        self.pieces.retain(|p| !p.of_stream);
+        let mut unwritten = 0;
+        for piece in self.pieces.take() {
+            match piece {
+                Piece::OfStream(bytes) => unwritten += bytes.len(),
+                own => self.pieces.push_back(own),
+            }
+        }
         inlet.let_go(unwritten);
     }
 
     fn written(&mut self, mut written: usize, stream: &Stream) {
         let mut given_back = 0;
         while let Some(piece) = self.pieces.front_mut() {
-            let part = written.min(piece.bytes.len());
-            piece.bytes.advance(part);
+            let part = written.min(piece.unwritten().len());
             written -= part;
-            if piece.of_stream {
-                given_back += part;
-            } else {
-                self.own -= part;
+            match piece {
+                Piece::OfStream(bytes) => {
+                    bytes.advance(part);
+                    given_back += part;
+                }
+                Piece::Own { written, .. } => {
+                    *written += part;
+                    self.own -= part;
+                }
             }
-            if !piece.bytes.is_empty() {
+            if !piece.unwritten().is_empty() {
                 break;
             }
             self.pieces.pop_front();

@@ -92,7 +92,7 @@ pub fn full_read(room: usize) -> usize {
 
 /// Stream to socket, until the peer's end.
 async fn download(socket: &Transport, inlet: &mut Inlet<'_>, activity: &Activity) -> Result<(), Cut> {
-    let mut outlet = Outlet::new();
+    let mut outlet = Outlet::default();
     loop {
         inlet.fill().await;
         let mut moves = false;

@@ -1,5 +1,6 @@
 //! A stream becomes a connection to a site: at `sc` what the endpoint opened, at an endpoint what goes past the tunnel.
 
+use std::borrow::Cow;
 use std::pin::pin;
 
 use bytes::Bytes;
@@ -216,7 +217,7 @@ impl Call<'_> {
         let idle = self.shard.times().idle;
         let head = match runtime::timeout(idle, inlet.head(&mut finder)).await {
             // It may be a slice of a link's buffer, and the exchange may take hours.
-            Some(Ok(head)) => Bytes::copy_from_slice(&head),
+            Some(Ok(head)) => Box::<[u8]>::from(&*head),
             Some(Err(NoHead::Bad(bad))) => return self.reset(Code::Protocol, bad.reason),
             Some(Err(NoHead::Ended(_))) => return self.stream.reset(Code::Cancelled, ""),
             None => return self.reset(Code::IdleTimeout, "the request did not arrive"),
@@ -236,11 +237,12 @@ impl Call<'_> {
             return self.reset(Code::Denied, UNWANTED);
         }
         let sent = match self.credentials(&request) {
-            None => head.clone(),
-            Some(line) => rewrite::with_line(&head, line).into(),
+            None => Cow::Borrowed(&*head),
+            Some(line) => Cow::Owned(rewrite::with_line(&head, line)),
         };
         let upgraded = self.exchange(&mut inlet, &request, &sent).await;
-        drop((head, sent));
+        drop(sent);
+        drop(head);
         if let Some(site) = upgraded {
             self.relay(&site, &mut inlet, &Activity::new()).await;
         }
@@ -277,7 +279,7 @@ impl Call<'_> {
 
     /// Sends the request on a kept connection or a new one; a second time only where that does no harm. Returns the
     /// connection if it is opaque from here on.
-    async fn exchange(&self, inlet: &mut Inlet<'_>, request: &Request<'_>, head: &Bytes) -> Option<Site> {
+    async fn exchange(&self, inlet: &mut Inlet<'_>, request: &Request<'_>, head: &[u8]) -> Option<Site> {
         let begun = runtime::now();
         let shown = (request.scheme == Some(Scheme::Https)).then(|| self.stream.open().shown.unwrap_or(GOOD));
         let key = match &shown {
@@ -318,7 +320,7 @@ impl Call<'_> {
             };
             let progress = Progress::default();
             let mut answer = Answer::new(request.method, request.upgrade);
-            let ran = exchange::run(&site, self.stream, inlet, request, head.clone(), &mut answer, &progress).await;
+            let ran = exchange::run(&site, self.stream, inlet, request, head, &mut answer, &progress).await;
             let attempt = Attempt {
                 pooled,
                 answered: progress.first_byte.get().is_some(),
