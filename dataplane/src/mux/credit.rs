@@ -310,6 +310,8 @@ const INTERVALS: usize = 100;
 pub(super) struct RateMeter {
     bytes: [u32; INTERVALS],
     current: u64,
+    /// The best interval before the current one.
+    best: u32,
     streams: usize,
     streams_before: usize,
 }
@@ -319,6 +321,7 @@ impl Default for RateMeter {
         Self {
             bytes: [0; INTERVALS],
             current: 0,
+            best: 0,
             streams: 0,
             streams_before: 0,
         }
@@ -349,12 +352,14 @@ impl RateMeter {
         self.streams_before = if passed == 1 { self.streams } else { 0 };
         self.streams = 0;
         self.current = interval;
+        self.best = self.bytes.iter().copied().max().unwrap_or(0);
     }
 
     /// Bytes that one more stream may expect to receive in a round trip.
     pub fn bandwidth_delay(&mut self, now: crate::time::Time, rtt_us: u64) -> usize {
         self.advance(now);
-        let best = u64::from(self.bytes.iter().copied().max().unwrap_or(0));
+        let current = self.bytes[self.current as usize % INTERVALS];
+        let best = u64::from(self.best.max(current));
         let sharers = self.streams.max(self.streams_before).max(1) as u64;
         (best * rtt_us / INTERVAL_US / sharers) as usize
     }

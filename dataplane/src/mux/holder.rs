@@ -202,10 +202,10 @@ impl Session {
         }
     }
 
-    /// The local socket took `bytes` of what `recv` gave.
-    pub fn consumed(&mut self, now: Time, budget: &mut Budget, r: StreamRef, bytes: usize) {
+    /// The local socket took `bytes` of what `recv` gave. Says whether there is something to write now, or a deadline.
+    pub fn consumed(&mut self, now: Time, budget: &mut Budget, r: StreamRef, bytes: usize) -> bool {
         let Some(s) = self.streams.get_mut(r) else {
-            return;
+            return false;
         };
         let mut left = bytes;
         while left > 0 {
@@ -227,13 +227,14 @@ impl Session {
         let (advertised, consumed) = (s.advertised, s.consumed + taken as u64);
         budget.set_offsets(s, advertised, consumed);
         grow_window(s, now, self.liveness.rtt_us());
-        self.refill(budget, r);
+        self.refill(budget, r)
     }
 
-    /// Sends CREDIT when half the window or `CREDIT_STEP_BYTES` are used up, as far as the pool allows.
-    pub(super) fn refill(&mut self, budget: &mut Budget, r: StreamRef) {
+    /// Sends CREDIT when half the window or `CREDIT_STEP_BYTES` are used up, as far as the pool allows. Says whether credit
+    /// was due, and with it CREDIT or a look at idle streams.
+    pub(super) fn refill(&mut self, budget: &mut Budget, r: StreamRef) -> bool {
         let Some(s) = self.streams.get_mut(r).filter(|s| !s.orphan && s.rx == Rx::Open) else {
-            return;
+            return false;
         };
         let outstanding = s.advertised - s.consumed;
         let due_at = if planted("refill-when-empty") {
@@ -244,7 +245,7 @@ impl Session {
             s.window - (s.window / 2).min(CREDIT_STEP_BYTES as u64)
         };
         if (s.recalled && !planted("credit-during-recall")) || outstanding > due_at {
-            return;
+            return false;
         }
         let target = s.window.min(budget.refill_max(s) as u64);
         // Where the pool holds the window down, credit goes in quarters of what it leaves: halves would fall into a
@@ -259,6 +260,7 @@ impl Session {
         if budget.pool_is_low() && self.recall_at.is_none() {
             self.recall_at = Some(s.last_data + crate::limits::RECALL_INTERVAL);
         }
+        true
     }
 
     /// The holder is done with the ref; what is not ended is reset with `cancelled`.

@@ -102,8 +102,19 @@ impl Link {
         )
     }
 
-    fn settle(self: &Rc<Self>, shard: &Shard) {
+    /// Calls the session for something that only leaves something to write.
+    pub fn queue(&self, shard: &Shard, call: impl FnOnce(&mut Session, &mut Budget, Time)) {
+        self.ask(shard, call);
+        self.tell_writer();
+    }
+
+    /// Does what the session's events ask for, and tells the writer to look.
+    pub fn settle(self: &Rc<Self>, shard: &Shard) {
         self.settle_quietly(shard);
+        self.tell_writer();
+    }
+
+    fn tell_writer(&self) {
         if let Some(connection) = &*self.connection.borrow() {
             connection.dirty.raise();
         }

@@ -161,6 +161,11 @@ impl Linked {
         link.with(&self.shard, |s, b, now| call(s, b, now, stream))
     }
 
+    fn queue(&self, call: impl FnOnce(&mut Session, &mut Budget, Time, StreamRef)) {
+        let (link, stream) = self.place();
+        link.queue(&self.shard, |s, b, now| call(s, b, now, stream));
+    }
+
     fn ask<R>(&self, call: impl FnOnce(&mut Session, &mut Budget, Time, StreamRef) -> R) -> R {
         let (link, stream) = self.place();
         link.ask(&self.shard, |s, b, now| call(s, b, now, stream))
@@ -257,7 +262,10 @@ impl Linked {
     pub fn consumed(&self, bytes: usize) {
         self.shard.0.counters.bytes_in.add(bytes as u64);
         if !self.cell.withdrawn.get() {
-            self.with(|s, b, now, stream| s.consumed(now, b, stream, bytes));
+            let (link, stream) = self.place();
+            if link.ask(&self.shard, |s, b, now| s.consumed(now, b, stream, bytes)) {
+                link.settle(&self.shard);
+            }
         }
     }
 
@@ -323,7 +331,7 @@ impl Linked {
             // Its room was given before: at most one read of the local socket.
             self.cell.returned.borrow_mut().frames.push_back(frame.freeze());
         } else {
-            self.with(|s, b, now, stream| s.write(now, b, stream, frame));
+            self.queue(|s, b, now, stream| s.write(now, b, stream, frame));
         }
     }
 
@@ -332,7 +340,7 @@ impl Linked {
         if self.cell.withdrawn.get() {
             self.cell.returned.borrow_mut().finished = Some(timings);
         } else {
-            self.with(|s, _, now, stream| s.finish(now, stream, timings));
+            self.queue(|s, _, now, stream| s.finish(now, stream, timings));
         }
     }
 

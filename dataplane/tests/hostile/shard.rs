@@ -351,7 +351,9 @@ impl Shard {
     pub fn read(&mut self, r: StreamRef) -> Recv {
         loop {
             match self.victim.recv(&mut self.budget, r) {
-                Recv::Data(bytes) => self.victim.consumed(self.now, &mut self.budget, r, bytes.len()),
+                Recv::Data(bytes) => {
+                    self.victim.consumed(self.now, &mut self.budget, r, bytes.len());
+                }
                 end => return end,
             }
         }
