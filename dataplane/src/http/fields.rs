@@ -45,7 +45,8 @@ impl<'a> Iterator for Fields<'a> {
     fn next(&mut self) -> Option<Field<'a>> {
         let end = memchr(b'\n', self.rest)? + 1;
         let (line, rest) = self.rest.split_at(end);
-        let colon = memchr(b':', line)?;
+        // Names are short: a search that takes many bytes at a time would cost more.
+        let colon = line.iter().position(|b| *b == b':')?;
         self.rest = rest;
         Some(Field {
             name: &line[..colon],

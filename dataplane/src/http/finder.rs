@@ -1,20 +1,24 @@
 //! Where a head ends.
 
-use memchr::memchr_iter;
+use std::sync::LazyLock;
 
-use super::facts::Side;
+use memchr::{memchr, memmem};
+
+use super::facts::{Side, has_bare_lf};
 use super::head::Bad;
 use super::is_token_byte;
 use crate::limits::{HEAD_BYTES_MAX, HEAD_GROWTH_BYTES_MAX, METHOD_BYTES_MAX, TARGET_BYTES_MAX};
 
-/// Finds the end of a head in a growing buffer, never scanning a byte twice.
+/// The end of a line and an empty one.
+const END: &[u8] = b"\r\n\r\n";
+static END_FINDER: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(END));
+
+/// Finds the end of a head in a growing buffer, scanning no byte again but the last three.
 #[derive(Clone, Debug)]
 pub struct Finder {
     side: Side,
     bytes_max: usize,
     scanned: usize,
-    /// Where the line begins that is being scanned.
-    line: usize,
 }
 
 impl Finder {
@@ -38,7 +42,6 @@ impl Finder {
             side,
             bytes_max,
             scanned: 0,
-            line: 0,
         }
     }
 
@@ -56,19 +59,20 @@ impl Finder {
         self.check_start(buf)?;
         let end = buf.len().min(self.bytes_max);
         let from = self.scanned.min(end);
-        for at in memchr_iter(b'\n', &buf[from..end]) {
-            let at = from + at;
-            if at == 0 || buf[at - 1] != b'\r' {
-                return Err(Bad::request("a line of the head ends in LF without CR"));
-            }
-            if at == self.line + 1 {
-                *self = Self::new(self.side, self.bytes_max);
-                return Ok(Some(at + 1));
-            }
-            self.line = at + 1;
+        // Its first bytes may be there already.
+        let around = from.saturating_sub(END.len() - 1);
+        let found = END_FINDER.find(&buf[around..end]).map(|at| around + at + END.len());
+        // A start line does not begin with LF.
+        if has_bare_lf(&buf[from.saturating_sub(1)..found.unwrap_or(end)]) {
+            return Err(Bad::request("a line of the head ends in LF without CR"));
+        }
+        if found.is_some() {
+            *self = Self::new(self.side, self.bytes_max);
+            return Ok(found);
         }
         self.scanned = end;
-        if self.line == 0 && self.side == Side::Request && end > TARGET_BYTES_MAX + METHOD_BYTES_MAX + 16 {
+        let long = end > TARGET_BYTES_MAX + METHOD_BYTES_MAX + 16;
+        if long && self.side == Side::Request && memchr(b'\n', &buf[..end]).is_none() {
             return Err(Bad {
                 status: 414,
                 reason: "the request target is too long",

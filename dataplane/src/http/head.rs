@@ -236,7 +236,7 @@ fn split_start(head: &[u8]) -> Result<(&[u8], &[u8]), Bad> {
     }
 }
 
-fn request_line(line: &[u8]) -> Result<(&str, &[u8], Version), Bad> {
+fn request_line(line: &[u8]) -> Result<(&str, &str, Version), Bad> {
     let mut parts = line.split(|b| *b == b' ');
     let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
     else {
@@ -261,9 +261,10 @@ fn request_line(line: &[u8]) -> Result<(&str, &[u8], Version), Bad> {
     }
     // Bytes above ASCII are against RFC 3986, but a common sloppiness; not even UTF-8 is guesswork for all.
     let printable = target.iter().all(|b| *b > b' ' && *b != 0x7f);
-    if target.is_empty() || !printable || std::str::from_utf8(target).is_err() {
-        return Err(Bad::request("the target is empty or holds a forbidden character"));
-    }
+    let text = std::str::from_utf8(target).ok();
+    let target = text
+        .filter(|text| printable && !text.is_empty())
+        .ok_or(Bad::request("the target is empty or holds a forbidden character"))?;
     let method = std::str::from_utf8(method).map_err(|_| Bad::request("the method is not a token"))?;
     Ok((method, target, parse_version(version)?))
 }

@@ -60,10 +60,20 @@ impl<'a> Authority<'a> {
     /// and `_` (no `%` and no sub-delimiters, which resolvers and sites read differently); a port is digits without
     /// leading zeros and not empty.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Bad> {
-        if memchr::memchr(b'@', bytes).is_some() {
-            return Err(Bad::request("the host holds user information"));
-        }
         let raw = str::from_utf8(bytes).map_err(|_| Bad::request("the host is not ASCII"))?;
+        Self::of(raw)
+    }
+
+    fn of(raw: &'a str) -> Result<Self, Bad> {
+        // Nothing that is taken holds one.
+        let user = |bad| match raw.contains('@') {
+            true => Bad::request("the host holds user information"),
+            false => bad,
+        };
+        Self::split(raw).map_err(user)
+    }
+
+    fn split(raw: &'a str) -> Result<Self, Bad> {
         let (host, rest) = match raw.strip_prefix('[') {
             Some(inner) => bracketed(inner)?,
             None => named(raw)?,
@@ -97,16 +107,16 @@ fn bracketed(inner: &str) -> Result<(&str, &str), Bad> {
 }
 
 fn named(raw: &str) -> Result<(&str, &str), Bad> {
-    let (host, rest) = raw.split_at(raw.find(':').unwrap_or(raw.len()));
+    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    let (host, rest) = raw.split_at(raw.bytes().position(|b| !good(b)).unwrap_or(raw.len()));
+    if !matches!(rest.as_bytes(), [] | [b':', ..]) {
+        return Err(Bad::request("the host holds a forbidden character"));
+    }
     if host.is_empty() {
         return Err(Bad::request("the host is empty"));
     }
     if host.len() > HOST_BYTES_MAX {
         return Err(Bad::request("the host is too long"));
-    }
-    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-    if !host.bytes().all(good) {
-        return Err(Bad::request("the host holds a forbidden character"));
     }
     Ok((host, rest))
 }
@@ -128,8 +138,9 @@ pub(crate) struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// `bytes` is printable, without white space, and not empty.
-    pub fn parse(method: &str, bytes: &'a [u8]) -> Result<Self, Bad> {
+    /// `text` is printable, without white space, and not empty.
+    pub fn parse(method: &str, text: &'a str) -> Result<Self, Bad> {
+        let bytes = text.as_bytes();
         if memchr::memchr(b'#', bytes).is_some() {
             return Err(Bad::request("the target holds a fragment"));
         }
@@ -140,15 +151,15 @@ impl<'a> Target<'a> {
             path,
         };
         match bytes {
-            _ if method == "CONNECT" => Self::connect(bytes),
+            _ if method == "CONNECT" => Self::connect(text),
             b"*" if method == "OPTIONS" => Ok(bare(Form::Asterisk, bytes)),
             [b'/', ..] => Ok(bare(Form::Origin, bytes)),
-            _ => Self::absolute(bytes),
+            _ => Self::absolute(text),
         }
     }
 
-    fn connect(bytes: &'a [u8]) -> Result<Self, Bad> {
-        let authority = Authority::parse(bytes)?;
+    fn connect(text: &'a str) -> Result<Self, Bad> {
+        let authority = Authority::of(text)?;
         if authority.port.is_none() {
             return Err(Bad::request("CONNECT names no port"));
         }
@@ -160,22 +171,24 @@ impl<'a> Target<'a> {
         })
     }
 
-    fn absolute(bytes: &'a [u8]) -> Result<Self, Bad> {
-        let at = memchr::memmem::find(bytes, b"://").ok_or(Bad::request("the target is neither a path nor a URL"))?;
-        let scheme = match &bytes[..at] {
-            s if s.eq_ignore_ascii_case(b"http") => Scheme::Http,
-            s if s.eq_ignore_ascii_case(b"https") => Scheme::Https,
-            s if !s.is_empty() && s.iter().all(u8::is_ascii_alphanumeric) => {
+    fn absolute(text: &'a str) -> Result<Self, Bad> {
+        let neither = Bad::request("the target is neither a path nor a URL");
+        let (scheme, rest) = text.split_at(text.bytes().position(|b| b == b':').ok_or(neither)?);
+        let rest = rest.strip_prefix("://").ok_or(neither)?;
+        let scheme = match scheme {
+            s if s.eq_ignore_ascii_case("http") => Scheme::Http,
+            s if s.eq_ignore_ascii_case("https") => Scheme::Https,
+            s if !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric()) => {
                 return Err(Bad {
                     status: 501,
                     reason: "the scheme of the target is not proxied",
                 });
             }
-            _ => return Err(Bad::request("the target is neither a path nor a URL")),
+            _ => return Err(neither),
         };
-        let rest = &bytes[at + 3..];
-        let (authority, path) = rest.split_at(memchr::memchr2(b'/', b'?', rest).unwrap_or(rest.len()));
-        let authority = Some(Authority::parse(authority)?);
+        let end = memchr::memchr2(b'/', b'?', rest.as_bytes()).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let (authority, path) = (Some(Authority::of(authority)?), path.as_bytes());
         Ok(Self {
             form: Form::Absolute,
             scheme: Some(scheme),
