@@ -3,16 +3,15 @@
 //! Bulk bytes are meant to be touched once a direction at each end, by the cipher. Test builds (feature
 //! `count-copies`) count what goes through here, so that a copy too many shows in a number.
 
+use bytes::BufMut;
+
 #[cfg(feature = "count-copies")]
 static COPIED_BYTES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
-/// Copies `src` over `dst`.
-///
-/// # Panics
-/// When the lengths differ: both are the caller's own slices, never a length that a peer named.
-pub fn copy(dst: &mut [u8], src: &[u8]) {
+/// Appends a copy of `src` to `dst`.
+pub fn append(dst: &mut impl BufMut, src: &[u8]) {
     moved(src.len());
-    dst.copy_from_slice(src);
+    dst.put_slice(src);
 }
 
 /// Counts bytes that a buffer moves within or between its own allocations.

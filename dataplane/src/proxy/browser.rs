@@ -13,6 +13,7 @@ use crate::http::{Authority, Bad, CONTINUE, Finder, Form, Framing, Request, Sche
 use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, WAITING_EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open, Shown};
 use crate::rules::Route;
+use crate::shard::buffers::Buffers;
 use crate::shard::runtime::{self, Alarm, Either, Socket, select};
 use crate::shard::transport::Transport;
 use crate::shard::{Counted, Seat, Shard, Stream};
@@ -191,7 +192,7 @@ impl Browser {
     }
 
     /// Serves one request, up to the end of its answer.
-    async fn serve(&mut self, head: &Bytes, inside: Option<&Inside>) -> Next {
+    async fn serve(&mut self, head: &[u8], inside: Option<&Inside>) -> Next {
         let mut request = match Request::parse(head) {
             Ok(request) => request,
             Err(bad) => return self.refuse_head(bad).await,
@@ -252,7 +253,7 @@ impl Browser {
     }
 
     /// Reads up to the end of the next head. An idle connection holds no buffer.
-    async fn read_head(&mut self) -> Result<Bytes, NoHead> {
+    async fn read_head(&mut self) -> Result<BytesMut, NoHead> {
         let mut finder = Finder::request();
         let times = self.shard.times();
         if self.inbox.is_empty() {
@@ -269,9 +270,13 @@ impl Browser {
         let deadline = runtime::now() + times.browser_head;
         loop {
             if let Some(n) = finder.find(&self.inbox).map_err(NoHead::Bad)? {
-                return Ok(self.inbox.split_to(n).freeze());
+                // Mostly it is all there is: no part of a buffer that is shared.
+                return Ok(match n == self.inbox.len() {
+                    true => std::mem::take(&mut self.inbox),
+                    false => self.inbox.split_to(n),
+                });
             }
-            let read = read_into(&self.socket, &mut self.inbox);
+            let read = read_into(self.shard.buffers(), &self.socket, &mut self.inbox);
             let left = deadline.since(runtime::now());
             match runtime::timeout(left, read).await {
                 None => return Err(NoHead::Late),
@@ -311,12 +316,8 @@ impl Browser {
         }
         let opening = self.shard.open(open, self.member);
         let most = WAITING_EARLY_BYTES_MAX;
-        match select(
-            opening,
-            watch(&self.socket, &mut self.inbox, &mut self.eof, most, || asks),
-        )
-        .await
-        {
+        let (buffers, inbox, eof) = (self.shard.buffers(), &mut self.inbox, &mut self.eof);
+        match select(opening, watch(buffers, &self.socket, inbox, eof, most, || asks)).await {
             Either::Left(opened) => Some(opened),
             Either::Right(()) => None,
         }
@@ -398,17 +399,11 @@ pub(super) fn is_bodyless(request: &Request<'_>) -> bool {
     matches!(request.framing, Framing::None | Framing::Length(0))
 }
 
-/// Waits for bytes and appends them; 0 is the end. While it waits for the first ones it holds no buffer.
-pub(super) async fn read_into(socket: &Transport, inbox: &mut BytesMut) -> io::Result<usize> {
+/// Waits for bytes and appends them; 0 is the end.
+pub(super) async fn read_into(buffers: &Buffers, socket: &Transport, inbox: &mut BytesMut) -> io::Result<usize> {
     loop {
-        inbox.reserve(HEAD_READ_BYTES);
-        match socket.try_read(std::slice::from_mut(inbox), HEAD_READ_BYTES) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                if inbox.is_empty() {
-                    *inbox = BytesMut::new();
-                }
-                socket.readable().await?;
-            }
+        match buffers.read_into(socket, HEAD_READ_BYTES, inbox) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => socket.readable().await?,
             read => return read,
         }
     }
@@ -417,6 +412,7 @@ pub(super) async fn read_into(socket: &Transport, inbox: &mut BytesMut) -> io::R
 /// Watches a browser that waits: holds up to `most` of what it sends already, and returns once its connection broke.
 /// While `may_ask` is true nothing of an answer is there yet, and an interim one may leave.
 pub(super) async fn watch(
+    buffers: &Buffers,
     socket: &Transport,
     inbox: &mut BytesMut,
     eof: &mut bool,
@@ -432,7 +428,7 @@ pub(super) async fn watch(
         if socket.readable().await.is_err() {
             return;
         }
-        match read_into(socket, inbox).await {
+        match read_into(buffers, socket, inbox).await {
             Ok(0) => *eof = true,
             Ok(_) => {}
             Err(_) => return,

@@ -146,8 +146,8 @@ async fn secure(browser: &mut Browser, config: Arc<rustls::ServerConfig>) -> Opt
 /// What becomes of the connection instead: [`Bumped::Gone`] or [`Bumped::Unseen`].
 async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, port: u16) -> Result<Arc<Seen>, Bumped> {
     stream.start_tls(host);
-    let (inbox, eof) = (&mut browser.inbox, &mut browser.eof);
-    let left = watch(&browser.socket, inbox, eof, 0, || false);
+    let (buffers, inbox, eof) = (browser.shard.buffers(), &mut browser.inbox, &mut browser.eof);
+    let left = watch(buffers, &browser.socket, inbox, eof, 0, || false);
     let reported = select(stream.tls_reported(), stream.forsaken());
     let report = match select(reported, left).await {
         Either::Left(Either::Left(Ok(report))) => report,
@@ -192,7 +192,8 @@ async fn hello(browser: &mut Browser) -> Option<Hello> {
             Ok(None) => {}
         }
         let left = deadline.since(runtime::now());
-        match runtime::timeout(left, read_into(&browser.socket, &mut browser.inbox)).await {
+        let read = read_into(browser.shard.buffers(), &browser.socket, &mut browser.inbox);
+        match runtime::timeout(left, read).await {
             Some(Ok(0)) => {
                 browser.eof = true;
                 return None;

@@ -101,8 +101,8 @@ pub(super) fn late_answer(shard: &Shard, request: &Request<'_>, response: &Respo
 async fn landed(browser: &mut Browser, request: &Request<'_>, follow: Follow) -> Option<Outcome> {
     let may_ask = || request.version == Version::Http11;
     let landed = runtime::timeout(CACHE_FOLLOW_MAX, browser.shard.landed(follow));
-    let (inbox, eof) = (&mut browser.inbox, &mut browser.eof);
-    let watched = watch(&browser.socket, inbox, eof, WAITING_EARLY_BYTES_MAX, may_ask);
+    let (buffers, inbox, eof) = (browser.shard.buffers(), &mut browser.inbox, &mut browser.eof);
+    let watched = watch(buffers, &browser.socket, inbox, eof, WAITING_EARLY_BYTES_MAX, may_ask);
     match select(landed, watched).await {
         Either::Left(outcome) => Some(outcome.unwrap_or(Outcome::Alone)),
         Either::Right(()) => None,

@@ -171,8 +171,8 @@ async fn open(
             None => return Err(Unopened::Gone),
         };
         let may_ask = || asks && stream.has_no_place();
-        let (inbox, eof) = (&mut browser.inbox, &mut browser.eof);
-        let watched = watch(&browser.socket, inbox, eof, EARLY_BYTES_MAX, may_ask);
+        let (buffers, inbox, eof) = (browser.shard.buffers(), &mut browser.inbox, &mut browser.eof);
+        let watched = watch(buffers, &browser.socket, inbox, eof, EARLY_BYTES_MAX, may_ask);
         let accepted = select(stream.accepted(), stream.forsaken());
         match select(accepted, watched).await {
             Either::Left(Either::Left(Ok(_))) => return Ok(stream),
@@ -252,7 +252,7 @@ async fn first_bytes(browser: &mut Browser, stream: Option<&Stream>) -> First {
             Sniffed::Unknown => {}
         }
         let begun = !inbox.is_empty();
-        let read = select(read_into(socket, inbox), site.as_mut());
+        let read = select(read_into(shard.buffers(), socket, inbox), site.as_mut());
         let read = match begun {
             // It may wait for an answer to the few bytes that are held here.
             true => runtime::timeout(SNIFF_MAX, read).await,

@@ -292,7 +292,7 @@ async fn send_request(
         stream.finish(None);
     }
     let may_ask = || request.version == Version::Http11 && stream.has_no_place();
-    watch(socket, inbox, eof, EARLY_BYTES_MAX, may_ask).await;
+    watch(stream.shard().buffers(), socket, inbox, eof, EARLY_BYTES_MAX, may_ask).await;
     Fault::BrowserGone
 }
 

@@ -54,6 +54,23 @@ impl Buffers {
         self.chunks.replace(chunks);
         result
     }
+
+    /// As [`Buffers::read`], into `inbox`: it grows by what came and no more.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_into(&self, socket: &Transport, room: usize, inbox: &mut BytesMut) -> io::Result<usize> {
+        let mut chunks = self.chunks.take();
+        if chunks.is_empty() {
+            chunks.push(chunk());
+        }
+        let first = &mut chunks[..1];
+        let result = socket.try_read(first, room);
+        copies::append(inbox, &first[0][FRAME_HEADER_BYTES..]);
+        first[0].truncate(FRAME_HEADER_BYTES);
+        self.chunks.replace(chunks);
+        result
+    }
 }
 
 fn chunk() -> BytesMut {
@@ -74,8 +91,7 @@ pub fn head_room(payload: usize) -> BytesMut {
 pub fn frame(payload: &[u8]) -> BytesMut {
     assert!(payload.len() <= FRAME_PAYLOAD_BYTES_MAX);
     let mut frame = head_room(payload.len());
-    frame.resize(FRAME_HEADER_BYTES + payload.len(), 0);
-    copies::copy(&mut frame[FRAME_HEADER_BYTES..], payload);
+    copies::append(&mut frame, payload);
     frame
 }
 

@@ -109,13 +109,14 @@ impl Sealer {
     fn seal_packed(&mut self, frames: &[Bytes], out: &mut Vec<u8>) -> Result<(), Error> {
         self.check_open()?;
         let content = frames.iter().map(Bytes::len).sum();
-        let Parts { header, body, tail } = append_record(out, content);
-        let mut free = &mut body[..];
+        let header = record_header(content + TYPE_BYTES + TAG_BYTES);
+        out.extend_from_slice(&header);
+        let start = out.len();
         for frame in frames {
-            let (place, rest) = free.split_at_mut(frame.len());
-            copies::copy(place, frame);
-            free = rest;
+            copies::append(out, frame);
         }
+        out.resize(start + content + TYPE_BYTES + TAG_BYTES, 0);
+        let (body, tail) = out[start..].split_at_mut(content);
         let nonce = self.key.next_nonce();
         let kind = [u8::from(ContentType::ApplicationData)];
         self.key
