@@ -1,11 +1,11 @@
-//! Asking the operator's rules allocates nothing: they are asked for each request, at both ends.
+//! What is done for each request at both ends and allocates nothing: asking the operator's rules, finding and reading heads.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;
 
 use bytes::Bytes;
-use dataplane::http::Request;
+use dataplane::http::{Finder, Request, Response};
 use dataplane::rules::{Domains, FastFail, Routes};
 
 struct Counting;
@@ -74,6 +74,27 @@ fn rules_are_asked_without_any() {
     ask();
     let before = COUNT.get();
     (0..1_000).for_each(|_| ask());
+    assert_eq!(COUNT.get() - before, 0);
+    drop(black_box(vec![0_u8; 100]));
+    assert_ne!(COUNT.get(), before, "nothing is counted");
+}
+
+#[test]
+fn heads_are_found_and_read_without_any() {
+    let request =
+        b"GET http://a.test:81/x?y HTTP/1.1\r\nHost: a.test:81\r\nConnection: keep-alive\r\nAccept: */*\r\n\r\n";
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\nETag: \"x\"\r\n\r\nhello";
+    let read = || {
+        assert_eq!(Finder::request().find(request), Ok(Some(request.len())));
+        let request = Request::parse(request).unwrap();
+        assert_eq!(request.authority.unwrap().port, Some(81));
+        let length = Finder::response().find(answer).unwrap().unwrap();
+        let answer = Response::parse(&answer[..length], request.method, false).unwrap();
+        assert!(answer.keep_alive && answer.fields().count() == 3);
+    };
+    read();
+    let before = COUNT.get();
+    (0..1_000).for_each(|_| read());
     assert_eq!(COUNT.get() - before, 0);
     drop(black_box(vec![0_u8; 100]));
     assert_ne!(COUNT.get(), before, "nothing is counted");

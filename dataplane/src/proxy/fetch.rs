@@ -308,8 +308,10 @@ async fn send_body(
 ) -> Result<(), Option<Fault>> {
     let mut body = Body::new(request.framing);
     let came = body.advance(inbox).map_err(|bad| Some(Fault::BadRequest(bad)))?;
-    let early = inbox.split_to(came.bytes);
-    stream.send(&early).await.map_err(|_| None)?;
+    if came.bytes > 0 {
+        let early = inbox.split_to(came.bytes);
+        stream.send(&early).await.map_err(|_| None)?;
+    }
     let mut turn = 0;
     while !body.is_done() {
         let room = stream.room().await.map_err(|_| None)?;
