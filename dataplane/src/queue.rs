@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 pub(crate) struct Queue<T, const N: usize> {
     /// Filled from the front, without gaps.
     first: [Option<T>; N],
-    /// Holds nothing unless all of `first` are there. Boxed: few queues ever have it, and each holds the place for it.
-    rest: Option<Box<VecDeque<T>>>,
+    /// Holds nothing unless all of `first` are there. None until then: that costs nothing to drop.
+    rest: Option<VecDeque<T>>,
 }
 
 impl<T, const N: usize> Default for Queue<T, N> {
@@ -31,7 +31,7 @@ impl<T, const N: usize> Queue<T, N> {
     pub fn pop_front(&mut self) -> Option<T> {
         let element = self.first[0].take()?;
         self.first.rotate_left(1);
-        self.first[N - 1] = self.rest.as_mut().and_then(|rest| rest.pop_front());
+        self.first[N - 1] = self.rest.as_mut().and_then(VecDeque::pop_front);
         Some(element)
     }
 
@@ -55,23 +55,17 @@ impl<T, const N: usize> Queue<T, N> {
     }
 
     pub fn len(&self) -> usize {
-        self.first.iter().flatten().count() + self.rest.as_ref().map_or(0, |rest| rest.len())
+        self.first.iter().flatten().count() + self.rest.as_ref().map_or(0, VecDeque::len)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.first
-            .iter()
-            .flatten()
-            .chain(self.rest.iter().flat_map(|rest| rest.iter()))
+        self.first.iter().flatten().chain(self.rest.iter().flatten())
     }
 
     /// Empties it.
     pub fn take(&mut self) -> impl Iterator<Item = T> + use<T, N> {
         let Self { first, rest } = std::mem::take(self);
-        first
-            .into_iter()
-            .flatten()
-            .chain(rest.into_iter().flat_map(|rest| *rest))
+        first.into_iter().flatten().chain(rest.into_iter().flatten())
     }
 }
 
