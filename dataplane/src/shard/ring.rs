@@ -33,7 +33,7 @@ const OPCODES: [u8; 7] = [
 static BUILDING: Mutex<()> = Mutex::new(());
 
 /// Has `build` make a ring on this thread, the only one that may submit to it, and restricts it. With it comes its
-/// descriptor if completions wait in the kernel until they are asked for ([`runtime::collect`]).
+/// descriptor if completions wait in the kernel until they are asked for.
 ///
 /// # Errors
 /// What `build` said. Kernels before 5.10 refuse a ring that starts disabled, so none is ever had without its
