@@ -253,6 +253,8 @@ pub const fn connections_max(files: u64, shards: usize) -> usize {
 pub const RING_FD_MAX: i32 = 4_095;
 /// Events of local sockets that a shard takes from the kernel at once.
 pub const READY_EVENTS_MAX: usize = 256;
+/// Between two attempts to wait for them, where the kernel refuses one.
+pub const READY_PAUSE: Duration = Duration::from_millis(10);
 /// Waits for bytes of a local socket that need not wait before its task lets the others run.
 pub const UNWAITED_MAX: u32 = 16;
 /// Tasks that a shard runs before it asks its ring for what has completed meanwhile, where it has not waited before.

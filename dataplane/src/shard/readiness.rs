@@ -18,7 +18,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 
 use super::runtime::{self, Socket};
-use crate::limits::{READY_EVENTS_MAX, UNWAITED_MAX};
+use crate::limits::{READY_EVENTS_MAX, READY_PAUSE, UNWAITED_MAX};
 
 thread_local! {
     static SET: RefCell<Option<Rc<Set>>> = const { RefCell::new(None) };
@@ -44,7 +44,11 @@ pub(super) async fn keep(epoll: OwnedFd) {
         events: RefCell::new(Vec::with_capacity(READY_EVENTS_MAX)),
     });
     SET.set(Some(set.clone()));
-    while set.bell.readable().await.is_ok() {
+    loop {
+        if set.bell.readable().await.is_err() {
+            // The kernel has no memory for it now; nobody else asks for these sockets.
+            runtime::sleep(READY_PAUSE).await;
+        }
         while set.collect() == READY_EVENTS_MAX {
             runtime::yield_now().await;
         }
