@@ -208,16 +208,16 @@ impl Watch {
         }
     }
 
-    /// A read found less than it asked for.
-    pub fn was_read_short(&self) {
-        if !self.state.ended.get() {
+    /// A read of at most `asked` bytes was tried. Less than that was all there is, but for an end that may stand behind
+    /// it.
+    pub fn was_read(&self, read: &io::Result<usize>, asked: usize) {
+        let drained = match read {
+            Ok(read) => *read < asked && !self.state.ended.get(),
+            Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+        };
+        if drained {
             self.state.readable.set(false);
         }
-    }
-
-    /// A read found nothing.
-    pub fn was_empty(&self) {
-        self.state.readable.set(false);
     }
 
     /// A write was not taken whole.

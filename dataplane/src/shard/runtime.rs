@@ -657,25 +657,17 @@ impl Socket {
             // returned; the kernel writes there and nowhere else.
             let read = unsafe { libc::readv(self.inner().as_raw_fd(), slices.as_ptr(), count as i32) };
             match usize::try_from(read) {
-                Ok(read) => break read,
+                Ok(read) => break Ok(read),
                 Err(_) => match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::Interrupted => {}
-                    e => {
-                        if let Some(watch) = &self.watch
-                            && e.kind() == io::ErrorKind::WouldBlock
-                        {
-                            watch.was_empty();
-                        }
-                        return Err(e);
-                    }
+                    e => break Err(e),
                 },
             }
         };
-        if let Some(watch) = &self.watch
-            && read < asked
-        {
-            watch.was_read_short();
+        if let Some(watch) = &self.watch {
+            watch.was_read(&read, asked);
         }
+        let read = read?;
         left = read;
         for (slice, buffer) in slices.iter().zip(buffers.iter_mut()) {
             let filled = left.min(slice.iov_len);
