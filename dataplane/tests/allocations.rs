@@ -31,6 +31,16 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
+fn allocates_nothing(work: impl Fn()) {
+    // A shard's first searches fill what it keeps of them.
+    work();
+    let before = COUNT.get();
+    (0..1_000).for_each(|_| work());
+    assert_eq!(COUNT.get() - before, 0);
+    drop(black_box(vec![0_u8; 100]));
+    assert_ne!(COUNT.get(), before, "nothing is counted");
+}
+
 #[test]
 fn rules_are_asked_without_any() {
     let many: Vec<String> = (0..2_000).map(|n| format!("site-{n}.test")).collect();
@@ -70,13 +80,7 @@ fn rules_are_asked_without_any() {
         }
         assert_eq!(fast_fail.blocks_opaque("a.test", 8443), None);
     };
-    // A shard's first searches fill what it keeps of them.
-    ask();
-    let before = COUNT.get();
-    (0..1_000).for_each(|_| ask());
-    assert_eq!(COUNT.get() - before, 0);
-    drop(black_box(vec![0_u8; 100]));
-    assert_ne!(COUNT.get(), before, "nothing is counted");
+    allocates_nothing(ask);
 }
 
 #[test]
@@ -92,10 +96,5 @@ fn heads_are_found_and_read_without_any() {
         let answer = Response::parse(&answer[..length], request.method, false).unwrap();
         assert!(answer.keep_alive && answer.fields().count() == 3);
     };
-    read();
-    let before = COUNT.get();
-    (0..1_000).for_each(|_| read());
-    assert_eq!(COUNT.get() - before, 0);
-    drop(black_box(vec![0_u8; 100]));
-    assert_ne!(COUNT.get(), before, "nothing is counted");
+    allocates_nothing(read);
 }
