@@ -1,7 +1,7 @@
 //! The ring of a shard: restricted by the kernel itself to what a shard submits.
 //!
-//! An endpoint's seccomp filter does not see what a ring does: under one that refuses `openat`, a ring still opens files. So the
-//! ring is made disabled, gets the list of its opcodes, and is enabled for good (io_uring_register(2),
+//! An endpoint's seccomp filter does not see what a ring does: under one that refuses `openat`, a ring still opens
+//! files. So the ring is made disabled, gets the list of its opcodes, and is enabled for good (io_uring_register(2),
 //! `IORING_REGISTER_RESTRICTIONS`, Linux 5.10). After that it has no register operation and no flag of an entry either.
 
 use std::io;
