@@ -12,7 +12,7 @@ use crossbeam::channel::Receiver;
 use crate::bump::{Bump, Leaves, Reports, TunnelCa};
 use crate::cache::{Cache, Counts};
 use crate::error::Error;
-use crate::limits::{CACHE_BYTES, CLIENT_STREAMS_MAX, LINKS_MAX, MEMBERS_MAX, connections_max, endpoint_pools};
+use crate::limits::{CACHE_BYTES, CLIENT_STREAMS_MAX, MEMBERS_MAX, connections_max, endpoint_pools};
 use crate::mux::BudgetConfig;
 use crate::settings::Settings;
 use crate::shard::mailbox::{Attached, Command};
@@ -102,8 +102,7 @@ pub(crate) fn prepare_with(config: EndpointConfig, services: Services) -> Result
     // Each stream may need a descriptor.
     let share = |streams: usize| (streams / config.shards).clamp(1, connections_max);
     let version = config.settings.version;
-    let pools = endpoint_pools(config.memory_bytes, config.max_streams, config.shards, LINKS_MAX.into())
-        .map_err(Error::memory)?;
+    let pools = endpoint_pools(config.memory_bytes, config.max_streams, config.shards).map_err(Error::memory)?;
     let cache = Cache::new(CACHE_BYTES, RandomState::new());
     let leaves = config.ca.map(Leaves::new).transpose()?;
     let bump = leaves.map(|leaves| {

@@ -539,7 +539,7 @@ pub const BUMP_PARTS: usize = 16;
 /// What `sc` promises to stay within at four shards and four links.
 pub const CLIENT_MEMORY_BYTES: usize = 1_536 * MIB;
 /// What an endpoint of one shard promises to stay within.
-pub const ENDPOINT_MEMORY_BYTES: usize = 832 * MIB;
+pub const ENDPOINT_MEMORY_BYTES: usize = 896 * MIB;
 /// Runtime, scratch buffers and tables of a shard.
 const SHARD_BYTES: usize = 8 * MIB;
 /// Reserve, read buffer and send buffer of a link.
@@ -598,10 +598,12 @@ pub const fn client_memory_bytes(peer_streams: usize, shards: usize, links: usiz
     memory_bytes(peer_streams, CLIENT_STREAMS_MAX, CLIENT_POOLS, shards, links) + fixed
 }
 
-/// As [`client_memory_bytes`], for an endpoint with its cache and what goes past the tunnel.
-pub const fn endpoint_memory_bytes(own_streams: usize, shards: usize, links: usize) -> usize {
+/// As [`client_memory_bytes`], for an endpoint with its cache and what goes past the tunnel. It is not told how many links
+/// it will have: it is reckoned with those that a member may have, whoever reckons.
+pub const fn endpoint_memory_bytes(own_streams: usize, shards: usize) -> usize {
     let direct = shards * DIRECT_STREAMS_MAX * 2 * PIPE_BYTES;
     let fixed = CACHE_BYTES + ENDPOINT_BUMP_BYTES + own_streams * TLS_BYTES;
+    let links = LINKS_MAX as usize;
     memory_bytes(CLIENT_STREAMS_MAX, own_streams, ENDPOINT_POOLS, shards, links) + direct / 2 * 3 + fixed
 }
 
@@ -619,11 +621,11 @@ pub const fn client_pools(memory: usize, peer_streams: usize, shards: usize, lin
 }
 
 /// As [`client_pools`], for an endpoint.
-pub const fn endpoint_pools(memory: usize, own_streams: usize, shards: usize, links: usize) -> Result<Pools, usize> {
+pub const fn endpoint_pools(memory: usize, own_streams: usize, shards: usize) -> Result<Pools, usize> {
     shrunk(
         ENDPOINT_POOLS,
         memory,
-        endpoint_memory_bytes(own_streams, shards, links),
+        endpoint_memory_bytes(own_streams, shards),
         shards,
     )
 }
@@ -654,7 +656,7 @@ const fn shrunk(wanted: Pools, memory: usize, needed: usize, shards: usize) -> R
 
 const _: () =
     assert!(client_memory_bytes(ENDPOINT_STREAMS_MAX, SHARDS_DEFAULT_MAX, SHARDS_DEFAULT_MAX) <= CLIENT_MEMORY_BYTES);
-const _: () = assert!(endpoint_memory_bytes(ENDPOINT_STREAMS_MAX, 1, 16) <= ENDPOINT_MEMORY_BYTES);
+const _: () = assert!(endpoint_memory_bytes(ENDPOINT_STREAMS_MAX, 1) <= ENDPOINT_MEMORY_BYTES);
 const _: () = assert!(LOOKUP_STALE_AFTER.as_millis() < LOOKUP_TIME_MAX.as_millis());
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX == 16_372);
 const _: () = assert!(RECORD_BYTES_MAX <= u16::MAX as usize);
@@ -705,9 +707,9 @@ mod tests {
                 last = pools.receive_bytes;
             }
         }
-        let least = endpoint_pools(0, 512, 1, 64).unwrap_err();
+        let least = endpoint_pools(0, 512, 1).unwrap_err();
         assert_eq!(
-            endpoint_pools(least, 512, 1, 64),
+            endpoint_pools(least, 512, 1),
             Ok(Pools {
                 receive_bytes: 2 * POOL_BYTES_MIN,
                 send_bytes: POOL_BYTES_MIN,

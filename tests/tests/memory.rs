@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use dataplane::limits::{
-    BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, LINKS_MAX, Pools, client_pools, endpoint_pools,
-};
+use dataplane::limits::{BASE_CREDIT_OWN_BYTES, BASE_CREDIT_PEER_BYTES, Pools, client_pools, endpoint_pools};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
@@ -411,7 +409,7 @@ fn nothing_grows_beyond_it(driver: Driver) {
     let origin = Origin::start();
     exchanges(&mut tunnel.client(), &origin, "before");
     let client = client_pools(CLIENT_MIB * MIB, STREAMS, 1, 1).unwrap();
-    let endpoint = endpoint_pools(ENDPOINT_MIB * MIB, STREAMS, 1, LINKS_MAX.into()).unwrap();
+    let endpoint = endpoint_pools(ENDPOINT_MIB * MIB, STREAMS, 1).unwrap();
     let mut watched = [
         Watched::new("sc", tunnel.process.id(), CLIENT_MIB, client, BASE_CREDIT_PEER_BYTES),
         Watched::new(

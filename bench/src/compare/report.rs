@@ -12,6 +12,15 @@ use super::near::{Contender, Sample, Scenario};
 use super::systems::Kind;
 use super::{Results, Row};
 
+/// A dash where nothing could be measured: what a process holds is for its own user and root to see.
+fn number(value: f64, digits: usize) -> String {
+    if value.is_finite() {
+        format!("{value:.digits$}")
+    } else {
+        "–".into()
+    }
+}
+
 /// The same figure of all rounds.
 struct Figure(Vec<f64>);
 
@@ -238,10 +247,7 @@ fn near_table(text: &mut String, scenario: Scenario, rows: &[&Row]) {
                 Figure::of(samples, |sample| per(sample, sample.own_cpu)).median()
             ));
         }
-        cells.extend([
-            format!("{:.1}", memory.median()),
-            format!("{:.0}", descriptors.median()),
-        ]);
+        cells.extend([number(memory.median(), 1), number(descriptors.median(), 0)]);
         if !bulk {
             cells.push(samples.iter().map(|sample| sample.failures).sum::<u64>().to_string());
         }

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use dataplane::limits::{self, STREAMS_OPTION_MAX};
 
 use super::accounts::{self, AddError};
-use super::limits::{LINKS_MAX, LOST_AFTER, ORPHANED_MAX, POOL_RELOAD_MAX, SHARDS_MAX};
+use super::limits::{LOST_AFTER, ORPHANED_MAX, POOL_RELOAD_MAX, SHARDS_MAX};
 use super::messages::EndpointTimes;
 use super::outside::Network;
 use super::{Driver, EXIT_INTERNAL, Failure, Options, guest, open_store, serve, unix_now};
@@ -227,10 +227,10 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
             "--max-streams: {shards} (the shards) to {STREAMS_OPTION_MAX}"
         )));
     }
-    let (streams, links) = (arguments.max_streams, LINKS_MAX.into());
-    let needs = |streams| limits::endpoint_memory_bytes(streams, shards, links);
+    let streams = arguments.max_streams;
+    let needs = |streams| limits::endpoint_memory_bytes(streams, shards);
     let (memory_bytes, fits) = match arguments.memory_max.map(|mib| mib * MIB) {
-        Some(memory) => (memory, limits::endpoint_pools(memory, streams, shards, links).map(drop)),
+        Some(memory) => (memory, limits::endpoint_pools(memory, streams, shards).map(drop)),
         None if streams > limits::ENDPOINT_STREAMS_MAX => (0, Err(needs(streams))),
         None => (needs(limits::ENDPOINT_STREAMS_MAX), Ok(())),
     };
@@ -341,6 +341,16 @@ mod tests {
                 .as_deref(),
             Some("[::1]:9")
         );
+    }
+
+    #[test]
+    fn by_default_an_endpoint_has_buffers_of_full_size() {
+        for arguments in [&[][..], &["--endpoint-shards", "4"], &["--max-streams", "100"]] {
+            let o = parse(arguments).unwrap();
+            let full = limits::endpoint_pools(usize::MAX, o.max_streams, o.endpoint_shards);
+            let pools = limits::endpoint_pools(o.memory_bytes, o.max_streams, o.endpoint_shards);
+            assert_eq!(pools, full, "{arguments:?}");
+        }
     }
 
     #[test]
