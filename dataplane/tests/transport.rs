@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use dataplane::bump::Tls;
-use dataplane::shard::runtime::{self, Driver, Runtime, Socket};
+use dataplane::shard::pair;
+use dataplane::shard::runtime::{self, Driver, Runtime};
+use dataplane::shard::socket::Socket;
 use dataplane::shard::transport::Transport;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::crypto::aws_lc_rs::default_provider;
@@ -90,13 +92,13 @@ fn whoever_reads_late_is_told_of_the_end() {
         assert!(near.has_unsent(), "the socket is full");
         let finish = near.finish();
         let read = async { go.send(()).unwrap() };
-        runtime::both(well(finish), well(read)).await.unwrap();
+        pair::both(well(finish), well(read)).await.unwrap();
         drop(near);
         assert_eq!(browser.join().unwrap().unwrap(), written);
     });
 }
 
-/// What cannot fail, for [`runtime::both`].
+/// What cannot fail, for [`pair::both`].
 async fn well(future: impl Future<Output = ()>) -> Result<(), ()> {
     future.await;
     Ok(())

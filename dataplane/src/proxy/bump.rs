@@ -13,7 +13,8 @@ use crate::bump::{Bump, Hello, NoHello, Seen, Site, Tls};
 use crate::mux::Code;
 use crate::rules::Route;
 use crate::shard::Stream;
-use crate::shard::runtime::{self, Either, select};
+use crate::shard::clock;
+use crate::shard::pair::{Either, select};
 use crate::shard::transport::tls_error;
 use crate::shard::{Level, Shard};
 
@@ -35,7 +36,7 @@ pub(super) enum Bumped {
 /// alone.
 pub(super) fn may_end_here(shard: &Shard, host: &str, port: u16) -> bool {
     let Some(bump) = shard.bump() else { return false };
-    is_allowed(shard, host) && !bump.reports.is_opaque(host, port, runtime::now())
+    is_allowed(shard, host) && !bump.reports.is_opaque(host, port, clock::now())
 }
 
 /// Whether the rules in force let TLS of this site end here.
@@ -49,7 +50,7 @@ pub(super) fn is_allowed(shard: &Shard, host: &str) -> bool {
 pub(super) fn known(browser: &Browser, host: &str, port: u16) -> Option<Arc<Seen>> {
     let (shard, member) = (&browser.shard, browser.member?);
     let site = Site { host, port, member };
-    let seen = shard.bump()?.reports.fresh(site, runtime::now())?;
+    let seen = shard.bump()?.reports.fresh(site, clock::now())?;
     may_end_here(shard, host, port).then_some(seen)
 }
 
@@ -89,7 +90,7 @@ pub(super) async fn serve(
         return Bumped::Opaque;
     }
     if seen.verdict.is_opaque() {
-        bump.reports.learn_opaque(host, port, runtime::now());
+        bump.reports.learn_opaque(host, port, clock::now());
         let text = format!("{host}:{port}: TLS with it is left to browsers for a while; the log of sc says why");
         browser.shard.log(Level::Info, text);
         return Bumped::Anew;
@@ -137,7 +138,7 @@ async fn secure(browser: &mut Browser, config: Arc<rustls::ServerConfig>) -> Opt
     };
     *tls.input() = std::mem::take(&mut browser.inbox);
     let time = browser.shard.times().browser_head;
-    runtime::timeout(time, browser.socket.secure(tls)).await
+    clock::timeout(time, browser.socket.secure(tls)).await
 }
 
 /// Has `sc` look at the site.
@@ -152,7 +153,7 @@ async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, p
     let report = match select(reported, left).await {
         Either::Left(Either::Left(Ok(report))) => report,
         Either::Left(Either::Left(Err((code, text)))) => {
-            if code == Code::SiteReset && bump.reports.broke_off(host, port, runtime::now()) {
+            if code == Code::SiteReset && bump.reports.broke_off(host, port, clock::now()) {
                 let text = format!("{host}:{port}: it ends TLS with sc each time: left to browsers for a while");
                 browser.shard.log(Level::Info, text);
                 return Err(Bumped::Anew);
@@ -177,23 +178,23 @@ async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, p
     browser.member = stream.member();
     if let (false, Some(member)) = (seen.verdict.is_opaque(), browser.member) {
         let site = Site { host, port, member };
-        bump.reports.insert(site, seen.clone(), runtime::now());
+        bump.reports.insert(site, seen.clone(), clock::now());
     }
     Ok(seen)
 }
 
 /// The whole ClientHello; none if there is none.
 async fn hello(browser: &mut Browser) -> Option<Hello> {
-    let deadline = runtime::now() + browser.shard.times().browser_head;
+    let deadline = clock::now() + browser.shard.times().browser_head;
     loop {
         match Hello::read(&browser.inbox) {
             Ok(Some(hello)) => return Some(hello),
             Err(NoHello) => return None,
             Ok(None) => {}
         }
-        let left = deadline.since(runtime::now());
+        let left = deadline.since(clock::now());
         let read = read_into(browser.shard.buffers(), &browser.socket, &mut browser.inbox);
-        match runtime::timeout(left, read).await {
+        match clock::timeout(left, read).await {
             Some(Ok(0)) => {
                 browser.eof = true;
                 return None;
@@ -221,7 +222,7 @@ fn pinned(shard: &Shard, bump: &Bump, host: &str, port: u16) {
     let rules = shard.rules();
     // What an operator wants done to decrypted requests is not given up for an app.
     let exempt = rules.auth.contains(host, port) || !rules.fast_fail.is_empty();
-    if bump.reports.refused(host, port, exempt, runtime::now()) {
+    if bump.reports.refused(host, port, exempt, clock::now()) {
         let text = format!("{host}:{port}: its clients refuse the tunnel's certificate: left alone for a while");
         shard.log(Level::Info, text);
     }

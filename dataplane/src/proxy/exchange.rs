@@ -16,8 +16,9 @@ use crate::http::{BadBody, Body, Request};
 use crate::limits::{FRAME_HEADER_BYTES, PEER_LOOK};
 use crate::mux::Code;
 use crate::shard::Stream;
-use crate::shard::runtime::{self, Either, select};
+use crate::shard::pair::{Either, select};
 use crate::shard::transport::Transport;
+use crate::shard::{clock, runtime};
 use crate::time::Time;
 
 /// How far an exchange has come.
@@ -116,7 +117,7 @@ async fn forward(
                 Err(BadBody(reason)) => return Fault::Peer(reason),
             }
         }
-        match runtime::timeout(PEER_LOOK, outlet.flush(site, inlet)).await {
+        match clock::timeout(PEER_LOOK, outlet.flush(site, inlet)).await {
             None if stream.room_now().is_err() => return Fault::GivenUp,
             None => continue,
             // It does not read on; what it says, or its end, decides.
@@ -185,7 +186,7 @@ async fn receive(
             Ok(read) => {
                 activity.touch();
                 if progress.first_byte.get().is_none() {
-                    progress.first_byte.set(Some(runtime::now()));
+                    progress.first_byte.set(Some(clock::now()));
                 }
                 turn += read;
                 if read < full_read(limit) {

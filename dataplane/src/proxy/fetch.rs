@@ -9,18 +9,18 @@ use bytes::BytesMut;
 
 use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
 use super::cached::{self, Caching, kept, now};
-use super::connect;
 use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES, cut_at_end};
-use super::probe;
 use super::relay::full_read;
+use super::{connect, probe};
 use crate::cache::{Answer, Fill, Hit};
 use crate::copies;
 use crate::http::{Bad, BadBody, Body, Finder, Framing, Request, Response, Scheme, Version, rewrite};
 use crate::limits::{EARLY_BYTES_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MOVES_MAX, OUTLET_OWN_BYTES};
 use crate::mux::{Code, Kind};
-use crate::shard::runtime::{self, Either, select};
+use crate::shard::pair::{Either, select};
 use crate::shard::transport::Transport;
 use crate::shard::{Stream, buffers};
+use crate::shard::{clock, runtime};
 
 /// By how much rewriting makes a head larger, if at all; more makes the buffer grow.
 const HEAD_GROWTH_BYTES_USUAL: usize = 32;
@@ -334,7 +334,7 @@ async fn send_body(
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 turn = 0;
                 let pause = stream.shard().times().browser_body;
-                match runtime::timeout(pause, socket.readable()).await {
+                match clock::timeout(pause, socket.readable()).await {
                     None => return Err(Some(Fault::RequestTimeout)),
                     Some(Err(_)) => return Err(Some(Fault::BrowserGone)),
                     Some(Ok(())) => {}
@@ -484,7 +484,7 @@ async fn deliver_body(
             }
             // A cut behind all of it takes nothing away.
             let idle = inlet.stream().shard().times().idle;
-            return match runtime::timeout(idle, socket.flush()).await {
+            return match clock::timeout(idle, socket.flush()).await {
                 Some(Ok(())) => Ok(()),
                 _ => Err(Fault::BrowserGone),
             };

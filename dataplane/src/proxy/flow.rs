@@ -12,7 +12,9 @@ use crate::limits::{LINGER_BYTES_MAX, LINGER_MAX, OUTLET_OWN_BYTES, SETTLE_MAX};
 use crate::mux::{Code, Recv};
 use crate::queue::Queue;
 use crate::shard::Stream;
-use crate::shard::runtime::{self, Alarm, Either, select};
+use crate::shard::clock::{self, Alarm};
+use crate::shard::pair::{Either, select};
+use crate::shard::runtime;
 use crate::shard::transport::Transport;
 use crate::time::Time;
 
@@ -158,7 +160,7 @@ impl<'a> Inlet<'a> {
 
     /// Waits a moment for the end that is due, so that dropping the stream does not reset it.
     pub async fn settle(&mut self) {
-        runtime::timeout(SETTLE_MAX, self.fill()).await;
+        clock::timeout(SETTLE_MAX, self.fill()).await;
     }
 }
 
@@ -235,7 +237,7 @@ impl<'a> Outlet<'a> {
                     // A cut is not held up by a socket that takes nothing.
                     let change = select(socket.writable(), inlet.stream.arrival());
                     let idle = inlet.stream.shard().times().idle;
-                    match runtime::timeout(idle, change).await {
+                    match clock::timeout(idle, change).await {
                         Some(Either::Left(writable)) => writable?,
                         Some(Either::Right(())) => {}
                         None => return Err(io::ErrorKind::TimedOut.into()),
@@ -305,7 +307,7 @@ pub struct Activity {
 impl Activity {
     pub fn new() -> Self {
         Self {
-            last: Cell::new(runtime::now()),
+            last: Cell::new(clock::now()),
             any: Cell::new(false),
         }
     }
@@ -317,7 +319,7 @@ impl Activity {
 
     /// Silence counts from now on.
     pub fn restart(&self) {
-        self.last.set(runtime::now());
+        self.last.set(clock::now());
     }
 
     /// Whether there has been any.
@@ -329,7 +331,7 @@ impl Activity {
     /// `shortest`, and another answer only after a [`Activity::touch`].
     pub async fn silence(&self, alarm: &Alarm, shortest: Duration, limit: impl Fn() -> Duration) {
         loop {
-            let (now, due) = (runtime::now(), self.last.get() + limit());
+            let (now, due) = (clock::now(), self.last.get() + limit());
             if now >= due {
                 return;
             }
@@ -368,5 +370,5 @@ pub async fn linger(socket: &Transport) {
             }
         }
     };
-    runtime::timeout(LINGER_MAX, drained).await;
+    clock::timeout(LINGER_MAX, drained).await;
 }

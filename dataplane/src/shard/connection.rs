@@ -13,7 +13,9 @@ use bytes::{Bytes, BytesMut};
 use super::Shard;
 use super::link::Link;
 use super::mailbox::Level;
-use super::runtime::{self, Signal, Socket};
+use super::signal::Signal;
+use super::socket::Socket;
+use super::{clock, runtime};
 use crate::error::Error;
 use crate::limits::{CLOSE_LINGER, LINK_READ_BYTES, LINK_READ_BYTES_MIN};
 use crate::tls::{Opener, Record, Sealer};
@@ -64,7 +66,7 @@ impl Connection {
         self.dirty.raise();
         let this = self.clone();
         runtime::spawn(async move {
-            runtime::sleep(CLOSE_LINGER).await;
+            clock::sleep(CLOSE_LINGER).await;
             this.abort();
         });
     }

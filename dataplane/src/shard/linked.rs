@@ -7,9 +7,9 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 
 use super::Shard;
-use super::buffers;
 use super::link::Link;
-use super::runtime::{self, Signal};
+use super::signal::Signal;
+use super::{buffers, pair};
 use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
 use crate::mux::{Budget, Code, Open, Opened, Recv, Session, StreamRef, Timings, TlsReport, WriteError};
 use crate::time::Time;
@@ -366,7 +366,7 @@ impl Linked {
             }
             match self.recv() {
                 Recv::Pending => {
-                    runtime::select(self.cell.accepted.wait(), self.cell.readable.wait()).await;
+                    pair::select(self.cell.accepted.wait(), self.cell.readable.wait()).await;
                 }
                 Recv::Reset(code, text) => return Err((code, text)),
                 Recv::Gone => return Err((Code::TunnelDown, Bytes::new())),
@@ -406,7 +406,7 @@ impl Linked {
                     _ => (code, Bytes::new()),
                 });
             }
-            runtime::select(self.cell.accepted.wait(), self.cell.writable.wait()).await;
+            pair::select(self.cell.accepted.wait(), self.cell.writable.wait()).await;
         }
     }
 

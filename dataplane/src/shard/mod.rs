@@ -12,6 +12,7 @@
 
 mod accept;
 pub mod buffers;
+pub mod clock;
 mod connection;
 mod dial;
 mod landings;
@@ -19,6 +20,7 @@ mod link;
 mod linked;
 pub mod mailbox;
 mod outside;
+pub mod pair;
 mod pipe;
 mod placement;
 mod probe;
@@ -26,6 +28,8 @@ mod readiness;
 pub mod ring;
 pub mod runtime;
 mod seats;
+pub mod signal;
+pub mod socket;
 pub mod stream;
 pub(crate) mod threads;
 pub mod transport;
@@ -55,8 +59,9 @@ use buffers::Buffers;
 use landings::Landings;
 use link::Link;
 use mailbox::{Attached, Command, Event, Inbox, Outbox};
-use runtime::{Signal, Socket};
 use seats::Seats;
+use signal::Signal;
+use socket::Socket;
 use waiting::Waiting;
 
 pub use mailbox::Level;

@@ -8,8 +8,10 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::Shard;
+use super::clock;
 use super::mailbox::Event;
-use super::runtime::{self, Signal, Socket};
+use super::signal::Signal;
+use super::socket::Socket;
 use crate::limits::DIRECT_DIAL_MAX;
 use crate::mux::Code;
 
@@ -50,7 +52,7 @@ impl Shard {
         if self.0.events.send(dial).is_err() {
             return Err((Code::Limit, "the endpoint is too busy to dial".to_owned()));
         }
-        let answered = runtime::timeout(DIRECT_DIAL_MAX, pending.answered.wait()).await;
+        let answered = clock::timeout(DIRECT_DIAL_MAX, pending.answered.wait()).await;
         match answered.and_then(|()| pending.outcome.take()) {
             None => Err((
                 Code::ConnectTimeout,

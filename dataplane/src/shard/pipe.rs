@@ -7,7 +7,8 @@ use std::rc::Rc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::runtime::{self, Signal};
+use super::pair;
+use super::signal::Signal;
 use super::{Shard, Stream};
 use crate::limits::{DIRECT_STREAMS_MAX, FRAME_HEADER_BYTES, PIPE_BYTES, PIPE_PIECE_BYTES};
 use crate::mux::frame::short_text;
@@ -270,7 +271,7 @@ impl End {
             }
             match self.recv() {
                 Recv::Pending => {
-                    runtime::select(self.pipe.accepted.wait(), self.arrival()).await;
+                    pair::select(self.pipe.accepted.wait(), self.arrival()).await;
                 }
                 Recv::Reset(code, text) => return Err((code, text)),
                 Recv::Data(_) | Recv::Fin(_) | Recv::Gone => {

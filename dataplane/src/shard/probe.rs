@@ -5,9 +5,10 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use super::clock;
 use super::link::Link;
 use super::mailbox::Command;
-use super::runtime::{self, Signal};
+use super::signal::Signal;
 use super::{Shard, Stream};
 use crate::limits::{PROBE_BYTES_MAX, PROBE_MAX};
 use crate::mux::{Code, Kind, Open, Recv};
@@ -62,7 +63,7 @@ impl Shard {
                 pending.answered.wait().await;
             }
         };
-        runtime::timeout(PROBE_MAX, all)
+        clock::timeout(PROBE_MAX, all)
             .await
             .ok_or((Code::IdleTimeout, "a shard did not answer".to_owned()))?;
         for outcome in pending.outcomes.take() {
@@ -105,7 +106,7 @@ async fn probe_links(shard: &Shard, member: Option<[u8; 16]>, nonce: &[u8]) -> O
     let wanted = |link: &&Rc<Link>| link.is_live() && member.is_none_or(|member| link.member == member);
     let mut probed = 0;
     for link in links.iter().filter(wanted) {
-        runtime::timeout(PROBE_MAX, probe_link(shard, link, nonce))
+        clock::timeout(PROBE_MAX, probe_link(shard, link, nonce))
             .await
             .unwrap_or(Err((Code::IdleTimeout, format!("no echo within {PROBE_MAX:?}"))))
             .map_err(|(code, text)| (code, format!("{link}: {text}")))?;

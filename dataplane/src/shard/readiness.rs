@@ -17,7 +17,8 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 
-use super::runtime::{self, Socket};
+use super::socket::Socket;
+use super::{clock, runtime};
 use crate::limits::{READY_EVENTS_MAX, READY_PAUSE, UNWAITED_MAX};
 
 thread_local! {
@@ -47,7 +48,7 @@ pub(super) async fn keep(epoll: OwnedFd) {
     loop {
         if set.bell.readable().await.is_err() {
             // The kernel has no memory for it now; nobody else asks for these sockets.
-            runtime::sleep(READY_PAUSE).await;
+            clock::sleep(READY_PAUSE).await;
         }
         while set.collect() == READY_EVENTS_MAX {
             runtime::yield_now().await;

@@ -18,7 +18,7 @@ const HEAD_SLACK_BYTES: usize = 256;
 
 /// One stream. Dropping it resets with `cancelled` what has not ended.
 ///
-/// All methods take `&self`, so that one task may read while it writes ([`super::runtime::both`]); one waiter for each
+/// All methods take `&self`, so that one task may read while it writes ([`super::pair::both`]); one waiter for each
 /// kind of wait. All waits may be dropped.
 pub struct Stream(Carrier);
 

@@ -12,9 +12,11 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::clock;
 use super::landings::Landings;
 use super::mailbox::{Command, Event, Inbox, Outbox, mailbox};
-use super::runtime::{self, Driver, Runtime, Signal};
+use super::runtime::{Driver, Runtime};
+use super::signal::Signal;
 use super::waiting::Waiting;
 use super::{Inner, Role, Services, Shard, run};
 use crate::bump::Bump;
@@ -308,7 +310,7 @@ pub(super) async fn end_links(shard: &Shard) {
             }
         }
     };
-    runtime::timeout(STOP_MAX, ended).await;
+    clock::timeout(STOP_MAX, ended).await;
 }
 
 /// Raises the soft limit of descriptors to the hard one and returns it.

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::runtime::{self, Signal};
+use super::clock;
+use super::signal::Signal;
 
 /// The queue of one shard.
 pub(super) struct Waiting {
@@ -71,7 +72,7 @@ impl Waiting {
             }
         }
         let place = Place(self, ticket);
-        match runtime::timeout(time, place.1.called.wait()).await {
+        match clock::timeout(time, place.1.called.wait()).await {
             Some(()) => Wait::Called,
             None => Wait::TimedOut,
         }
