@@ -1,10 +1,25 @@
 //! Why a handshake with a site failed, in words for people.
 
+use std::fmt;
+
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible, PeerMisbehaved};
 
-use super::judge::Defect;
-use super::site::CLIENT_CERTIFICATE;
 use super::tls::ENDED;
+
+/// Why a handshake with a site that asks for a client certificate fails.
+pub(crate) const CLIENT_CERTIFICATE: &str = "the site asks for a client certificate";
+
+/// A fault that is not mirrored, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Defect(pub String);
+
+impl fmt::Display for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Defect {}
 
 /// Which check failed, as a sentence without its full stop.
 pub fn failed(error: &Error) -> String {

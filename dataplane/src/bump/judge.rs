@@ -15,9 +15,10 @@ use sha2::{Digest, Sha256};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
+use super::failure::{Defect, failed};
 use super::table::{Key, KeyOf, Table};
 use super::verdict::Verdict;
-use super::{Trust, failure, names};
+use super::{Trust, names};
 use crate::limits::{JUDGED_AGE_MAX, JUDGED_MAX, SITE_CHAIN_BYTES_MAX};
 
 /// What was found about a certificate that can be mirrored.
@@ -32,18 +33,6 @@ pub struct Judged {
     pub not_before: i64,
     pub not_after: i64,
 }
-
-/// A fault that is not mirrored, in words.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Defect(pub String);
-
-impl fmt::Display for Defect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Defect {}
 
 /// Judges certificates by one trust, for all shards; what it found it remembers for [`JUDGED_AGE_MAX`].
 pub(super) struct Checks {
@@ -179,7 +168,7 @@ fn key(leaf: &CertificateDer<'_>, above: &[CertificateDer<'_>], name: &ServerNam
 }
 
 fn defect(error: rustls::Error) -> Defect {
-    Defect(failure::failed(&error))
+    Defect(failed(&error))
 }
 
 /// In a handshake: it fails only for a defect. Of the host only the name that was sent is known here.

@@ -33,13 +33,13 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::rules::Domains;
 
-pub use failure::{failed, is_passing};
+pub(crate) use failure::CLIENT_CERTIFICATE;
+pub use failure::{Defect, failed, is_passing};
 pub use hello::{Hello, NoHello};
-pub use judge::{Defect, Judged};
+pub use judge::Judged;
 pub use leaves::Leaves;
 pub use reports::{Reports, Site};
 pub use seen::Seen;
-pub(crate) use site::CLIENT_CERTIFICATE;
 pub use site::{Judge, client_config, see};
 pub use tls::Tls;
 pub use verdict::Verdict;

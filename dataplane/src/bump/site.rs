@@ -11,16 +11,14 @@ use rustls::{ClientConfig, CommonState, Error, ProtocolVersion, SignatureAlgorit
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::Trust;
-use super::judge::{Checks, Defect, Judged};
+use super::failure::{CLIENT_CERTIFICATE, Defect};
+use super::judge::{Checks, Judged};
 use super::seen::{HTTP11, Seen};
 use super::sessions::{Sessions, Site};
 use super::table::{KeyOf, Table};
 use super::verdict::Verdict;
 use crate::limits::{OPAQUE_HOSTS_MAX, OPAQUE_TIME};
 use crate::time::Time;
-
-/// Why a handshake with a site that asks for a client certificate fails.
-pub(crate) const CLIENT_CERTIFICATE: &str = "the site asks for a client certificate";
 
 /// Suites in the order that browsers have: AES-128 needs fewer rounds, and SHA-256 has instructions of its own on most
 /// processors, where SHA-384 costs a handshake a twelfth.
