@@ -9,7 +9,7 @@ use dataplane::mux::{Event, Open, Recv, StreamRef, Timings};
 use dataplane::shard::socket::READ_BUFFERS_MAX;
 use dataplane::time::Time;
 
-use super::sites::Sites;
+use super::sites::{Read, Sites};
 use super::transmit;
 use crate::core::Host;
 use crate::heads;
@@ -30,16 +30,6 @@ struct Exchange {
     open: Open,
     /// Once the head of the answer was read.
     body: Option<Body>,
-}
-
-/// One frame that is read from a site.
-pub struct Read {
-    pub stream: StreamRef,
-    /// Head-room, then what the site filled in.
-    pub frame: BytesMut,
-    pub wanted: usize,
-    /// Of this turn and stream.
-    last: bool,
 }
 
 impl Sc {

@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use dataplane::mux::StreamRef;
 
-use super::sc::Read;
 use crate::heads;
 use crate::page::Pages;
 
@@ -23,6 +22,16 @@ struct Answer {
     sent: usize,
     /// Bytes of head and body that were not.
     left: usize,
+}
+
+/// One frame that is read from a site.
+pub struct Read {
+    pub stream: StreamRef,
+    /// Head-room, then what the site filled in.
+    pub frame: BytesMut,
+    pub wanted: usize,
+    /// Of this turn and stream.
+    pub last: bool,
 }
 
 impl Sites {
