@@ -3,48 +3,23 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
-use serde_json::{Value, json};
 
 use super::certificates::{Authority, as_browsers_do};
-use super::usage;
+use super::halves::{Halves, on, turn};
 
 const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const HANDSHAKES: u32 = 500;
 /// Before those that count.
 const WARM_UP: u32 = 50;
 
-/// CPU of one handshake, in microseconds, each half alone.
-#[derive(Clone, Copy)]
-pub struct Bare {
-    pub client: f64,
-    pub server: f64,
-}
-
-impl Bare {
-    pub fn both(self) -> f64 {
-        self.client + self.server
-    }
-
-    pub fn json(self) -> Value {
-        json!({ "client_cpu_us": self.client, "server_cpu_us": self.server })
-    }
-}
-
-struct Halves {
+struct Ends {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
-}
-
-#[derive(Default)]
-struct Spent {
-    client: Duration,
-    server: Duration,
 }
 
 /// The mean of several hundred in this thread. TLS 1.3, a leaf of P-256 under a root of P-256 that the client verifies,
@@ -53,24 +28,20 @@ struct Spent {
 ///
 /// # Errors
 /// If a handshake fails.
-pub fn measure() -> io::Result<Bare> {
-    let halves = halves().map_err(io::Error::other)?;
-    let mut spent = Spent::default();
+pub fn measure() -> io::Result<Halves> {
+    let ends = ends().map_err(io::Error::other)?;
+    let mut spent = Halves::default();
     for _ in 0..WARM_UP {
-        halves.shake(&mut spent)?;
+        ends.shake(&mut spent)?;
     }
-    spent = Spent::default();
+    spent = Halves::default();
     for _ in 0..HANDSHAKES {
-        halves.shake(&mut spent)?;
+        ends.shake(&mut spent)?;
     }
-    let each = |time: Duration| time.as_secs_f64() * 1e6 / f64::from(HANDSHAKES);
-    Ok(Bare {
-        client: each(spent.client),
-        server: each(spent.server),
-    })
+    Ok(spent.each(HANDSHAKES))
 }
 
-fn halves() -> Result<Halves, rustls::Error> {
+fn ends() -> Result<Ends, rustls::Error> {
     let authority = Authority::new();
     let mut roots = RootCertStore::empty();
     roots.add(authority.root.clone())?;
@@ -85,14 +56,14 @@ fn halves() -> Result<Halves, rustls::Error> {
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
         .with_single_cert(vec![leaf], key)?;
-    Ok(Halves {
+    Ok(Ends {
         client: Arc::new(client),
         server: Arc::new(server),
     })
 }
 
-impl Halves {
-    fn shake(&self, spent: &mut Spent) -> io::Result<()> {
+impl Ends {
+    fn shake(&self, spent: &mut Halves) -> io::Result<()> {
         let name = ServerName::IpAddress(std::net::IpAddr::from(HOST).into());
         let client = on(&mut spent.client, || ClientConnection::new(self.client.clone(), name));
         let server = on(&mut spent.server, || ServerConnection::new(self.server.clone()));
@@ -107,26 +78,4 @@ impl Halves {
         on(&mut spent.server, || drop(server));
         Ok(())
     }
-}
-
-/// Adds what this thread works for it.
-fn on<T>(spent: &mut Duration, work: impl FnOnce() -> T) -> T {
-    let before = usage::thread();
-    let done = work();
-    *spent += usage::thread().saturating_sub(before);
-    done
-}
-
-/// Reads what the other half has sent, and writes its own in its place.
-fn turn(half: &mut Connection, wire: &mut Vec<u8>) -> io::Result<()> {
-    let mut unread = &wire[..];
-    while !unread.is_empty() {
-        half.read_tls(&mut unread)?;
-        half.process_new_packets().map_err(io::Error::other)?;
-    }
-    wire.clear();
-    while half.wants_write() {
-        half.write_tls(wire)?;
-    }
-    Ok(())
 }

@@ -43,6 +43,14 @@ impl Authority {
         }
     }
 
+    /// Certificate and key, for somebody else to sign with.
+    pub fn into_parts(self) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        (
+            self.root,
+            PrivateKeyDer::Pkcs8(self.issuer.key().serialize_der().into()),
+        )
+    }
+
     /// A certificate that is valid for the address, and its key.
     pub fn leaf(&self, address: IpAddr) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let name = address.to_string();
@@ -76,6 +84,11 @@ impl Site {
     /// The root of its certificates.
     pub fn root(&self) -> &str {
         &self.authority.pem
+    }
+
+    /// The same, as it is.
+    pub fn certificate(&self) -> CertificateDer<'static> {
+        self.authority.root.clone()
     }
 
     /// With a certificate that is valid for the address, made when it is first asked for.

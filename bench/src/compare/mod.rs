@@ -2,10 +2,12 @@
 //! figures do not travel from one machine to another, ratios within one run do; the steadiest is CPU time a request.
 
 mod bare;
+mod bump;
 mod certificates;
 mod clients;
 mod delay;
 mod distance;
+mod halves;
 mod hosts;
 mod near;
 mod origin;

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::bare::{self, Bare};
+use super::bare;
+use super::bump;
 use super::clients::{self, Form, Load, Mark};
+use super::halves::Halves;
 use super::poller::pass;
 use super::systems::{Kind, Place, System};
 use super::usage;
@@ -117,8 +119,17 @@ pub struct Sample {
     /// Seconds of CPU of clients and site, and of everything else on the machine.
     pub own_cpu: f64,
     pub other_cpu: f64,
-    /// Where it is compared with one: measured just before.
-    pub bare: Option<Bare>,
+    /// Where it is compared with them: measured just before.
+    pub in_memory: Option<InMemory>,
+}
+
+/// What a new host costs without sockets.
+#[derive(Clone, Copy)]
+pub struct InMemory {
+    /// A handshake of rustls.
+    pub bare: Halves,
+    /// All that our ends do.
+    pub bump: Halves,
 }
 
 /// What a part used: CPU during the load, the rest at its end.
@@ -170,7 +181,7 @@ impl Sample {
         json!({
             "requests": self.requests, "failures": self.failures, "bytes": self.bytes, "seconds": self.seconds,
             "p50_ms": self.latency[0], "p99_ms": self.latency[1], "p999_ms": self.latency[2], "parts": parts,
-            "clients_and_site_cpu_s": self.own_cpu, "others_cpu_s": self.other_cpu, "bare_handshake": self.bare.map(Bare::json),
+            "clients_and_site_cpu_s": self.own_cpu, "others_cpu_s": self.other_cpu, "in_memory": self.in_memory.map(|m| json!({ "bare_handshake": m.bare.json(), "bump": m.bump.json() })),
         })
     }
 }
@@ -226,8 +237,11 @@ pub fn measure(
     place: &Place,
     times: Times,
 ) -> io::Result<Sample> {
-    let bare = match scenario {
-        Scenario::Hosts => Some(bare::measure()?),
+    let in_memory = match scenario {
+        Scenario::Hosts => Some(InMemory {
+            bare: bare::measure()?,
+            bump: bump::measure()?,
+        }),
         _ => None,
     };
     let mut clocks: Vec<io::Result<Clock>> = Vec::new();
@@ -263,7 +277,7 @@ pub fn measure(
         parts,
         own_cpu: end.own - start.own,
         other_cpu: end.others_since(&start),
-        bare,
+        in_memory,
     })
 }
 

@@ -2,13 +2,14 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::bare::Bare;
 use super::clients::Form;
 use super::distance::{ROUND_TRIP, median};
-use super::near::{Contender, Sample, Scenario};
+use super::halves::{Halves, microseconds};
+use super::near::{Contender, InMemory, Sample, Scenario};
 use super::systems::Kind;
 use super::{Results, Row};
 
@@ -259,16 +260,21 @@ fn near_table(text: &mut String, scenario: Scenario, rows: &[&Row]) {
 
 /// What a new host is to be compared with: a bare handshake, and a connection without TLS if the run has it.
 fn beside_hosts(text: &mut String, results: &Results, rows: &[&Row]) {
-    let bare: Vec<Bare> = rows
+    let in_memory: Vec<InMemory> = rows
         .iter()
-        .flat_map(|row| row.samples.iter().filter_map(|s| s.bare))
+        .flat_map(|row| row.samples.iter().filter_map(|s| s.in_memory))
         .collect();
+    let half = |of: fn(&InMemory) -> Duration| Figure::of(&in_memory, |m| microseconds(of(m))).show();
     let _ = writeln!(
         text,
         "- One bare rustls handshake in memory, before each of these measurements: client half {} µs of CPU, server half \
-         {} µs.",
-        Figure::of(&bare, |bare| bare.client).show(),
-        Figure::of(&bare, |bare| bare.server).show(),
+         {} µs.\n\
+         - Bump of a new host in memory, likewise, beyond a connection that is only carried: sc (configuration, handshake, \
+         judgement, report) {} µs, endpoint (ClientHello, report, leaf, handshake) {} µs.",
+        half(|m| m.bare.client),
+        half(|m| m.bare.server),
+        half(|m| m.bump.client),
+        half(|m| m.bump.server),
     );
     for (form, what) in [(Form::Connect, "opaque"), (Form::Absolute, "HTTP proxy")] {
         let churn = samples(results, Scenario::Churn, Kind::Culvert, form);
@@ -436,25 +442,33 @@ fn goals(results: &Results) -> Vec<Goal> {
         ),
     ];
     let hosts = samples(Scenario::Hosts, Kind::Culvert, Form::Secure);
-    let to_bare = |name, parts: &[&str], half: fn(Bare) -> f64| {
-        let ratio = |sample: &Sample| Some(sample.micros_a_request_of(parts) / half(sample.bare?));
+    let to_bare = |name, parts: &[&str], half: fn(Halves) -> Duration| {
+        let ratio =
+            |sample: &Sample| Some(sample.micros_a_request_of(parts) / microseconds(half(sample.in_memory?.bare)));
         at_most(name, 1.5, Figure(hosts.iter().filter_map(ratio).collect()))
     };
+    let alone = |name, half: fn(Halves) -> Duration| {
+        let in_memory = hosts.iter().filter_map(|sample| sample.in_memory);
+        let ratios = in_memory.map(|m| microseconds(half(m.bump)) / microseconds(half(m.bare)));
+        at_most(name, 1.5, Figure(ratios.collect()))
+    };
     goals.extend([
+        alone("hosts: bump alone, in memory, at sc to the client half of a bare rustls handshake", |h| h.client),
+        alone("hosts: bump alone, in memory, at the endpoint to the server half", |h| h.server),
         to_bare(
             "hosts: CPU of sc and endpoint a new host, connection and request included, to one bare rustls handshake, both halves",
             &["sc", "endpoint"],
-            Bare::both,
+            Halves::both,
         ),
         to_bare(
             "hosts: CPU of sc a new host (connection to the site, TLS with it, request) to the client half",
             &["sc"],
-            |bare| bare.client,
+            |h| h.client,
         ),
         to_bare(
             "hosts: CPU of the endpoint a new host (browser's connection, leaf, TLS with it, request) to the server half",
             &["endpoint"],
-            |bare| bare.server,
+            |h| h.server,
         ),
     ]);
     if let Some((_, fars)) = results.far.iter().find(|(kind, _)| *kind == Kind::Culvert) {

@@ -10,14 +10,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::bare::{self, Bare};
 use super::clients::{self, Form, Load, Mark, Outcome};
 use super::delay::Delay;
 use super::distance::{Client, ROUND_TRIP, median};
+use super::halves::Halves;
 use super::hosts::Hosts;
-use super::near::{Contender, Sample, Scenario, Used};
+use super::near::{Contender, InMemory, Sample, Scenario, Used};
 use super::systems::Kind;
-use super::{Results, Row, certificates, origin, report};
+use super::{Results, Row, bare, bump, certificates, origin, report};
 
 fn load(body_bytes: u64, fresh: bool) -> (Outcome, Vec<Mark>) {
     let origin = origin::start(None).unwrap();
@@ -180,16 +180,22 @@ fn the_site_is_right_on_each_address_of_loopback() {
 fn both_halves_of_a_bare_handshake_cost_something() {
     let bare = bare::measure().unwrap();
     // It verifies two signatures, where the server makes one.
+    assert!(!bare.server.is_zero() && bare.client > bare.server, "{bare:?}");
+}
+
+#[test]
+fn bump_in_memory_costs_our_ends_a_handshake_each() {
+    let (bare, bump) = (bare::measure().unwrap(), bump::measure().unwrap());
+    // The same work is in it, and a leaf's signature; the machine is not as fast at all times.
     assert!(
-        bare.server > 0.0 && bare.client > bare.server,
-        "{:?}",
-        [bare.client, bare.server]
+        2 * bump.client > bare.client && 3 * bump.server > 2 * bare.server,
+        "{bump:?} {bare:?}"
     );
 }
 
 #[test]
 fn a_new_host_is_held_against_the_bare_handshake_of_its_own_round() {
-    let sample = |sc: f64, endpoint: f64, bare: Option<Bare>| Sample {
+    let sample = |sc: f64, endpoint: f64, in_memory: Option<InMemory>| Sample {
         requests: 1_000,
         failures: 0,
         bytes: 1_024_000,
@@ -205,18 +211,27 @@ fn a_new_host_is_held_against_the_bare_handshake_of_its_own_round() {
             .into(),
         own_cpu: 0.0,
         other_cpu: 0.0,
-        bare,
+        in_memory,
     };
-    let bare = |client, server| Some(Bare { client, server });
+    let halves = |client, server| Halves {
+        client: Duration::from_micros(client),
+        server: Duration::from_micros(server),
+    };
+    let measured = |client, server| {
+        Some(InMemory {
+            bare: halves(client, server),
+            bump: halves(client + client / 10, server + server / 2),
+        })
+    };
     let results = Results {
         rows: vec![Row {
             scenario: Scenario::Hosts,
             contender: Contender::of(Kind::Culvert, Scenario::Hosts)[0],
             samples: vec![
-                sample(0.3, 0.2, bare(200.0, 50.0)),
+                sample(0.3, 0.2, measured(200, 50)),
                 // A slower machine, the same programs.
-                sample(0.6, 0.4, bare(400.0, 100.0)),
-                sample(0.3, 0.2, bare(200.0, 50.0)),
+                sample(0.6, 0.4, measured(400, 100)),
+                sample(0.3, 0.2, measured(200, 50)),
             ],
         }],
         ..Results::default()
@@ -233,7 +248,10 @@ fn a_new_host_is_held_against_the_bare_handshake_of_its_own_round() {
             )
         })
         .collect();
-    assert_eq!(reached, [(2.0, false), (1.5, true), (4.0, false)]);
+    assert_eq!(
+        reached,
+        [(1.1, true), (1.5, true), (2.0, false), (1.5, true), (4.0, false)]
+    );
     assert!(text.contains("client half 200.0 (200.0–400.0) µs of CPU"), "{text}");
     // Memory and descriptors, which these parts keep from us.
     assert!(text.contains("| – | – |") && !text.contains("NaN"), "{text}");
