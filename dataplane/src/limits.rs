@@ -58,7 +58,7 @@ pub const WINDOW_BYTES_MAX: usize = 64 * MIB;
 pub const LONG_ROUND_TRIP: Duration = Duration::from_millis(5);
 /// Receive pool of one shard of `sc`.
 pub const CLIENT_POOL_BYTES: usize = 64 * MIB;
-/// Receive pool of one shard of an endpoint: downloads are the bulk.
+/// Receive pool of one shard of an endpoint: downloads are the bulk, and half of it is what one stream alone may have.
 pub const ENDPOINT_POOL_BYTES: usize = 128 * MIB;
 /// CREDIT leaves once so much of a window was used, of a small window its half: a large one refilled by halves would
 /// carry little more than half of itself in a round trip.
@@ -670,6 +670,7 @@ const _: () = assert!(SITE_NAMES_BYTES_MAX + SITE_NAMES_MAX + 128 <= FRAME_PAYLO
 const _: () = assert!(LEAF_RENEWED.as_secs() < LEAF_LIFE.as_secs());
 const _: () = assert!(BASE_CREDIT_OWN_BYTES <= FIRST_GRANT_BYTES);
 const _: () = assert!(FIRST_GRANT_BYTES <= WINDOW_BYTES_MAX);
+const _: () = assert!(ENDPOINT_POOL_BYTES / 2 >= WINDOW_BYTES_MAX);
 const _: () = assert!(CLIENT_TX_BYTES / LINK_SHARE.1 * LINK_SHARE.0 > WINDOW_BYTES_MAX);
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
 const _: () = assert!(HOST_BYTES_MAX + 16 <= HEAD_GROWTH_BYTES_MAX);
