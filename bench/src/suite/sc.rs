@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use dataplane::http::Body;
 use dataplane::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, LINK_WRITE_BYTES_MAX};
 use dataplane::mux::{Event, Open, Recv, StreamRef, Timings};
-use dataplane::shard::socket::READ_BUFFERS_MAX;
+use dataplane::shard::runtime::READ_BUFFERS_MAX;
 use dataplane::time::Time;
 
 use super::sites::{Read, Sites};

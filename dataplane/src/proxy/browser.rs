@@ -14,10 +14,9 @@ use crate::limits::{BROWSER_ASKED, BROWSER_SILENT_MAX, WAITING_EARLY_BYTES_MAX};
 use crate::mux::{Code, Kind, Open, Shown};
 use crate::rules::Route;
 use crate::shard::buffers::Buffers;
-use crate::shard::clock::{self, Alarm};
 use crate::shard::pair::{Either, select};
-use crate::shard::runtime;
-use crate::shard::socket::Socket;
+use crate::shard::runtime::{self, Socket};
+use crate::shard::timers::{self, Alarm};
 use crate::shard::transport::Transport;
 use crate::shard::{Counted, Seat, Shard, Stream};
 
@@ -264,13 +263,13 @@ impl Browser {
             if self.eof {
                 return Err(NoHead::Closed);
             }
-            let idle = self.alarm.until(clock::now() + times.browser_idle);
+            let idle = self.alarm.until(runtime::now() + times.browser_idle);
             match select(self.socket.readable(), select(idle, self.is_dismissed())).await {
                 Either::Left(Ok(())) => {}
                 Either::Left(Err(_)) | Either::Right(_) => return Err(NoHead::Closed),
             }
         }
-        let deadline = clock::now() + times.browser_head;
+        let deadline = runtime::now() + times.browser_head;
         loop {
             if let Some(n) = finder.find(&self.inbox).map_err(NoHead::Bad)? {
                 // Mostly it is all there is: no part of a buffer that is shared.
@@ -280,8 +279,8 @@ impl Browser {
                 });
             }
             let read = read_into(self.shard.buffers(), &self.socket, &mut self.inbox);
-            let left = deadline.since(clock::now());
-            match clock::timeout(left, read).await {
+            let left = deadline.since(runtime::now());
+            match timers::timeout(left, read).await {
                 None => return Err(NoHead::Late),
                 // A head cut in the middle was no request.
                 Some(Ok(0) | Err(_)) => return Err(NoHead::Closed),
@@ -465,6 +464,6 @@ async fn forgotten(socket: &Transport, may_ask: impl Fn() -> bool) {
                 _ => asked = true,
             }
         }
-        clock::sleep(BROWSER_ASKED).await;
+        runtime::sleep(BROWSER_ASKED).await;
     }
 }

@@ -12,11 +12,9 @@ use super::dial::Unreached;
 use crate::bump::{Bump, Hello, NoHello, Seen, Site, Tls};
 use crate::mux::Code;
 use crate::rules::Route;
-use crate::shard::Stream;
-use crate::shard::clock;
 use crate::shard::pair::{Either, select};
 use crate::shard::transport::tls_error;
-use crate::shard::{Level, Shard};
+use crate::shard::{Level, Shard, Stream, runtime, timers};
 
 /// What becomes of a connection that begins with TLS.
 pub(super) enum Bumped {
@@ -36,7 +34,7 @@ pub(super) enum Bumped {
 /// alone.
 pub(super) fn may_end_here(shard: &Shard, host: &str, port: u16) -> bool {
     let Some(bump) = shard.bump() else { return false };
-    is_allowed(shard, host) && !bump.reports.is_opaque(host, port, clock::now())
+    is_allowed(shard, host) && !bump.reports.is_opaque(host, port, runtime::now())
 }
 
 /// Whether the rules in force let TLS of this site end here.
@@ -50,7 +48,7 @@ pub(super) fn is_allowed(shard: &Shard, host: &str) -> bool {
 pub(super) fn known(browser: &Browser, host: &str, port: u16) -> Option<Arc<Seen>> {
     let (shard, member) = (&browser.shard, browser.member?);
     let site = Site { host, port, member };
-    let seen = shard.bump()?.reports.fresh(site, clock::now())?;
+    let seen = shard.bump()?.reports.fresh(site, runtime::now())?;
     may_end_here(shard, host, port).then_some(seen)
 }
 
@@ -90,7 +88,7 @@ pub(super) async fn serve(
         return Bumped::Opaque;
     }
     if seen.verdict.is_opaque() {
-        bump.reports.learn_opaque(host, port, clock::now());
+        bump.reports.learn_opaque(host, port, runtime::now());
         let text = format!("{host}:{port}: TLS with it is left to browsers for a while; the log of sc says why");
         browser.shard.log(Level::Info, text);
         return Bumped::Anew;
@@ -138,7 +136,7 @@ async fn secure(browser: &mut Browser, config: Arc<rustls::ServerConfig>) -> Opt
     };
     *tls.input() = std::mem::take(&mut browser.inbox);
     let time = browser.shard.times().browser_head;
-    clock::timeout(time, browser.socket.secure(tls)).await
+    timers::timeout(time, browser.socket.secure(tls)).await
 }
 
 /// Has `sc` look at the site.
@@ -153,7 +151,7 @@ async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, p
     let report = match select(reported, left).await {
         Either::Left(Either::Left(Ok(report))) => report,
         Either::Left(Either::Left(Err((code, text)))) => {
-            if code == Code::SiteReset && bump.reports.broke_off(host, port, clock::now()) {
+            if code == Code::SiteReset && bump.reports.broke_off(host, port, runtime::now()) {
                 let text = format!("{host}:{port}: it ends TLS with sc each time: left to browsers for a while");
                 browser.shard.log(Level::Info, text);
                 return Err(Bumped::Anew);
@@ -178,23 +176,23 @@ async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, p
     browser.member = stream.member();
     if let (false, Some(member)) = (seen.verdict.is_opaque(), browser.member) {
         let site = Site { host, port, member };
-        bump.reports.insert(site, seen.clone(), clock::now());
+        bump.reports.insert(site, seen.clone(), runtime::now());
     }
     Ok(seen)
 }
 
 /// The whole ClientHello; none if there is none.
 async fn hello(browser: &mut Browser) -> Option<Hello> {
-    let deadline = clock::now() + browser.shard.times().browser_head;
+    let deadline = runtime::now() + browser.shard.times().browser_head;
     loop {
         match Hello::read(&browser.inbox) {
             Ok(Some(hello)) => return Some(hello),
             Err(NoHello) => return None,
             Ok(None) => {}
         }
-        let left = deadline.since(clock::now());
+        let left = deadline.since(runtime::now());
         let read = read_into(browser.shard.buffers(), &browser.socket, &mut browser.inbox);
-        match clock::timeout(left, read).await {
+        match timers::timeout(left, read).await {
             Some(Ok(0)) => {
                 browser.eof = true;
                 return None;
@@ -222,7 +220,7 @@ fn pinned(shard: &Shard, bump: &Bump, host: &str, port: u16) {
     let rules = shard.rules();
     // What an operator wants done to decrypted requests is not given up for an app.
     let exempt = rules.auth.contains(host, port) || !rules.fast_fail.is_empty();
-    if bump.reports.refused(host, port, exempt, clock::now()) {
+    if bump.reports.refused(host, port, exempt, runtime::now()) {
         let text = format!("{host}:{port}: its clients refuse the tunnel's certificate: left alone for a while");
         shard.log(Level::Info, text);
     }

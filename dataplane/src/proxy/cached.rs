@@ -15,8 +15,7 @@ use crate::http::{BadBody, Body, Request, Response, Scheme, Version, rewrite};
 use crate::limits::{CACHE_FOLLOW_MAX, WAITING_EARLY_BYTES_MAX};
 use crate::shard::pair::{Either, select};
 use crate::shard::transport::Transport;
-use crate::shard::{Shard, Stream};
-use crate::shard::{clock, runtime};
+use crate::shard::{Shard, Stream, runtime, timers};
 
 /// What a head from the cache has usually.
 const HEAD_BYTES_USUAL: usize = 512;
@@ -32,7 +31,7 @@ pub(super) struct Caching<'a> {
 pub(super) fn now() -> Now {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     Now {
-        time: clock::now(),
+        time: runtime::now(),
         wall: since.map_or(0, |since| since.as_secs()),
     }
 }
@@ -101,7 +100,7 @@ pub(super) fn late_answer(shard: &Shard, request: &Request<'_>, response: &Respo
 /// Waits for an equal request, as long as the browser does: none if it has left.
 async fn landed(browser: &mut Browser, request: &Request<'_>, follow: Follow) -> Option<Outcome> {
     let may_ask = || request.version == Version::Http11;
-    let landed = clock::timeout(CACHE_FOLLOW_MAX, browser.shard.landed(follow));
+    let landed = timers::timeout(CACHE_FOLLOW_MAX, browser.shard.landed(follow));
     let (buffers, inbox, eof) = (browser.shard.buffers(), &mut browser.inbox, &mut browser.eof);
     let watched = watch(buffers, &browser.socket, inbox, eof, WAITING_EARLY_BYTES_MAX, may_ask);
     match select(landed, watched).await {
@@ -188,7 +187,7 @@ async fn write(shard: &Shard, socket: &Transport, mut pieces: impl Iterator<Item
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 turn = 0;
-                let writable = clock::timeout(shard.times().idle, socket.writable());
+                let writable = timers::timeout(shard.times().idle, socket.writable());
                 writable.await.ok_or(io::ErrorKind::TimedOut)??;
             }
             Err(e) => return Err(e),

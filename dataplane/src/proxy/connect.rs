@@ -12,9 +12,8 @@ use crate::bump::{Seen, Site};
 use crate::http::{CONNECTED, Request, Scheme, Version};
 use crate::limits::{DRAIN_SILENCE_MAX, EARLY_BYTES_MAX, METHOD_BYTES_MAX, MOVES_MAX, SNIFF_MAX};
 use crate::mux::{Code, Kind};
-use crate::shard::Stream;
-use crate::shard::clock;
 use crate::shard::pair::{Either, select};
+use crate::shard::{Stream, runtime, timers};
 
 /// Opens the stream at once, and answers when the site is connected. What the browser sends before the answer is held: it
 /// is the site's only if there is a site. Requests in it are served like those for whole URLs; all else is relayed.
@@ -235,12 +234,12 @@ async fn first_bytes(browser: &mut Browser, stream: Option<&Stream>) -> First {
         match (stream, seat.as_ref()) {
             (Some(stream), _) => {
                 stream.draining().await;
-                clock::sleep(DRAIN_SILENCE_MAX).await;
+                runtime::sleep(DRAIN_SILENCE_MAX).await;
             }
             (None, Some(seat)) => {
-                select(seat.is_dismissed(|| false), clock::sleep(shard.times().browser_idle)).await;
+                select(seat.is_dismissed(|| false), runtime::sleep(shard.times().browser_idle)).await;
             }
-            (None, None) => clock::sleep(DRAIN_SILENCE_MAX).await,
+            (None, None) => runtime::sleep(DRAIN_SILENCE_MAX).await,
         }
     };
     let mut site = pin!(select(speaks(stream), dismissed));
@@ -256,7 +255,7 @@ async fn first_bytes(browser: &mut Browser, stream: Option<&Stream>) -> First {
         let read = select(read_into(shard.buffers(), socket, inbox), site.as_mut());
         let read = match begun {
             // It may wait for an answer to the few bytes that are held here.
-            true => clock::timeout(SNIFF_MAX, read).await,
+            true => timers::timeout(SNIFF_MAX, read).await,
             false => Some(read.await),
         };
         match read {

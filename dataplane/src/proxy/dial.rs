@@ -16,11 +16,10 @@ use super::origin::Pool;
 use super::resolve::{Resolver, forbidden};
 use crate::limits::{DIAL_ALL_TIMES, DIAL_STAGGER, LOOKUP_STALE_AFTER, LOOKUP_TIME_MAX, ORIGIN_SWEEP};
 use crate::mux::{Code, Opened, Side, Timings};
-use crate::shard::clock::{self, Alarm};
 use crate::shard::pair::{Either, select};
-use crate::shard::runtime;
+use crate::shard::runtime::{self, Socket};
 use crate::shard::signal::Signal;
-use crate::shard::socket::Socket;
+use crate::shard::timers::{self, Alarm};
 use crate::shard::transport::Transport;
 use crate::shard::{Counted, Shard};
 
@@ -119,13 +118,13 @@ impl Sites {
 
     /// Looks a name up, within the time limit. Addresses of before serve where that takes longer than usual.
     async fn addresses(resolver: &RefCell<Resolver>, host: &str) -> Result<Vec<IpAddr>, Unreached> {
-        let mut found = poll_fn(|cx| resolver.borrow_mut().poll(clock::now(), host, cx.waker()));
-        let mut answer = clock::timeout(LOOKUP_STALE_AFTER, &mut found).await;
+        let mut found = poll_fn(|cx| resolver.borrow_mut().poll(runtime::now(), host, cx.waker()));
+        let mut answer = timers::timeout(LOOKUP_STALE_AFTER, &mut found).await;
         if answer.is_none() {
-            let old = resolver.borrow().old(clock::now(), host).map(Ok);
+            let old = resolver.borrow().old(runtime::now(), host).map(Ok);
             answer = match old {
                 Some(old) => Some(old),
-                None => clock::timeout(LOOKUP_TIME_MAX - LOOKUP_STALE_AFTER, found).await,
+                None => timers::timeout(LOOKUP_TIME_MAX - LOOKUP_STALE_AFTER, found).await,
             };
         }
         match answer {
@@ -137,12 +136,12 @@ impl Sites {
 
     /// Connects to the site, at an address that streams may reach.
     pub async fn dial(&self, shard: &Shard, host: &str, port: u16) -> Result<Dialled, Unreached> {
-        let begun = clock::now();
+        let begun = runtime::now();
         let Some(resolver) = &self.resolver else {
             return self.dial_outside(shard, host, port).await;
         };
         let found = Self::addresses(resolver, host).await?;
-        let looked_up = clock::now();
+        let looked_up = runtime::now();
         let allowed = allowed(shard, host, port, &found)?;
         let time = shard.times().dial;
         let attempt = |address| attempt(shard.clone(), address, time);
@@ -158,12 +157,12 @@ impl Sites {
             site,
             address,
             dns: looked_up.since(begun),
-            connect: clock::now().since(looked_up),
+            connect: runtime::now().since(looked_up),
         })
     }
 
     async fn dial_outside(&self, shard: &Shard, host: &str, port: u16) -> Result<Dialled, Unreached> {
-        let begun = clock::now();
+        let begun = runtime::now();
         let counted = shard.count_connection();
         if shard.over_fd_mark() {
             self.pool.borrow_mut().clear();
@@ -180,7 +179,7 @@ impl Sites {
             },
             address,
             dns: Duration::ZERO,
-            connect: clock::now().since(begun),
+            connect: runtime::now().since(begun),
         })
     }
 }
@@ -192,7 +191,7 @@ async fn keep(sites: Rc<Sites>, bell: Option<Socket>) {
         let stirred = async {
             // Not with each connection that comes back: that is once a request.
             if kept {
-                clock::sleep(ORIGIN_SWEEP).await;
+                runtime::sleep(ORIGIN_SWEEP).await;
             } else {
                 sites.filled.wait().await;
             }
@@ -206,7 +205,7 @@ async fn keep(sites: Rc<Sites>, bell: Option<Socket>) {
         if let Either::Left(Err(_)) = select(rung, stirred).await {
             return;
         }
-        let now = clock::now();
+        let now = runtime::now();
         if let Some(resolver) = &sites.resolver {
             resolver.borrow_mut().collect(now);
         }
@@ -253,7 +252,7 @@ async fn connect_any<T>(
     attempt: impl Fn(SocketAddr) -> Attempt<T>,
 ) -> Result<T, Code> {
     let attempts = addresses.iter().map(|address| attempt(*address));
-    let raced = clock::timeout(time * DIAL_ALL_TIMES, race(attempts)).await;
+    let raced = timers::timeout(time * DIAL_ALL_TIMES, race(attempts)).await;
     raced.unwrap_or(Err(Code::ConnectTimeout))
 }
 
@@ -263,7 +262,7 @@ async fn race<T>(mut waiting: impl ExactSizeIterator<Item = Attempt<T>>) -> Resu
     let mut running: Vec<Attempt<T>> = waiting.next().into_iter().collect();
     let mut failed: Option<Code> = None;
     loop {
-        let mut stagger = pin!(clock::sleep(DIAL_STAGGER));
+        let mut stagger = pin!(runtime::sleep(DIAL_STAGGER));
         let more = waiting.len() > 0;
         let won = poll_fn(|cx| {
             let mut at = 0;
@@ -316,7 +315,7 @@ fn attempt(shard: Shard, address: SocketAddr, time: Duration) -> Attempt<(Site, 
 }
 
 async fn connect(address: SocketAddr, time: Duration) -> Result<Socket, Code> {
-    match clock::timeout(time, Socket::connect(address)).await {
+    match timers::timeout(time, Socket::connect(address)).await {
         None => Err(Code::ConnectTimeout),
         Some(Err(e)) => Err(code_of(&e)),
         // A port of this host on which nobody listens can connect to itself.

@@ -15,10 +15,9 @@ use crate::bump::CLIENT_CERTIFICATE;
 use crate::http::{BadBody, Body, Request};
 use crate::limits::{FRAME_HEADER_BYTES, PEER_LOOK};
 use crate::mux::Code;
-use crate::shard::Stream;
 use crate::shard::pair::{Either, select};
 use crate::shard::transport::Transport;
-use crate::shard::{clock, runtime};
+use crate::shard::{Stream, runtime, timers};
 use crate::time::Time;
 
 /// How far an exchange has come.
@@ -117,7 +116,7 @@ async fn forward(
                 Err(BadBody(reason)) => return Fault::Peer(reason),
             }
         }
-        match clock::timeout(PEER_LOOK, outlet.flush(site, inlet)).await {
+        match timers::timeout(PEER_LOOK, outlet.flush(site, inlet)).await {
             None if stream.room_now().is_err() => return Fault::GivenUp,
             None => continue,
             // It does not read on; what it says, or its end, decides.
@@ -186,7 +185,7 @@ async fn receive(
             Ok(read) => {
                 activity.touch();
                 if progress.first_byte.get().is_none() {
-                    progress.first_byte.set(Some(clock::now()));
+                    progress.first_byte.set(Some(runtime::now()));
                 }
                 turn += read;
                 if read < full_read(limit) {

@@ -19,8 +19,7 @@ use crate::limits::{EARLY_BYTES_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MO
 use crate::mux::{Code, Kind};
 use crate::shard::pair::{Either, select};
 use crate::shard::transport::Transport;
-use crate::shard::{Stream, buffers};
-use crate::shard::{clock, runtime};
+use crate::shard::{Stream, buffers, runtime, timers};
 
 /// By how much rewriting makes a head larger, if at all; more makes the buffer grow.
 const HEAD_GROWTH_BYTES_USUAL: usize = 32;
@@ -334,7 +333,7 @@ async fn send_body(
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 turn = 0;
                 let pause = stream.shard().times().browser_body;
-                match clock::timeout(pause, socket.readable()).await {
+                match timers::timeout(pause, socket.readable()).await {
                     None => return Err(Some(Fault::RequestTimeout)),
                     Some(Err(_)) => return Err(Some(Fault::BrowserGone)),
                     Some(Ok(())) => {}
@@ -484,7 +483,7 @@ async fn deliver_body(
             }
             // A cut behind all of it takes nothing away.
             let idle = inlet.stream().shard().times().idle;
-            return match clock::timeout(idle, socket.flush()).await {
+            return match timers::timeout(idle, socket.flush()).await {
                 Some(Ok(())) => Ok(()),
                 _ => Err(Fault::BrowserGone),
             };

@@ -11,11 +11,10 @@ use crate::http::{Bad, Finder};
 use crate::limits::{LINGER_BYTES_MAX, LINGER_MAX, OUTLET_OWN_BYTES, SETTLE_MAX};
 use crate::mux::{Code, Recv};
 use crate::queue::Queue;
-use crate::shard::Stream;
-use crate::shard::clock::{self, Alarm};
 use crate::shard::pair::{Either, select};
-use crate::shard::runtime;
+use crate::shard::timers::{self, Alarm};
 use crate::shard::transport::Transport;
+use crate::shard::{Stream, runtime};
 use crate::time::Time;
 
 /// Slices handed to one `writev`.
@@ -160,7 +159,7 @@ impl<'a> Inlet<'a> {
 
     /// Waits a moment for the end that is due, so that dropping the stream does not reset it.
     pub async fn settle(&mut self) {
-        clock::timeout(SETTLE_MAX, self.fill()).await;
+        timers::timeout(SETTLE_MAX, self.fill()).await;
     }
 }
 
@@ -237,7 +236,7 @@ impl<'a> Outlet<'a> {
                     // A cut is not held up by a socket that takes nothing.
                     let change = select(socket.writable(), inlet.stream.arrival());
                     let idle = inlet.stream.shard().times().idle;
-                    match clock::timeout(idle, change).await {
+                    match timers::timeout(idle, change).await {
                         Some(Either::Left(writable)) => writable?,
                         Some(Either::Right(())) => {}
                         None => return Err(io::ErrorKind::TimedOut.into()),
@@ -307,7 +306,7 @@ pub struct Activity {
 impl Activity {
     pub fn new() -> Self {
         Self {
-            last: Cell::new(clock::now()),
+            last: Cell::new(runtime::now()),
             any: Cell::new(false),
         }
     }
@@ -319,7 +318,7 @@ impl Activity {
 
     /// Silence counts from now on.
     pub fn restart(&self) {
-        self.last.set(clock::now());
+        self.last.set(runtime::now());
     }
 
     /// Whether there has been any.
@@ -331,7 +330,7 @@ impl Activity {
     /// `shortest`, and another answer only after a [`Activity::touch`].
     pub async fn silence(&self, alarm: &Alarm, shortest: Duration, limit: impl Fn() -> Duration) {
         loop {
-            let (now, due) = (clock::now(), self.last.get() + limit());
+            let (now, due) = (runtime::now(), self.last.get() + limit());
             if now >= due {
                 return;
             }
@@ -370,5 +369,5 @@ pub async fn linger(socket: &Transport) {
             }
         }
     };
-    clock::timeout(LINGER_MAX, drained).await;
+    timers::timeout(LINGER_MAX, drained).await;
 }

@@ -7,9 +7,8 @@ use rustls_pki_types::{ServerName, UnixTime};
 use super::dial::{Site, Unreached, micros};
 use crate::bump::{self, Seen, Tls};
 use crate::mux::Code;
-use crate::shard::Shard;
-use crate::shard::clock;
 use crate::shard::transport::tls_error;
+use crate::shard::{Shard, runtime, timers};
 
 /// Shakes hands and says what the site showed. From then on the connection's bytes are TLS's.
 ///
@@ -24,9 +23,9 @@ pub(super) async fn shake(shard: &Shard, site: &mut Site, host: &str, port: u16)
     let name = ServerName::try_from(name).map_err(|_| failed("no name that TLS knows"))?;
     let config = bump::client_config(judge, host, port);
     let tls = Tls::client(config, name.clone()).map_err(|e| failed(&bump::failed(&e)))?;
-    let begun = clock::now();
+    let begun = runtime::now();
     let time = shard.times().dial;
-    match clock::timeout(time, site.socket.secure(tls)).await {
+    match timers::timeout(time, site.socket.secure(tls)).await {
         None => {
             return Err((
                 Code::ConnectTimeout,
@@ -39,7 +38,7 @@ pub(super) async fn shake(shard: &Shard, site: &mut Site, host: &str, port: u16)
         }
         Some(Ok(())) => {}
     }
-    let tls_us = micros(clock::now().since(begun));
+    let tls_us = micros(runtime::now().since(begun));
     let tls = site.socket.tls();
     let seen = tls.map(|tls| bump::see(judge, tls.borrow().facts(), &name, host, UnixTime::now()));
     let seen = seen.filter(|seen| !seen.verdict.is_opaque());

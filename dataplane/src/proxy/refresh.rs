@@ -8,9 +8,8 @@ use crate::http::{Body, Finder, Framing, Request, Response, Scheme, Version};
 use crate::limits::{CACHE_REFRESH_TIME_MAX, INTERIM_ANSWERS_MAX};
 use crate::mux::Kind;
 use crate::rules::Route;
-use crate::shard::clock;
 use crate::shard::pair::{Either, select};
-use crate::shard::{Shard, Stream, buffers};
+use crate::shard::{Shard, Stream, buffers, timers};
 
 /// What the target and a condition add to a head.
 const HEAD_GROWTH_BYTES: usize = 128;
@@ -25,7 +24,7 @@ pub(super) fn start(shard: &Shard, request: &Request<'_>, member: Option<[u8; 16
     let own = shard.clone();
     shard.spawn(async move {
         let _place = place;
-        clock::timeout(CACHE_REFRESH_TIME_MAX, refresh(&own, &head, member, fetch)).await;
+        timers::timeout(CACHE_REFRESH_TIME_MAX, refresh(&own, &head, member, fetch)).await;
     });
 }
 

@@ -8,10 +8,9 @@ use super::flow::{Activity, End, Inlet, Outlet, TURN_BYTES, cut_at_end, linger};
 use crate::limits::{DRAIN_SILENCE_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use crate::mux::Code;
 use crate::shard::Stream;
-use crate::shard::clock::Alarm;
 use crate::shard::pair::both;
-use crate::shard::runtime;
-use crate::shard::socket::READ_BUFFERS_MAX;
+use crate::shard::runtime::{self, READ_BUFFERS_MAX};
+use crate::shard::timers::Alarm;
 use crate::shard::transport::Transport;
 
 /// What broke a relay.

@@ -17,8 +17,7 @@ use crate::http::{Finder, Form, Framing, Request, Scheme, rewrite};
 use crate::mux::{Code, Kind, Shown, Timings};
 use crate::rules::Route;
 use crate::shard::pair::{Either, select};
-use crate::shard::{Level, Shard, Stream};
-use crate::shard::{clock, runtime};
+use crate::shard::{Level, Shard, Stream, runtime, timers};
 
 /// What a browser was shown where nothing is said of it.
 const GOOD: Shown = Shown {
@@ -177,7 +176,7 @@ impl Call<'_> {
     fn keep(&self, key: Key, site: Site) {
         // Asked now, so that the pool knows when it gives the connection out.
         if may_serve(&site, false) {
-            self.sites.pool.borrow_mut().put(clock::now(), key, site);
+            self.sites.pool.borrow_mut().put(runtime::now(), key, site);
             self.sites.filled.raise();
         }
     }
@@ -216,7 +215,7 @@ impl Call<'_> {
         let mut inlet = Inlet::new(self.stream);
         let mut finder = Finder::forwarded();
         let idle = self.shard.times().idle;
-        let head = match clock::timeout(idle, inlet.head(&mut finder)).await {
+        let head = match timers::timeout(idle, inlet.head(&mut finder)).await {
             // It may be a slice of a link's buffer, and the exchange may take hours.
             Some(Ok(head)) => Box::<[u8]>::from(&*head),
             Some(Err(NoHead::Bad(bad))) => return self.reset(Code::Protocol, bad.reason),
@@ -281,7 +280,7 @@ impl Call<'_> {
     /// Sends the request on a kept connection or a new one; a second time only where that does no harm. Returns the
     /// connection if it is opaque from here on.
     async fn exchange(&self, inlet: &mut Inlet<'_>, request: &Request<'_>, head: &[u8]) -> Option<Site> {
-        let begun = clock::now();
+        let begun = runtime::now();
         let shown = (request.scheme == Some(Scheme::Https)).then(|| self.stream.open().shown.unwrap_or(GOOD));
         let key = match &shown {
             None => Key::new(self.host.as_bytes(), self.port),
@@ -356,7 +355,7 @@ impl Call<'_> {
     /// with the site itself.
     fn learn_late(&self) -> Fault {
         if let Some(judge) = self.shard.judge() {
-            judge.learn_late(self.host, self.port, clock::now());
+            judge.learn_late(self.host, self.port, runtime::now());
         }
         let text = format!(
             "{}:{}: {CLIENT_CERTIFICATE} once it has a request",
@@ -368,7 +367,7 @@ impl Call<'_> {
 
     fn asks_late(&self) -> bool {
         let judge = self.shard.judge();
-        judge.is_some_and(|judge| judge.asks_late(self.host, self.port, clock::now()))
+        judge.is_some_and(|judge| judge.asks_late(self.host, self.port, runtime::now()))
     }
 
     /// Shakes hands, and makes sure that the site is what the browser was shown: nothing is sent to another one. Returns the

@@ -9,13 +9,12 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
 
-use super::Shard;
 use super::connection::Connection;
 use super::dial::{Secured, read_more, shake_hands};
 use super::link::Link;
 use super::mailbox::Level;
-use super::socket::Socket;
-use super::{clock, runtime};
+use super::runtime::{self, Socket};
+use super::{Shard, timers};
 use crate::error::Error;
 use crate::limits::{
     ACCEPT_PAUSE, BROWSER_MESSAGES_PER_TURN, BROWSERS_PER_MESSAGE, HANDSHAKE_MAX, HANDSHAKES_MAX, LINKS_MAX,
@@ -37,7 +36,7 @@ pub(super) async fn accept(shard: Shard, member: [u8; 16], number: u16, fd: Owne
     }
     handshakes.set(handshakes.get() + 1);
     let _underway = Underway(handshakes);
-    let greeted = clock::timeout(HANDSHAKE_MAX, greet(&shard, member, number, fd, first)).await;
+    let greeted = timers::timeout(HANDSHAKE_MAX, greet(&shard, member, number, fd, first)).await;
     let result = match greeted {
         None => Err(Error::Peer(format!("no HELLO within {HANDSHAKE_MAX:?}"))),
         Some(Err(e)) => Err(e),
@@ -161,7 +160,7 @@ impl Shard {
 pub(super) async fn receive_browsers(shard: Shard, socket: Rc<Socket>) {
     loop {
         while shard.is_full() {
-            clock::sleep(ACCEPT_PAUSE).await;
+            runtime::sleep(ACCEPT_PAUSE).await;
         }
         if let Err(e) = socket.readable().await {
             return shard.log(Level::Error, format!("waiting for browsers: {e}"));

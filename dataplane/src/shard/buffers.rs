@@ -5,7 +5,7 @@ use std::io;
 
 use bytes::BytesMut;
 
-use super::socket::READ_BUFFERS_MAX;
+use super::runtime::READ_BUFFERS_MAX;
 use super::transport::Transport;
 use crate::copies;
 use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX};
@@ -102,8 +102,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::shard::runtime::{Driver, Runtime};
-    use crate::shard::socket::Socket;
+    use crate::shard::runtime::{Driver, Runtime, Socket};
 
     #[test]
     fn a_frame_keeps_at_most_half_as_much_again_as_it_holds() {

@@ -13,9 +13,8 @@ use bytes::{Bytes, BytesMut};
 use super::Shard;
 use super::link::Link;
 use super::mailbox::Level;
+use super::runtime::{self, Socket};
 use super::signal::Signal;
-use super::socket::Socket;
-use super::{clock, runtime};
 use crate::error::Error;
 use crate::limits::{CLOSE_LINGER, LINK_READ_BYTES, LINK_READ_BYTES_MIN};
 use crate::tls::{Opener, Record, Sealer};
@@ -66,7 +65,7 @@ impl Connection {
         self.dirty.raise();
         let this = self.clone();
         runtime::spawn(async move {
-            clock::sleep(CLOSE_LINGER).await;
+            runtime::sleep(CLOSE_LINGER).await;
             this.abort();
         });
     }

@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::clock;
 use super::connection::Connection;
 use super::link::Link;
 use super::mailbox::{Event, Level};
-use super::socket::Socket;
-use super::{Dialling, Role, Shard};
+use super::runtime::Socket;
+use super::{Dialling, Role, Shard, timers};
 use crate::error::Error;
 use crate::limits::{LINK_NOTSENT_BYTES, RECORD_CIPHERTEXT_BYTES_MAX};
 use crate::mux::Side;
@@ -32,7 +31,7 @@ pub(super) async fn dial(shard: Shard, link: Rc<Link>) {
     let Role::Client(client) = &shard.0.role else { return };
     let (cloud, tls) = client.cloud.borrow().clone();
     let time = link.ask(&shard, |s, _, _| s.dial_time_max());
-    let dialled = clock::timeout(time, connect(client, &link, cloud, tls.clone())).await;
+    let dialled = timers::timeout(time, connect(client, &link, cloud, tls.clone())).await;
     match dialled {
         Some(Ok(secured)) if !link.is_retired() => {
             let connection = Connection::new(secured.socket, secured.sealer);

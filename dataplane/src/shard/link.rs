@@ -16,13 +16,12 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::Shard;
 use super::connection::{self, Connection};
 use super::linked::{Shaken, StreamCell};
 use super::mailbox::{Event, Level};
 use super::pair::{self, Either};
 use super::signal::Signal;
-use super::{clock, runtime};
+use super::{Shard, runtime};
 use crate::error::Error;
 use crate::limits::LINK_DOWN_GRACE;
 use crate::mux::{self, Budget, Open, Session, Side, StreamRef};
@@ -70,7 +69,7 @@ impl Link {
             key: config.key,
             member: config.member,
             number: config.link,
-            session: RefCell::new(Session::new(config, clock::now())),
+            session: RefCell::new(Session::new(config, runtime::now())),
             cells: RefCell::default(),
             connection: RefCell::default(),
             gone: Signal::new(),
@@ -100,7 +99,7 @@ impl Link {
         call(
             &mut self.session.borrow_mut(),
             &mut shard.0.budget.borrow_mut(),
-            clock::now(),
+            runtime::now(),
         )
     }
 
@@ -321,7 +320,7 @@ impl Link {
 
     /// Has had no connection for so long that whatever can move on does.
     pub fn is_lost(&self) -> bool {
-        let long = |since: Time| clock::now() >= since + LINK_DOWN_GRACE;
+        let long = |since: Time| runtime::now() >= since + LINK_DOWN_GRACE;
         self.retired.get() || self.lost_since.get().is_some_and(long)
     }
 
@@ -445,7 +444,7 @@ impl Link {
                 refused,
             );
         }
-        self.lost_since.set(self.lost_since.get().or(Some(clock::now())));
+        self.lost_since.set(self.lost_since.get().or(Some(runtime::now())));
         self.with(shard, |s, b, now| s.disconnected(now, b, clean));
         shard.refresh_live();
         self.gone.raise();
@@ -479,7 +478,7 @@ async fn keep_time(shard: Shard, link: Rc<Link>) {
         match deadline {
             None if link.retired.get() && !link.is_connected() && !link.cutting.get() => break,
             None => link.timer.wait().await,
-            Some(deadline) => match pair::select(link.timer.wait(), clock::sleep_until(deadline)).await {
+            Some(deadline) => match pair::select(link.timer.wait(), runtime::sleep_until(deadline)).await {
                 Either::Left(()) => {}
                 Either::Right(()) => {
                     link.with(&shard, |s, b, now| s.handle_timeout(now, b));

@@ -6,10 +6,9 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::Shard;
 use super::link::Link;
 use super::signal::Signal;
-use super::{buffers, pair};
+use super::{Shard, buffers, pair};
 use crate::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
 use crate::mux::{Budget, Code, Open, Opened, Recv, Session, StreamRef, Timings, TlsReport, WriteError};
 use crate::time::Time;

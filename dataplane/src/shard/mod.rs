@@ -12,7 +12,6 @@
 
 mod accept;
 pub mod buffers;
-pub mod clock;
 mod connection;
 mod dial;
 mod landings;
@@ -29,9 +28,9 @@ pub mod ring;
 pub mod runtime;
 mod seats;
 pub mod signal;
-pub mod socket;
 pub mod stream;
 pub(crate) mod threads;
+pub mod timers;
 pub mod transport;
 mod waiting;
 
@@ -59,9 +58,9 @@ use buffers::Buffers;
 use landings::Landings;
 use link::Link;
 use mailbox::{Attached, Command, Event, Inbox, Outbox};
+use runtime::Socket;
 use seats::Seats;
 use signal::Signal;
-use socket::Socket;
 use waiting::Waiting;
 
 pub use mailbox::Level;

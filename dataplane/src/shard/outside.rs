@@ -7,11 +7,10 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use super::Shard;
-use super::clock;
 use super::mailbox::Event;
+use super::runtime::Socket;
 use super::signal::Signal;
-use super::socket::Socket;
+use super::{Shard, timers};
 use crate::limits::DIRECT_DIAL_MAX;
 use crate::mux::Code;
 
@@ -52,7 +51,7 @@ impl Shard {
         if self.0.events.send(dial).is_err() {
             return Err((Code::Limit, "the endpoint is too busy to dial".to_owned()));
         }
-        let answered = clock::timeout(DIRECT_DIAL_MAX, pending.answered.wait()).await;
+        let answered = timers::timeout(DIRECT_DIAL_MAX, pending.answered.wait()).await;
         match answered.and_then(|()| pending.outcome.take()) {
             None => Err((
                 Code::ConnectTimeout,

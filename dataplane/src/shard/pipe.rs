@@ -7,9 +7,8 @@ use std::rc::Rc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::pair;
 use super::signal::Signal;
-use super::{Shard, Stream};
+use super::{Shard, Stream, pair};
 use crate::limits::{DIRECT_STREAMS_MAX, FRAME_HEADER_BYTES, PIPE_BYTES, PIPE_PIECE_BYTES};
 use crate::mux::frame::short_text;
 use crate::mux::{Code, Open, Opened, Recv, Timings};

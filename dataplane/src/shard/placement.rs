@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::link::Link;
 use super::linked::StreamCell;
 use super::waiting::Wait;
-use super::{Shard, clock, runtime};
+use super::{Shard, runtime};
 use crate::limits::{OPEN_PACE, WAITING_STARTS_PER_TURN};
 use crate::mux::{Code, Open, OpenError, StreamRef};
 
@@ -21,7 +21,7 @@ impl Shard {
         cell: &Rc<StreamCell>,
     ) -> Result<(Rc<Link>, StreamRef), (Code, String)> {
         let mut called = false;
-        let pace_end = clock::now() + self.times().resume_window;
+        let pace_end = runtime::now() + self.times().resume_window;
         loop {
             if self.is_draining() {
                 return Err((Code::Shutdown, "the tunnel is shutting down".to_owned()));
@@ -36,10 +36,10 @@ impl Shard {
                 Err(OpenError::Limit) => {
                     return Err((Code::Limit, "the tunnel has as many streams open as it may".to_owned()));
                 }
-                Err(OpenError::Paced) if clock::now() > pace_end => {
+                Err(OpenError::Paced) if runtime::now() > pace_end => {
                     return Err((Code::Limit, "too many streams were reset early".to_owned()));
                 }
-                Err(OpenError::Paced) => clock::sleep(OPEN_PACE).await,
+                Err(OpenError::Paced) => runtime::sleep(OPEN_PACE).await,
                 Err(OpenError::NotLive) => {
                     self.wait_for_link(called).await?;
                     called = true;
@@ -88,7 +88,7 @@ impl Shard {
         if !self.0.was_live.get() {
             return down("the tunnel has no connection yet");
         }
-        let now = clock::now();
+        let now = runtime::now();
         let deadline = self.0.dark_since.get().unwrap_or(now) + self.times().resume_window;
         if now >= deadline {
             return down("the tunnel lost its connection");
@@ -112,7 +112,7 @@ impl Shard {
             self.0.left.set(false);
             self.0.dark_since.set(None);
         } else if self.0.dark_since.get().is_none() {
-            self.0.dark_since.set(Some(clock::now()));
+            self.0.dark_since.set(Some(runtime::now()));
         }
         self.forsake();
     }

@@ -5,11 +5,10 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::clock;
 use super::link::Link;
 use super::mailbox::Command;
 use super::signal::Signal;
-use super::{Shard, Stream};
+use super::{Shard, Stream, timers};
 use crate::limits::{PROBE_BYTES_MAX, PROBE_MAX};
 use crate::mux::{Code, Kind, Open, Recv};
 
@@ -63,7 +62,7 @@ impl Shard {
                 pending.answered.wait().await;
             }
         };
-        clock::timeout(PROBE_MAX, all)
+        timers::timeout(PROBE_MAX, all)
             .await
             .ok_or((Code::IdleTimeout, "a shard did not answer".to_owned()))?;
         for outcome in pending.outcomes.take() {
@@ -106,7 +105,7 @@ async fn probe_links(shard: &Shard, member: Option<[u8; 16]>, nonce: &[u8]) -> O
     let wanted = |link: &&Rc<Link>| link.is_live() && member.is_none_or(|member| link.member == member);
     let mut probed = 0;
     for link in links.iter().filter(wanted) {
-        clock::timeout(PROBE_MAX, probe_link(shard, link, nonce))
+        timers::timeout(PROBE_MAX, probe_link(shard, link, nonce))
             .await
             .unwrap_or(Err((Code::IdleTimeout, format!("no echo within {PROBE_MAX:?}"))))
             .map_err(|(code, text)| (code, format!("{link}: {text}")))?;

@@ -17,8 +17,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 
-use super::socket::Socket;
-use super::{clock, runtime};
+use super::runtime::{self, Socket};
 use crate::limits::{READY_EVENTS_MAX, READY_PAUSE, UNWAITED_MAX};
 
 thread_local! {
@@ -48,7 +47,7 @@ pub(super) async fn keep(epoll: OwnedFd) {
     loop {
         if set.bell.readable().await.is_err() {
             // The kernel has no memory for it now; nobody else asks for these sockets.
-            clock::sleep(READY_PAUSE).await;
+            runtime::sleep(READY_PAUSE).await;
         }
         while set.collect() == READY_EVENTS_MAX {
             runtime::yield_now().await;

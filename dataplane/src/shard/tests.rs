@@ -11,11 +11,9 @@ use bytes::{Buf, Bytes};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
 
-use super::runtime::{self, Driver};
-use super::socket::Socket;
+use super::runtime::{self, Driver, Socket};
 use super::transport::Transport;
-use super::{Services, Shard, Stream};
-use super::{clock, pair};
+use super::{Services, Shard, Stream, pair, timers};
 use crate::bump::Trust;
 use crate::client::{self, Client, ClientConfig};
 use crate::endpoint::{self, Endpoint, EndpointConfig, Event, Member};
@@ -668,8 +666,8 @@ async fn endless_end(stream: Stream) {
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
     let body = [head.into_bytes(), pattern(length, 0)].concat();
     // Where the browser's connection and the stream's credit hold less, the answer is cut inside.
-    clock::timeout(Duration::from_millis(500), stream.send(&body)).await;
-    clock::sleep(Duration::from_millis(100)).await;
+    timers::timeout(Duration::from_millis(500), stream.send(&body)).await;
+    runtime::sleep(Duration::from_millis(100)).await;
     stream.reset(Code::SiteReset, "");
     *RESETS.0.lock().unwrap() += 1;
     RESETS.1.notify_all();

@@ -12,13 +12,12 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::clock;
 use super::landings::Landings;
 use super::mailbox::{Command, Event, Inbox, Outbox, mailbox};
 use super::runtime::{Driver, Runtime};
 use super::signal::Signal;
 use super::waiting::Waiting;
-use super::{Inner, Role, Services, Shard, run};
+use super::{Inner, Role, Services, Shard, run, timers};
 use crate::bump::Bump;
 use crate::cache::Cache;
 use crate::error::Error;
@@ -310,7 +309,7 @@ pub(super) async fn end_links(shard: &Shard) {
             }
         }
     };
-    clock::timeout(STOP_MAX, ended).await;
+    timers::timeout(STOP_MAX, ended).await;
 }
 
 /// Raises the soft limit of descriptors to the hard one and returns it.

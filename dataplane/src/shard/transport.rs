@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use bytes::BytesMut;
 
-use super::socket::Socket;
-use super::{clock, runtime};
+use super::runtime::{self, Socket};
+use super::timers;
 use crate::bump::Tls;
 use crate::limits::{LINGER_MAX, TLS_FILLS_MAX, TLS_READ_BYTES, TLS_WRITES_MAX};
 
@@ -198,7 +198,7 @@ impl Transport {
     pub async fn finish(&self) {
         if let Some(tls) = &self.tls {
             tls.borrow_mut().close();
-            clock::timeout(LINGER_MAX, self.flush()).await;
+            timers::timeout(LINGER_MAX, self.flush()).await;
         }
         self.socket.shutdown(Shutdown::Write);
     }

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::clock;
 use super::signal::Signal;
+use super::timers;
 
 /// The queue of one shard.
 pub(super) struct Waiting {
@@ -72,7 +72,7 @@ impl Waiting {
             }
         }
         let place = Place(self, ticket);
-        match clock::timeout(time, place.1.called.wait()).await {
+        match timers::timeout(time, place.1.called.wait()).await {
             Some(()) => Wait::Called,
             None => Wait::TimedOut,
         }

@@ -6,10 +6,9 @@ use std::rc::Rc;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use bytes::BytesMut;
-use dataplane::shard::runtime::{self, Driver, Runtime};
+use dataplane::shard::runtime::{self, Driver, Runtime, Socket};
 use dataplane::shard::signal::Signal;
-use dataplane::shard::socket::Socket;
-use dataplane::shard::{clock, pair};
+use dataplane::shard::{pair, timers};
 use dataplane::tls::Identity;
 
 use super::Deed;
@@ -54,8 +53,8 @@ fn shard(driver: Driver) -> io::Result<Deed> {
             let (near, far) = (Socket::tcp(near.into())?, Socket::tcp(far.into())?);
             let send = async { near.write_link(vec![7; SENT_BYTES]).await.0 };
             pair::both(send, receive(&far)).await?;
-            clock::sleep(std::time::Duration::from_millis(1)).await;
-            let dropped = clock::timeout(std::time::Duration::ZERO, far.readable()).await;
+            runtime::sleep(std::time::Duration::from_millis(1)).await;
+            let dropped = timers::timeout(std::time::Duration::ZERO, far.readable()).await;
             match dropped {
                 None => Ok(()),
                 Some(_) => Err(io::Error::other("more bytes than were sent")),

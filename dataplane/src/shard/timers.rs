@@ -1,7 +1,7 @@
-//! The clock of a shard and what waits for it: a timer ([`sleep`]), one that is put off again and again ([`Alarm`]), and a
-//! limit on any other wait ([`timeout`]). The timers are monoio's; a task that runs sees the clock stand still.
+//! Timers that are not just waited for: one that is put off again and again ([`Alarm`]), and a limit on any other wait
+//! ([`timeout`]).
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,56 +11,8 @@ use std::time::Duration;
 
 use pin_project_lite::pin_project;
 
+use super::runtime::{Sleep, now, sleep};
 use crate::time::Time;
-
-#[derive(Clone, Copy)]
-pub(super) enum Clock {
-    NoTask,
-    Unread,
-    Read(Time),
-}
-
-thread_local! {
-    pub(super) static CLOCK: Cell<Clock> = const { Cell::new(Clock::NoTask) };
-}
-
-/// What time it is. A task that runs sees the clock stand still until it waits: reading it a dozen times a request is a
-/// few per cent of what the request costs.
-pub fn now() -> Time {
-    match CLOCK.get() {
-        Clock::Read(time) => time,
-        Clock::NoTask => Time::now(),
-        Clock::Unread => {
-            let time = Time::now();
-            CLOCK.set(Clock::Read(time));
-            time
-        }
-    }
-}
-
-/// A timer. Boxed: monoio's has 640 bytes, aligned to 128, and would make every task that ever waits as large.
-/// For the task that polls it first: monoio's wakes no other ([`Alarm`] does).
-pub struct Sleep(Pin<Box<monoio::time::Sleep>>);
-
-impl Future for Sleep {
-    type Output = ();
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
-/// Waits for a length of time (the clock does not count suspended time; deadlines are checked against [`Time`]).
-pub fn sleep(time: Duration) -> Sleep {
-    Sleep(Box::pin(monoio::time::sleep(time)))
-}
-
-/// Waits until a moment; at once if it has passed.
-pub async fn sleep_until(moment: Time) {
-    let now = now();
-    if moment > now {
-        sleep(moment.since(now)).await;
-    }
-}
 
 /// A timer that is put off with each request and hardly ever rings: monoio's stays where it was set first, and is set
 /// again only when it has rung too early.
