@@ -13,16 +13,13 @@ use super::certificates::{Authority, as_browsers_do};
 use super::halves::{Halves, on, turn};
 
 const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
-const HANDSHAKES: u32 = 500;
-/// Before those that count.
-const WARM_UP: u32 = 50;
 
 struct Ends {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
 }
 
-/// The mean of several hundred in this thread. TLS 1.3, a leaf of P-256 under a root of P-256 that the client verifies,
+/// The mean of one. TLS 1.3, a leaf of P-256 under a root of P-256 that the client verifies,
 /// the tickets that rustls sends unless told not to, never resumed; connections are made and dropped, configurations are
 /// not.
 ///
@@ -30,15 +27,7 @@ struct Ends {
 /// If a handshake fails.
 pub fn measure() -> io::Result<Halves> {
     let ends = ends().map_err(io::Error::other)?;
-    let mut spent = Halves::default();
-    for _ in 0..WARM_UP {
-        ends.shake(&mut spent)?;
-    }
-    spent = Halves::default();
-    for _ in 0..HANDSHAKES {
-        ends.shake(&mut spent)?;
-    }
-    Ok(spent.each(HANDSHAKES))
+    Halves::mean(|spent| ends.shake(spent))
 }
 
 fn ends() -> Result<Ends, rustls::Error> {

@@ -18,9 +18,6 @@ use super::certificates::{Authority, Site, browser};
 use super::halves::{Halves, on, turn};
 use super::hosts::Hosts;
 
-const HOSTS: u32 = 500;
-/// Before those that count.
-const WARM_UP: u32 = 50;
 const PORT: u16 = 443;
 
 struct Ends {
@@ -30,20 +27,13 @@ struct Ends {
     browser: Arc<ClientConfig>,
 }
 
-/// CPU of one host at each end: the mean of several hundred in this thread, each with a certificate of its own.
+/// The mean of one host at each end, each with a certificate of its own.
 ///
 /// # Errors
 /// If a handshake fails.
 pub fn measure() -> io::Result<Halves> {
     let (mut ends, hosts) = (ends()?, Hosts::new());
-    let mut spent = Halves::default();
-    for host in 0..WARM_UP + HOSTS {
-        if host == WARM_UP {
-            spent = Halves::default();
-        }
-        ends.meet(hosts.fresh()?, &mut spent)?;
-    }
-    Ok(spent.each(HOSTS))
+    Halves::mean(|spent| ends.meet(hosts.fresh()?, spent))
 }
 
 fn ends() -> io::Result<Ends> {

@@ -8,6 +8,10 @@ use serde_json::{Value, json};
 
 use super::usage;
 
+const HANDSHAKES: u32 = 500;
+/// Before those that count.
+const WARM_UP: u32 = 50;
+
 /// CPU of each half alone: at the client's end, which is `sc`'s towards sites, and at the server's, which is the
 /// endpoint's towards browsers.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,12 +25,22 @@ impl Halves {
         self.client + self.server
     }
 
-    /// The mean of so many.
-    pub fn each(self, times: u32) -> Self {
-        Self {
-            client: self.client / times,
-            server: self.server / times,
+    /// The mean of several hundred in this thread, once it has warmed up; `shake` adds what one takes.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub fn mean(mut shake: impl FnMut(&mut Self) -> io::Result<()>) -> io::Result<Self> {
+        for _ in 0..WARM_UP {
+            shake(&mut Self::default())?;
         }
+        let mut spent = Self::default();
+        for _ in 0..HANDSHAKES {
+            shake(&mut spent)?;
+        }
+        Ok(Self {
+            client: spent.client / HANDSHAKES,
+            server: spent.server / HANDSHAKES,
+        })
     }
 
     pub fn json(self) -> Value {

@@ -59,22 +59,15 @@ impl Figure {
 
     /// Median and spread.
     fn show(&self) -> String {
-        if !self.median().is_finite() {
-            return "–".into();
-        }
         let digits = match self.median() {
             m if m >= 1_000.0 => 0,
             m if m >= 10.0 => 1,
             _ => 2,
         };
+        let median = number(self.median(), digits);
         match self.0.len() {
-            1 => format!("{:.digits$}", self.median()),
-            _ => format!(
-                "{:.digits$} ({:.digits$}–{:.digits$})",
-                self.median(),
-                self.min(),
-                self.max()
-            ),
+            2.. if self.median().is_finite() => format!("{median} ({:.digits$}–{:.digits$})", self.min(), self.max()),
+            _ => median,
         }
     }
 }
