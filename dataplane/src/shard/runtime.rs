@@ -238,7 +238,7 @@ pub fn now() -> Time {
 }
 
 /// A timer. Boxed: monoio's has 640 bytes, aligned to 128, and would make every task that ever waits as large.
-/// For the task that polls it first: monoio's wakes no other ([`Alarm`] does).
+/// For the task that polls it first: monoio's wakes no other (`timers::Alarm` does).
 pub struct Sleep(Pin<Box<monoio::time::Sleep>>);
 
 impl Future for Sleep {
