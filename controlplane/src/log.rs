@@ -1,8 +1,10 @@
-//! The log file: lines from `tracing` through a bounded queue to one writing thread. A full or broken disk costs
-//! lines, which are counted, never traffic; and nothing of it ever goes to stdout or stderr.
+//! The log: lines from `tracing` through a bounded queue to one writing thread. A full or broken disk, or a reader that
+//! stalls or leaves, costs lines, which are counted, never traffic. That of `sc` is a file, and nothing of it ever goes to
+//! stdout or stderr; that of `sc-cloud` is its standard error.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,21 +35,36 @@ impl Log {
     /// What the system says about the file; also if this process has a log already.
     pub fn start(place: &Place, verbose: u8) -> io::Result<Self> {
         let file = open(place)?;
-        let (queue, lines) = bounded(LOG_QUEUE_LINES_MAX);
-        let lost = Arc::new(AtomicU64::new(0));
-        let sink = Sink {
-            queue: queue.clone(),
-            lost: lost.clone(),
-        };
         let level = match verbose {
             0 => "info",
             1 => "debug",
             _ => "trace",
         };
         let filter = EnvFilter::new(format!("off,controlplane={level},dataplane={level}"));
+        Self::write_to(file, filter, verbose > 0)
+    }
+
+    /// Sends events from info on, or those that `RUST_LOG` names, to standard error.
+    ///
+    /// # Errors
+    /// What the system says; also if this process has a log already.
+    pub fn to_stderr() -> io::Result<Self> {
+        // Not by std's handle: its lock would be held while a reader stalls.
+        let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        Self::write_to(stderr, filter, false)
+    }
+
+    fn write_to(file: File, filter: EnvFilter, target: bool) -> io::Result<Self> {
+        let (queue, lines) = bounded(LOG_QUEUE_LINES_MAX);
+        let lost = Arc::new(AtomicU64::new(0));
+        let sink = Sink {
+            queue: queue.clone(),
+            lost: lost.clone(),
+        };
         let subscriber = tracing_subscriber::fmt()
             .with_ansi(false)
-            .with_target(verbose > 0)
+            .with_target(target)
             .with_env_filter(filter)
             .with_writer(sink)
             .finish();

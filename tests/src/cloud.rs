@@ -35,6 +35,8 @@ const PROXY_PORTS: u16 = 64;
 pub enum Driver {
     IoUring,
     Epoll,
+    /// None is asked for.
+    Auto,
     /// None is asked for, and the kernel refuses io_uring.
     Refused,
 }
@@ -44,7 +46,7 @@ impl Driver {
         match self {
             Self::IoUring => "io_uring",
             Self::Epoll => "epoll",
-            Self::Refused => "auto",
+            Self::Auto | Self::Refused => "auto",
         }
     }
 }
@@ -235,6 +237,13 @@ impl Cloud {
     /// Starts `sc-cloud` anew on the same state, after [`Cloud::kill`] or another end.
     pub fn restart(&mut self) {
         self.process = serve(&self.options, self.state.path(), &self.relay, self.ports);
+    }
+
+    /// Ends it by SIGTERM: all that it has said on stderr.
+    pub fn last_words(&mut self) -> String {
+        self.process.signal(Signal::TERM);
+        assert_eq!(self.process.exit_code(PATIENCE), 0);
+        self.process.stderr()
     }
 
     /// The base URL for `sc -x`.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::geteuid;
 use tests::both_drivers;
-use tests::cloud::{Cloud, CloudOptions, Driver, binary, command_as, fault_lasts, left_out};
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, binary, command_as, fault_lasts, left_out};
 use tests::origin::Origin;
 use tests::process::{PATIENCE, Process, is_closed_to_us, open_fds};
 use tests::relay::{Cut, Which};
@@ -215,8 +215,7 @@ fn an_ordinary_user_has_all_layers_too() {
         .client()
         .download(&origin.base(), 1, 1_000_000, "")
         .expect("a page");
-    assert_sealed(&cloud, cloud.process.children()[0]);
-    tunnel.stop();
+    assert_sealed(cloud, tunnel);
 }
 
 #[test]
@@ -266,12 +265,11 @@ fn a_sealed_shard_survives_a_panic(driver: Driver) {
 fn every_thread_is_sealed_in_an_empty_network(driver: Driver) {
     let cloud = Cloud::start(driver);
     let tunnel = cloud.start_tunnel();
-    assert_sealed(&cloud, cloud.process.children()[0]);
-    tunnel.stop();
+    assert_sealed(cloud, tunnel);
 }
 
-fn assert_sealed(cloud: &Cloud, endpoint: u32) {
-    let outside = cloud.process.id();
+fn assert_sealed(mut cloud: Cloud, tunnel: Tunnel) {
+    let (endpoint, outside) = (cloud.process.children()[0], cloud.process.id());
     let mut threads = 0;
     for task in fs::read_dir(format!("/proc/{endpoint}/task")).expect("procfs") {
         let status = fs::read_to_string(task.expect("procfs").path().join("status")).expect("procfs");
@@ -305,8 +303,9 @@ fn assert_sealed(cloud: &Cloud, endpoint: u32) {
         let namespace = |id: u32| fs::read_link(format!("/proc/{id}/ns/net")).expect("procfs");
         assert_ne!(namespace(endpoint), namespace(outside));
     }
+    tunnel.stop();
     // Whatever this kernel refuses is said, and this one refuses nothing.
-    let said = cloud.process.stderr();
+    let said = cloud.last_words();
     assert!(said.contains("running") && !said.contains("sandbox"), "{said}");
 }
 
@@ -317,19 +316,19 @@ fn a_layer_that_is_refused_is_said_once() {
         refused: vec![libc::SYS_unshare, libc::SYS_landlock_create_ruleset, libc::SYS_seccomp],
         ..CloudOptions::new(Driver::Epoll)
     };
-    let (cloud, origin) = (Cloud::with(options), Origin::start());
+    let (mut cloud, origin) = (Cloud::with(options), Origin::start());
     let tunnel = cloud.start_tunnel();
     tunnel
         .client()
         .download(&origin.base(), 1, 100_000, "")
         .expect("a page");
-    let said = cloud.process.stderr();
+    tunnel.stop();
+    let said = cloud.last_words();
     for layer in ["a network namespace", "Landlock", "a filter of its system calls"] {
         let text = format!("its sandbox has a hole: the kernel refuses it {layer}");
         assert_eq!(said.matches(&text).count(), 1, "{layer}: {said}");
     }
     assert_eq!(said.matches("hole").count(), 3, "{said}");
-    tunnel.stop();
 }
 
 const BULK_BYTES: u64 = 100_000_000;

@@ -16,6 +16,7 @@ use super::messages::EndpointTimes;
 use super::outside::Network;
 use super::{Driver, EXIT_INTERNAL, Failure, Options, guest, open_store, serve, unix_now};
 use crate::duration;
+use crate::log::Log;
 
 const MIB: usize = 1024 * 1024;
 
@@ -154,7 +155,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
         Subcommands::Serve(arguments) => options(*arguments).and_then(|options| {
-            log();
+            let _log = Log::to_stderr().map_err(Failure::internal)?;
             serve(options)
         }),
         Subcommands::User(UserCommands::Add { name, state }) => add_user(&name, state),
@@ -171,18 +172,6 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
-}
-
-/// Lines at `info` and above, or what `RUST_LOG` says, to standard error.
-fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .with_target(false)
-        .init();
 }
 
 fn add_user(name: &str, state: StateArgument) -> Result<(), Failure> {

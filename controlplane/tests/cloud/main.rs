@@ -2,6 +2,7 @@
 //! tunnels.
 
 mod ca;
+mod log;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
