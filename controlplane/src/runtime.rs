@@ -7,6 +7,9 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// Why a program does not start that was told to do nothing without io_uring.
+pub const REFUSED: &str = "--driver io_uring: the kernel refuses io_uring here; auto and epoll do without it";
+
 /// A runtime for the thread that made it. Its tasks see an ordinary tokio context on both kinds.
 pub enum Runtime {
     /// tokio with an io_uring beside it, for file work.

@@ -14,10 +14,12 @@ use std::fmt;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use dataplane::client::Driver;
+
 use crate::cli;
 use crate::config::{self, Config};
 use crate::log::{Log, escape};
-use crate::runtime::Runtime;
+use crate::runtime::{REFUSED, Runtime};
 
 /// Why `sc` ends otherwise than it was asked to; each has an exit code.
 #[derive(Debug, PartialEq, Eq)]
@@ -131,6 +133,9 @@ fn run_on_runtime(config: Config) -> Result<(), Failure> {
     say(&cli::banner());
     let runtime = Runtime::new().map_err(|e| Failure::Internal(format!("cannot start the control thread: {e}")))?;
     if runtime.fallback() {
+        if config.driver == Driver::IoUring {
+            return Err(Failure::Local(REFUSED.to_owned()));
+        }
         tracing::info!("the kernel refuses io_uring to the control thread: it runs on epoll");
     }
     let result = runtime.block_on(run::run(config));

@@ -49,7 +49,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_rustls::TlsAcceptor;
 
-use crate::runtime::Runtime;
+use crate::runtime::{REFUSED, Runtime};
 use authority::{Authority, Origin};
 use broker::Ports;
 use ledger::KeptTunnel;
@@ -252,6 +252,9 @@ pub fn serve(options: Options) -> Result<(), Failure> {
     raise_fd_limit();
     let runtime = Runtime::new().map_err(Failure::internal)?;
     if runtime.fallback() {
+        if options.driver == Driver::IoUring {
+            return Err(Failure::local(REFUSED.to_owned()));
+        }
         tracing::info!("io_uring is refused here: the control thread runs on epoll");
     }
     runtime.block_on(async {
