@@ -135,7 +135,7 @@ fn the_resume_window() {
 
 /// A tunnel whose `sc` is gone is reaped, and so is its endpoint.
 #[test]
-fn reaping() {
+fn f13_reaping() {
     let (scale, cloud, tunnel, _origin) = start();
     let begun = Instant::now();
     tunnel.process.signal(Signal::KILL);

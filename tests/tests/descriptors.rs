@@ -20,10 +20,10 @@ use tests::origin::Origin;
 use tests::process::{Process, anonymous_bytes, is_closed_to_us, limit_files, open_fds, raise_own_limit};
 
 both_drivers![
-    a_hundred_clients,
-    the_client_at_its_mark,
-    the_endpoint_at_its_mark,
-    the_second_mark,
+    f18_a_hundred_clients,
+    f18_the_client_at_its_mark,
+    f18_the_endpoint_at_its_mark,
+    f18_the_second_mark,
 ];
 
 /// What a dedicated tunnel host has, by the original's advice.
@@ -210,7 +210,7 @@ fn back_to_normal(tunnel: &Tunnel, origin: &Origin) {
 }
 
 /// The suite of the original's table: nobody notices a limit.
-fn a_hundred_clients(driver: Driver) {
+fn f18_a_hundred_clients(driver: Driver) {
     const CLIENTS: u64 = 100;
     const EACH: u64 = 6;
     let (cloud, origin) = (Cloud::start(driver), Origin::start());
@@ -268,7 +268,7 @@ fn flood(tunnel: &Tunnel, site: &Site) -> (Vec<TcpStream>, usize) {
     })
 }
 
-fn the_client_at_its_mark(driver: Driver) {
+fn f18_the_client_at_its_mark(driver: Driver) {
     let Some(_alone) = alone() else {
         return;
     };
@@ -321,7 +321,7 @@ fn refused(sockets: &mut Vec<TcpStream>) -> usize {
     before - sockets.len()
 }
 
-fn the_endpoint_at_its_mark(driver: Driver) {
+fn f18_the_endpoint_at_its_mark(driver: Driver) {
     let Some(_alone) = alone() else {
         return;
     };
@@ -360,7 +360,7 @@ fn the_endpoint_at_its_mark(driver: Driver) {
     tunnel.stop();
 }
 
-fn the_second_mark(driver: Driver) {
+fn f18_the_second_mark(driver: Driver) {
     const FEW: u64 = 512;
     let cloud = Cloud::with(CloudOptions {
         files: Some(FEW),

@@ -15,7 +15,7 @@ use tests::http::{Client, connect, dial};
 use tests::origin::Origin;
 use tests::process::PATIENCE;
 
-both_drivers![at_sigterm, at_delete];
+both_drivers![f23_at_sigterm, at_delete];
 
 /// For a machine that does other things too; far from every limit of a drain.
 const AT_ONCE: Duration = Duration::from_secs(3);
@@ -76,7 +76,7 @@ enum By {
     Delete,
 }
 
-fn at_sigterm(driver: Driver) {
+fn f23_at_sigterm(driver: Driver) {
     drains(driver, By::Sigterm);
 }
 

@@ -10,7 +10,7 @@ use tests::cloud::{Cloud, Driver, fault_lasts};
 use tests::origin::Origin;
 use tests::process::Held;
 
-both_drivers![what_is_frozen_goes_on];
+both_drivers![f12_f13_what_is_frozen_goes_on];
 
 const EACH: u64 = 5;
 const BYTES: u64 = 4 << 20;
@@ -23,7 +23,7 @@ enum Frozen {
 }
 
 /// Three tunnels at the same time, since each waits for most of its time.
-fn what_is_frozen_goes_on(driver: Driver) {
+fn f12_f13_what_is_frozen_goes_on(driver: Driver) {
     let faults = [(Frozen::Endpoint, 10), (Frozen::Client, 10), (Frozen::Both, 6)];
     thread::scope(|scope| {
         for (who, seconds) in faults {

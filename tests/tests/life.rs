@@ -14,7 +14,7 @@ use tests::http::{Answer, Client};
 use tests::origin::Origin;
 use tests::process::PATIENCE;
 
-both_drivers![what_begins_after_a_kill_succeeds];
+both_drivers![f12_what_begins_after_a_kill_succeeds];
 
 const CLIENTS: u64 = 20;
 /// What is promised; the measured time is printed.
@@ -27,7 +27,7 @@ struct Sample {
     answer: io::Result<Answer>,
 }
 
-fn what_begins_after_a_kill_succeeds(driver: Driver) {
+fn f12_what_begins_after_a_kill_succeeds(driver: Driver) {
     let (cloud, origin) = (Cloud::start(driver), Origin::start());
     let tunnel = cloud.start_tunnel();
     let (proxy, base) = (tunnel.proxy, origin.base());
@@ -110,7 +110,7 @@ fn what_begins_after_a_kill_succeeds(driver: Driver) {
 }
 
 #[test]
-fn the_identifier_of_a_killed_sc_is_free_at_once() {
+fn f13_the_identifier_of_a_killed_sc_is_free_at_once() {
     let (cloud, origin) = (Cloud::start(Driver::Epoll), Origin::start());
     let start = || cloud.start_tunnel_with(&["--shards", "1", "-i", "same"]);
     let mut first = start();

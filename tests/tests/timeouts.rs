@@ -18,7 +18,8 @@ both_drivers![
     long_heads,
     slow_bodies,
     a_stalled_tunnel_is_not_the_browsers_fault,
-    late_sites,
+    f9_late_sites,
+    f9_endless_sites,
     silent_connections,
 ];
 
@@ -222,7 +223,7 @@ fn silent_site(bytes: &'static [u8]) -> SocketAddr {
     address
 }
 
-fn late_sites(driver: Driver) {
+fn f9_late_sites(driver: Driver) {
     let (cloud, origin, deaf) = (cloud(driver), Origin::start(), Deaf::start());
     let tunnel = impatient(&cloud);
     let base = origin.base();
@@ -257,6 +258,50 @@ fn late_sites(driver: Driver) {
     for name in ["connect-timeout", "first-byte-timeout", "idle-timeout"] {
         assert!(log.contains(&format!("{name}: ")), "{name} is not in the log:\n{log}");
     }
+    tunnel.stop();
+}
+
+/// A site that never stops is read as long as its browser reads, and not longer.
+fn f9_endless_sites(driver: Driver) {
+    const READ_BYTES: usize = 64 << 20;
+    let (cloud, origin) = (cloud(driver), Origin::start());
+    let tunnel = impatient(&cloud);
+    let site = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = site.local_addr().unwrap();
+    thread::scope(|scope| {
+        let endless = scope.spawn(move || {
+            let (mut socket, _) = site.accept().unwrap();
+            let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+            socket.set_write_timeout(Some(LIMIT + MARGIN)).unwrap();
+            socket.write_all(head).unwrap();
+            let chunk = [b"10000\r\n".as_slice(), &[b'.'; 0x10000], b"\r\n"].concat();
+            let mut written = 0;
+            loop {
+                match socket.write(&chunk[written % chunk.len()..]) {
+                    Ok(bytes) => written += bytes,
+                    Err(error) => return (written, error),
+                }
+            }
+        });
+        let mut client = tunnel.client();
+        client
+            .send_raw(format!("GET http://{address}/ HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes())
+            .unwrap();
+        let (_, mut socket) = client.into_connection().into_parts();
+        let mut read = 0;
+        let mut buffer = vec![0; 1 << 20];
+        while read < READ_BYTES {
+            let bytes = socket.read(&mut buffer).unwrap();
+            assert!(bytes > 0, "the site goes on");
+            read += bytes;
+        }
+        drop(socket);
+        let (written, error) = endless.join().unwrap();
+        assert!(written >= READ_BYTES, "{written}");
+        let cut = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+        assert!(cut.contains(&error.kind()), "{error}");
+    });
+    lives_on(&cloud, &tunnel, &origin);
     tunnel.stop();
 }
 

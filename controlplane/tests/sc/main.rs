@@ -6,7 +6,7 @@ mod stub;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -33,6 +33,22 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("temporary folder")
 }
 
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sc"));
+    command
+        .args(arguments)
+        .env_clear()
+        .env("TMPDIR", folder)
+        .env("HOME", folder)
+        // Not taken unasked.
+        .env("http_proxy", "http://127.0.0.1:1")
+        .env("ALL_PROXY", "http://127.0.0.1:1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
 impl Sc {
     fn start(arguments: &[&str]) -> Self {
         Self::start_in(folder(), arguments)
@@ -43,18 +59,8 @@ impl Sc {
     }
 
     fn start_with(folder: tempfile::TempDir, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sc"))
-            .args(arguments)
-            .env_clear()
-            .env("TMPDIR", folder.path())
-            .env("HOME", folder.path())
-            // Not taken unasked.
-            .env("http_proxy", "http://127.0.0.1:1")
-            .env("ALL_PROXY", "http://127.0.0.1:1")
+        let mut child = command(folder.path(), arguments)
             .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
             .spawn()
             .expect("sc");
         let stdout = BufReader::new(child.stdout.take().expect("stdout"));
@@ -463,7 +469,7 @@ fn a_tunnel_that_the_cloud_lost_is_made_anew() {
 }
 
 #[test]
-fn a_signal_while_it_starts_leaves_no_tunnel() {
+fn f23_a_signal_while_it_starts_leaves_no_tunnel() {
     let stub = Stub::start();
     stub.api().tunnel = (200, tunnel("booting", false, stub.address));
     let mut sc = Sc::with(&stub, &[]);
@@ -475,7 +481,7 @@ fn a_signal_while_it_starts_leaves_no_tunnel() {
 }
 
 #[test]
-fn jobs_are_waited_for_and_a_second_signal_does_not_wait() {
+fn f23_jobs_are_waited_for_and_a_second_signal_does_not_wait() {
     let stub = Stub::start();
     stub.api().jobs = 1;
     let mut sc = Sc::with(&stub, &[]);
@@ -497,5 +503,27 @@ fn jobs_are_waited_for_and_a_second_signal_does_not_wait() {
     sc.signal("-INT");
     let (code, lines) = sc.end();
     assert_eq!((code, lines.last().map(String::as_str)), (0, Some("Goodbye.")));
+    assert_eq!(stub.api().count("DELETE"), 1);
+}
+
+#[test]
+fn f23_who_reads_its_lines_may_leave() {
+    let stub = Stub::start();
+    let folder = folder();
+    let arguments = ["-u", "U", "-k", KEY, "-x", &stub.url];
+    let mut child = command(folder.path(), &arguments).spawn().expect("sc");
+    let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
+    let up = lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with(UP)));
+    assert!(up.is_some(), "it is never up");
+    drop((lines, child.stderr.take()));
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .expect("kill")
+            .success()
+    );
+    assert_eq!(child.wait().expect("exit").code(), Some(0));
     assert_eq!(stub.api().count("DELETE"), 1);
 }

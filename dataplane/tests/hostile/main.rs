@@ -207,7 +207,7 @@ fn words(panic: &dyn std::any::Any) -> String {
 }
 
 #[test]
-fn every_frame_in_every_state_at_every_boundary() {
+fn f7_every_frame_in_every_state_at_every_boundary() {
     let started = Instant::now();
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
