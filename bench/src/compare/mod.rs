@@ -14,6 +14,7 @@ mod origin;
 mod poller;
 mod process;
 mod report;
+mod stalled;
 mod systems;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use distance::Far;
 use hosts::Hosts;
 use near::{Contender, Sample, Scenario, Times};
+use stalled::Round;
 use systems::{Kind, Place, System};
 
 /// What to run.
@@ -42,13 +44,13 @@ pub struct Options {
     /// Only these systems: direct, hop-tcp, hop-http, culvert, culvert-cache, culvert-2, squid, tls-pair, rathole, ssh
     #[arg(long, value_delimiter = ',', value_name = "SYSTEMS")]
     pub only: Vec<String>,
-    /// Only these scenarios: small, bulk, churn, hosts, distance
+    /// Only these scenarios: small, bulk, churn, hosts, stalled, distance
     #[arg(long, value_delimiter = ',', value_name = "SCENARIOS")]
     pub scenarios: Vec<String>,
-    /// Rounds of each scenario [default: 5, with --quick 2]
+    /// Rounds of each scenario [default: 5, of stalled 7, of distance 3; with --quick 2, 3, 1]
     #[arg(long, value_name = "N")]
     pub rounds: Option<usize>,
-    /// Seconds of one measurement [default: 3, with --quick 1]
+    /// Seconds of one measurement [default: 3, of stalled 10 without and 60 beside them; with --quick 1]
     #[arg(long, value_name = "N")]
     pub seconds: Option<f64>,
     /// The program rathole
@@ -70,6 +72,8 @@ pub struct Row {
 #[derive(Default)]
 pub struct Results {
     pub rows: Vec<Row>,
+    /// Of Culvert.
+    pub stalled: Vec<Round>,
     pub far: Vec<(Kind, Vec<Far>)>,
     /// Culvert without delay in the line, a round each: bytes a second.
     pub unbound: Vec<f64>,
@@ -100,7 +104,7 @@ pub fn run(options: &Options) -> io::Result<()> {
     let names: Vec<&str> = Scenario::ALL
         .map(Scenario::key)
         .into_iter()
-        .chain(["distance"])
+        .chain(["stalled", "distance"])
         .collect();
     let scenarios = chosen(&options.scenarios, &names, |name| name)?;
     let near: Vec<Scenario> = Scenario::ALL
@@ -109,6 +113,9 @@ pub fn run(options: &Options) -> io::Result<()> {
         .collect();
     if !near.is_empty() {
         run_near(options, &kinds, &near, &place, &mut results);
+    }
+    if scenarios.contains(&"stalled") && kinds.contains(&Kind::Culvert) {
+        run_stalled(options, &place, &mut results);
     }
     if scenarios.contains(&"distance") {
         run_distance(options, &kinds, &place, &mut results);
@@ -146,6 +153,15 @@ fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Of one measurement, with what it takes where nothing else was asked for.
+fn times(options: &Options, seconds: f64) -> Times {
+    let seconds = options.seconds.unwrap_or(if options.quick { 1.0 } else { seconds });
+    Times {
+        warm_up: Duration::from_millis(if options.quick { 200 } else { 400 }),
+        measured: Duration::from_secs_f64(seconds),
+    }
+}
+
 fn run_near(options: &Options, kinds: &[Kind], scenarios: &[Scenario], place: &Place, results: &mut Results) {
     let mut systems: Vec<System> = Vec::new();
     for &kind in kinds {
@@ -162,11 +178,7 @@ fn run_near(options: &Options, kinds: &[Kind], scenarios: &[Scenario], place: &P
             Err(e) => results.left_out.push(format!("{}: {e}", kind.title())),
         }
     }
-    let seconds = options.seconds.unwrap_or(if options.quick { 1.0 } else { 3.0 });
-    let times = Times {
-        warm_up: Duration::from_millis(if options.quick { 200 } else { 400 }),
-        measured: Duration::from_secs_f64(seconds),
-    };
+    let times = times(options, 3.0);
     let rounds = options.rounds.unwrap_or(if options.quick { 2 } else { 5 });
     for &scenario in scenarios {
         let first = results.rows.len();
@@ -194,6 +206,22 @@ fn run_near(options: &Options, kinds: &[Kind], scenarios: &[Scenario], place: &P
                     }
                 }
             }
+        }
+    }
+}
+
+fn run_stalled(options: &Options, place: &Place, results: &mut Results) {
+    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 7 });
+    let (alone, beside) = (times(options, 10.0), times(options, 60.0).measured);
+    let system = match Kind::Culvert.start(place, None) {
+        Ok(system) => system,
+        Err(e) => return results.left_out.push(format!("Culvert beside stalled streams: {e}")),
+    };
+    for round in 1..=rounds {
+        say(&format!("stalled, round {round} of {rounds}"));
+        match stalled::measure(&system, place, alone, beside) {
+            Ok(measured) => results.stalled.push(measured),
+            Err(e) => results.left_out.push(format!("Culvert, stalled round {round}: {e}")),
         }
     }
 }

@@ -287,7 +287,10 @@ fn sum(part: &super::systems::Part, of: fn(i32) -> Option<u64>) -> Option<u64> {
 }
 
 /// Waits until a system is done with what the load left behind, so that the next one has the machine.
-fn settle(system: &System) -> io::Result<()> {
+///
+/// # Errors
+/// If a process has gone.
+pub fn settle(system: &System) -> io::Result<()> {
     const LOOK: Duration = Duration::from_millis(50);
     const IDLE: f64 = 0.001;
     let end = Instant::now() + Duration::from_secs(3);

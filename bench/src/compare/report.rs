@@ -10,6 +10,7 @@ use super::clients::Form;
 use super::distance::{ROUND_TRIP, median};
 use super::halves::{Halves, microseconds};
 use super::near::{Contender, InMemory, Sample, Scenario};
+use super::stalled::{Round, STALLED};
 use super::systems::Kind;
 use super::{Results, Row};
 
@@ -119,6 +120,9 @@ pub fn write(results: &Results, load: &[String; 2]) -> (String, Value) {
             }
         }
     }
+    if !results.stalled.is_empty() {
+        stalled_table(&mut text, &results.stalled);
+    }
     if !results.far.is_empty() {
         far_table(&mut text, results);
     }
@@ -130,6 +134,7 @@ pub fn write(results: &Results, load: &[String; 2]) -> (String, Value) {
     let json = json!({
         "machine": { "cores": cores, "cpu": cpu, "kernel": kernel, "load_before": load[0], "load_after": load[1] },
         "near": results.rows.iter().map(row_json).collect::<Vec<_>>(),
+        "stalled": results.stalled.iter().map(Round::json).collect::<Vec<_>>(),
         "distance": {
             "round_trip_ms": ROUND_TRIP.as_millis() as u64,
             "systems": results.far.iter().map(|(kind, rounds)| json!({
@@ -282,6 +287,23 @@ fn beside_hosts(text: &mut String, results: &Results, rows: &[&Row]) {
         }
     }
     text.push('\n');
+}
+
+fn stalled_table(text: &mut String, rounds: &[Round]) {
+    let memory = rounds
+        .iter()
+        .filter_map(|round| Some(round.memory? as f64 / f64::from(1 << 20)));
+    let _ = writeln!(
+        text,
+        "## stalled: the readers of {STALLED} of 100 streams have stopped after 4 MiB, their senders go on\n\n\
+         | Culvert | p99 ms of the others without them | beside them | ratio | PSS MiB |\n|---|--:|--:|--:|--:|\n\
+         | {} rounds | {} | {} | {} | {} |\n",
+        rounds.len(),
+        Figure::of(rounds, |round| round.alone).show(),
+        Figure::of(rounds, |round| round.beside).show(),
+        Figure::of(rounds, Round::ratio).show(),
+        Figure(memory.collect()).show(),
+    );
 }
 
 fn far_table(text: &mut String, results: &Results) {
@@ -464,6 +486,11 @@ fn goals(results: &Results) -> Vec<Goal> {
             |h| h.server,
         ),
     ]);
+    goals.push(at_most(
+        "stalled: p99 of 50 clients beside 50 stalled streams to that without them",
+        1.1,
+        Figure::of(&results.stalled, Round::ratio),
+    ));
     if let Some((_, fars)) = results.far.iter().find(|(kind, _)| *kind == Kind::Culvert) {
         let kept = fars
             .iter()

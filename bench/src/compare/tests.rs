@@ -16,6 +16,7 @@ use super::distance::{Client, ROUND_TRIP, median};
 use super::halves::Halves;
 use super::hosts::Hosts;
 use super::near::{Contender, InMemory, Sample, Scenario, Used};
+use super::stalled::Round;
 use super::systems::Kind;
 use super::{Results, Row, bare, bump, certificates, origin, report};
 
@@ -255,4 +256,28 @@ fn a_new_host_is_held_against_the_bare_handshake_of_its_own_round() {
     assert!(text.contains("client half 200.0 (200.0–400.0) µs of CPU"), "{text}");
     // Memory and descriptors, which these parts keep from us.
     assert!(text.contains("| – | – |") && !text.contains("NaN"), "{text}");
+}
+
+#[test]
+fn others_beside_stalled_streams_are_held_against_those_of_their_own_round() {
+    let round = |alone, beside| Round {
+        alone,
+        beside,
+        memory: None,
+    };
+    for (last, reached) in [(4.4, (1.1, true)), (4.8, (1.2, false))] {
+        let results = Results {
+            stalled: vec![round(8.0, 8.0), round(2.0, 3.0), round(4.0, last)],
+            ..Results::default()
+        };
+        let (text, json) = report::write(&results, &[String::new(), String::new()]);
+        let goal = &json["goals"][0];
+        let shown = (
+            goal["reached"]["median"].as_f64().unwrap(),
+            goal["met"].as_bool().unwrap(),
+        );
+        assert!((shown.0 - reached.0).abs() < 1e-9 && shown.1 == reached.1, "{goal}");
+        // Memory that these processes keep from us.
+        assert!(text.contains("| – |") && !text.contains("NaN"), "{text}");
+    }
 }
