@@ -330,13 +330,28 @@ fn squid(place: &Place, folder: &Path) -> io::Result<Started> {
             root.display()
         ),
     )?;
+    // It shares memory under the name of its service, which it must not find, and leaves it there when it is killed.
+    let service = format!("bench{}", std::process::id());
+    forget_shared(&service)?;
     let mut squid = Process::start(
-        Command::new(program_of_it).args(["-N", "-f"]).arg(&file),
+        Command::new(program_of_it).args(["-N", "-n", &service, "-f"]).arg(&file),
         "squid",
         folder,
     )?;
     squid.listens(address)?;
+    forget_shared(&service)?;
     Ok((address, vec![whole("squid", squid)]))
+}
+
+/// Takes the names away under which a service shares memory: who has it open keeps it.
+fn forget_shared(service: &str) -> io::Result<()> {
+    for entry in fs::read_dir("/dev/shm")? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&format!("{service}-")) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 // ── rathole ───────────────────────────────────────────────────────────────────────────────────────────────────────
