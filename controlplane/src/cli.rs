@@ -20,7 +20,7 @@ $XDG_CONFIG_HOME/culvert/sc.yaml (else under ~/.config), /etc/culvert/sc.yaml.
 
 Exit codes: 0 stopped cleanly, 1 internal error, 2 usage or configuration, 3 the cloud cannot be reached,
 4 not authorized, 5 refused by the cloud (quota), 6 the tunnel was replaced or deleted by someone else,
-7 a local port, file or pid file cannot be had.";
+7 a local port, file, pid file or io_uring cannot be had.";
 
 /// What was typed. It has no `Debug`, because it holds the access key and passwords in clear.
 #[derive(Parser, Default)]
@@ -130,7 +130,7 @@ pub struct Args {
     /// nor past the tunnel (-D, -t)
     #[arg(short = 'a', long, value_name = "host:port:user:pwd")]
     pub auth: Vec<String>,
-    /// Kernel interface for traffic: auto, io_uring or epoll [default: auto]
+    /// Kernel interface for traffic: io_uring and nothing else, epoll, or auto: io_uring if it can be had [default: auto]
     #[arg(long, value_name = "driver")]
     pub driver: Option<String>,
     /// Port of the Selenium relay; this version knows only 0, off

@@ -1,6 +1,6 @@
 //! The log: lines from `tracing` through a bounded queue to one writing thread. A full or broken disk, or a reader that
-//! stalls or leaves, costs lines, which are counted, never traffic. That of `sc` is a file, and nothing of it ever goes to
-//! stdout or stderr; that of `sc-cloud` is its standard error.
+//! stalls or leaves, costs lines, which are counted, never traffic. Panics are lines too. That of `sc` is a file, and
+//! nothing of it ever goes to stdout or stderr; that of `sc-cloud` is its standard error.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dataplane::limits::{LOG_FLUSH_MAX, LOG_LINE_BYTES_MAX, LOG_QUEUE_LINES_MAX, LOG_WRITE_BYTES_MAX};
@@ -72,6 +73,7 @@ impl Log {
             .name("log".into())
             .spawn(move || write_lines(file, &lines, &lost))?;
         tracing::subscriber::set_global_default(subscriber).map_err(io::Error::other)?;
+        std::panic::set_hook(Box::new(|info| tracing::error!("{info}")));
         Ok(Self { queue })
     }
 }
@@ -79,9 +81,10 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         let (done, finished) = bounded(1);
-        if self.queue.send_timeout(Message::Stop(done), LOG_FLUSH_MAX).is_ok() {
+        let end = Instant::now() + LOG_FLUSH_MAX;
+        if self.queue.send_deadline(Message::Stop(done), end).is_ok() {
             // A disk that hangs must not hold the exit; then the last lines are lost.
-            let _ = finished.recv_timeout(LOG_FLUSH_MAX);
+            let _ = finished.recv_deadline(end);
         }
     }
 }

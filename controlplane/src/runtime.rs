@@ -7,27 +7,29 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Why a program does not start that was told to do nothing without io_uring.
-pub const REFUSED: &str = "--driver io_uring: the kernel refuses io_uring here; auto and epoll do without it";
+/// Why a program does not start that was told to do nothing without io_uring, and got `error` for a ring.
+pub fn refusal(error: &io::Error) -> String {
+    format!("--driver io_uring: the kernel refuses io_uring here ({error}); auto and epoll do without it")
+}
 
 /// A runtime for the thread that made it. Its tasks see an ordinary tokio context on both kinds.
 pub enum Runtime {
     /// tokio with an io_uring beside it, for file work.
     IoUring(tokio_uring::Runtime),
-    /// The kernel, or a container's seccomp profile, refuses io_uring.
-    Epoll(tokio::runtime::Runtime),
+    /// No ring was asked for, or the kernel, or a container's seccomp profile, refuses one with this error.
+    Epoll(tokio::runtime::Runtime, Option<io::Error>),
 }
 
 impl Runtime {
     /// Makes a runtime. `tokio_uring::start` would panic where io_uring is refused; this falls back, and
-    /// [`Runtime::fallback`] says so.
+    /// [`Runtime::refused`] says so.
     ///
     /// # Errors
     /// What the system says when even epoll cannot be had.
     pub fn new() -> io::Result<Self> {
         match tokio_uring::Runtime::new(&tokio_uring::builder()) {
             Ok(runtime) => Ok(Self::IoUring(runtime)),
-            Err(_) => Self::epoll(),
+            Err(refused) => tokio_on_epoll().map(|runtime| Self::Epoll(runtime, Some(refused))),
         }
     }
 
@@ -36,24 +38,28 @@ impl Runtime {
     /// # Errors
     /// What the system says.
     pub fn epoll() -> io::Result<Self> {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map(Self::Epoll)
+        tokio_on_epoll().map(|runtime| Self::Epoll(runtime, None))
     }
 
-    /// True if io_uring was refused or not asked for.
-    pub fn fallback(&self) -> bool {
-        matches!(self, Self::Epoll(_))
+    /// What the kernel said when a ring was asked for and not given.
+    pub fn refused(&self) -> Option<&io::Error> {
+        match self {
+            Self::IoUring(_) => None,
+            Self::Epoll(_, refused) => refused.as_ref(),
+        }
     }
 
     /// Runs `future` to its end on this thread, and every task that it spawned meanwhile.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         match self {
             Self::IoUring(runtime) => runtime.block_on(future),
-            Self::Epoll(runtime) => runtime.block_on(future),
+            Self::Epoll(runtime, _) => runtime.block_on(future),
         }
     }
+}
+
+fn tokio_on_epoll() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// Watches a descriptor for readiness in the runtime of the calling task.

@@ -288,13 +288,13 @@ pub const SHARDS_DEFAULT_MAX: usize = 4;
 pub const STREAMS_OPTION_MAX: usize = 1 << 20;
 /// The highest `--memory-max`, in MiB: 1 TiB.
 pub const MEMORY_OPTION_MIB_MAX: usize = 1 << 20;
-/// Log lines that wait for the disk; more are dropped and counted.
+/// Log lines that wait for the disk, or for who reads them; more are dropped and counted.
 pub const LOG_QUEUE_LINES_MAX: usize = 4_096;
 /// A log line; a longer one is cut.
 pub const LOG_LINE_BYTES_MAX: usize = 16 * KIB;
 /// Log lines that go into one write.
 pub const LOG_WRITE_BYTES_MAX: usize = 64 * KIB;
-/// The last log lines get this long to reach the disk.
+/// The last log lines get this long to reach the disk, or who reads them.
 pub const LOG_FLUSH_MAX: Duration = Duration::from_secs(2);
 /// TCP and TLS of a REST call …
 pub const REST_CONNECT_MAX: Duration = Duration::from_secs(10);

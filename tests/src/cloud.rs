@@ -35,9 +35,9 @@ const PROXY_PORTS: u16 = 64;
 pub enum Driver {
     IoUring,
     Epoll,
-    /// None is asked for.
+    /// Whichever can be had.
     Auto,
-    /// None is asked for, and the kernel refuses io_uring.
+    /// As `Auto`, and the kernel refuses io_uring.
     Refused,
 }
 
@@ -158,6 +158,8 @@ pub struct CloudOptions {
     pub refused: Vec<libc::c_long>,
     /// Who it runs as, if root starts it.
     pub user: Option<u32>,
+    /// What else is done to the commands of both programs.
+    pub prepare: Option<fn(&mut Command)>,
 }
 
 impl CloudOptions {
@@ -170,6 +172,7 @@ impl CloudOptions {
             files: None,
             refused: Vec::new(),
             user: None,
+            prepare: None,
         }
     }
 }
@@ -315,6 +318,9 @@ impl Cloud {
         if self.options.driver == Driver::Refused {
             refuse_io_uring(&mut command);
         }
+        if let Some(prepare) = self.options.prepare {
+            prepare(&mut command);
+        }
         command
     }
 
@@ -385,6 +391,9 @@ fn serve_command(options: &CloudOptions, state: &Path, relay: &Relay, (first, la
     }
     for call in &options.refused {
         refuse_in(&mut command, *call);
+    }
+    if let Some(prepare) = options.prepare {
+        prepare(&mut command);
     }
     command
         .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])

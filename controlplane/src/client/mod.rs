@@ -19,7 +19,7 @@ use dataplane::client::Driver;
 use crate::cli;
 use crate::config::{self, Config};
 use crate::log::{Log, escape};
-use crate::runtime::{REFUSED, Runtime};
+use crate::runtime::{self, Runtime};
 
 /// Why `sc` ends otherwise than it was asked to; each has an exit code.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum Failure {
     Refused(String),
     /// Someone else replaced or deleted the tunnel.
     Gone(String),
-    /// A file or port of this host cannot be had.
+    /// A file, a port or io_uring cannot be had on this host.
     Local(String),
 }
 
@@ -119,7 +119,6 @@ fn run_with_log(config: Config) -> Result<(), Failure> {
         let path = config.logfile.path().display();
         Failure::Local(format!("cannot write the log file {path}: {e}"))
     })?;
-    std::panic::set_hook(Box::new(|info| tracing::error!("{info}")));
     let result = catch_unwind(AssertUnwindSafe(|| run_on_runtime(config)))
         .unwrap_or_else(|panic| Err(Failure::Internal(panic_text(panic.as_ref()))));
     if let Err(failure) = &result {
@@ -132,9 +131,9 @@ fn run_with_log(config: Config) -> Result<(), Failure> {
 fn run_on_runtime(config: Config) -> Result<(), Failure> {
     say(&cli::banner());
     let runtime = Runtime::new().map_err(|e| Failure::Internal(format!("cannot start the control thread: {e}")))?;
-    if runtime.fallback() {
+    if let Some(e) = runtime.refused() {
         if config.driver == Driver::IoUring {
-            return Err(Failure::Local(REFUSED.to_owned()));
+            return Err(Failure::Local(runtime::refusal(e)));
         }
         tracing::info!("the kernel refuses io_uring to the control thread: it runs on epoll");
     }

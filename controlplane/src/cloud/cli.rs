@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use dataplane::limits::{self, STREAMS_OPTION_MAX};
+use dataplane::limits::{self, LOG_FLUSH_MAX, STREAMS_OPTION_MAX};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::accounts::{self, AddError};
 use super::limits::{LOST_AFTER, ORPHANED_MAX, POOL_RELOAD_MAX, SHARDS_MAX};
@@ -20,7 +21,8 @@ use crate::log::Log;
 
 const MIB: usize = 1024 * 1024;
 
-const EXIT_CODES: &str = "Exit codes: 0 clean, 1 internal error, 2 usage, 7 a port, file or folder cannot be had.";
+const EXIT_CODES: &str =
+    "Exit codes: 0 clean, 1 internal error, 2 usage, 7 a port, file, folder or io_uring cannot be had.";
 
 #[derive(Parser)]
 #[command(
@@ -101,7 +103,7 @@ struct ServeArguments {
     pool_reload_max: u64,
     #[command(flatten)]
     times: TimeArguments,
-    /// How endpoints wait for the kernel
+    /// How endpoints wait for the kernel; io_uring: and nothing else, auto: io_uring if it can be had
     #[arg(long, value_enum, default_value_t)]
     driver: Driver,
 }
@@ -168,10 +170,20 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // Nobody reads it: the code still says what it was.
-            let _ = writeln!(io::stderr(), "sc-cloud: {}", failure.text);
+            let _ = last_line(&failure.text);
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Why the program ends, to standard error; a reader that stalls does not keep it from ending.
+fn last_line(text: &str) -> io::Result<()> {
+    let wait = Timespec::try_from(LOG_FLUSH_MAX).map_err(io::Error::other)?;
+    let mut stderr = io::stderr();
+    if poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&wait))? > 0 {
+        writeln!(stderr, "sc-cloud: {text}")?;
+    }
+    Ok(())
 }
 
 fn add_user(name: &str, state: StateArgument) -> Result<(), Failure> {

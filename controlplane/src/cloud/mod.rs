@@ -49,7 +49,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_rustls::TlsAcceptor;
 
-use crate::runtime::{REFUSED, Runtime};
+use crate::runtime::{self, Runtime};
 use authority::{Authority, Origin};
 use broker::Ports;
 use ledger::KeptTunnel;
@@ -251,9 +251,9 @@ fn open_store(state: &Path) -> Result<rusqlite::Connection, Failure> {
 pub fn serve(options: Options) -> Result<(), Failure> {
     raise_fd_limit();
     let runtime = Runtime::new().map_err(Failure::internal)?;
-    if runtime.fallback() {
+    if let Some(e) = runtime.refused() {
         if options.driver == Driver::IoUring {
-            return Err(Failure::local(REFUSED.to_owned()));
+            return Err(Failure::local(runtime::refusal(e)));
         }
         tracing::info!("io_uring is refused here: the control thread runs on epoll");
     }
