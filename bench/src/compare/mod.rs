@@ -114,8 +114,8 @@ pub fn run(options: &Options) -> io::Result<()> {
     if !near.is_empty() {
         run_near(options, &kinds, &near, &place, &mut results);
     }
-    if scenarios.contains(&"stalled") && kinds.contains(&Kind::Culvert) {
-        run_stalled(options, &place, &mut results);
+    if scenarios.contains(&"stalled") {
+        run_stalled(options, &kinds, &place, &mut results);
     }
     if scenarios.contains(&"distance") {
         run_distance(options, &kinds, &place, &mut results);
@@ -210,7 +210,11 @@ fn run_near(options: &Options, kinds: &[Kind], scenarios: &[Scenario], place: &P
     }
 }
 
-fn run_stalled(options: &Options, place: &Place, results: &mut Results) {
+fn run_stalled(options: &Options, kinds: &[Kind], place: &Place, results: &mut Results) {
+    if !kinds.contains(&Kind::Culvert) {
+        let text = "stalled streams: Culvert alone is measured beside them";
+        return results.left_out.push(text.to_owned());
+    }
     let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 7 });
     let (alone, beside) = (times(options, 10.0), times(options, 60.0).measured);
     let system = match Kind::Culvert.start(place, None) {

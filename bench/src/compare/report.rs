@@ -296,9 +296,11 @@ fn stalled_table(text: &mut String, rounds: &[Round]) {
     let _ = writeln!(
         text,
         "## stalled: the readers of {STALLED} of 100 streams have stopped after 4 MiB, their senders go on\n\n\
-         | Culvert | p99 ms of the others without them | beside them | ratio | PSS MiB |\n|---|--:|--:|--:|--:|\n\
-         | {} rounds | {} | {} | {} | {} |\n",
+         | Culvert | stalled for s | p99 ms of the others without them | beside them | ratio | PSS MiB |\n\
+         |---|--:|--:|--:|--:|--:|\n\
+         | {} rounds | {} | {} | {} | {} | {} |\n",
         rounds.len(),
+        number(Figure::of(rounds, |round| round.seconds).median(), 0),
         Figure::of(rounds, |round| round.alone).show(),
         Figure::of(rounds, |round| round.beside).show(),
         Figure::of(rounds, Round::ratio).show(),

@@ -32,6 +32,8 @@ pub struct Round {
     /// The 99th percentile of the others, in milliseconds: without stalled streams, and beside them.
     pub alone: f64,
     pub beside: f64,
+    /// How long they were stalled.
+    pub seconds: f64,
     /// Bytes that its processes hold beside them (PSS).
     pub memory: Option<u64>,
 }
@@ -42,7 +44,8 @@ impl Round {
     }
 
     pub fn json(&self) -> Value {
-        json!({ "p99_ms_alone": self.alone, "p99_ms_beside": self.beside, "pss_bytes": self.memory })
+        json!({ "p99_ms_alone": self.alone, "p99_ms_beside": self.beside, "stalled_s": self.seconds,
+            "pss_bytes": self.memory })
     }
 }
 
@@ -67,11 +70,16 @@ pub fn measure(system: &System, place: &Place, alone: Times, beside: Duration) -
         .flat_map(|part| &part.pids)
         .map(|pid| usage::memory(*pid))
         .sum();
+    // One that was given up would cost nobody anything.
+    if stalled.iter().any(Stalled::has_ended) {
+        return Err(io::Error::other("a stream whose reader had stopped was ended"));
+    }
     drop(stalled);
     near::settle(system)?;
     Ok(Round {
         alone: alone_ms,
         beside: beside_ms,
+        seconds: beside.as_secs_f64(),
         memory,
     })
 }
@@ -167,6 +175,12 @@ impl Stalled {
             }
         }
         Ok(stalled)
+    }
+}
+
+impl Stalled {
+    fn has_ended(&self) -> bool {
+        self.sender.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 

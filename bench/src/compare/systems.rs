@@ -334,7 +334,9 @@ fn squid(place: &Place, folder: &Path) -> io::Result<Started> {
     let service = format!("bench{}", std::process::id());
     forget_shared(&service)?;
     let mut squid = Process::start(
-        Command::new(program_of_it).args(["-N", "-n", &service, "-f"]).arg(&file),
+        Command::new(program_of_it)
+            .args(["-N", "-n", &service, "-f"])
+            .arg(&file),
         "squid",
         folder,
     )?;

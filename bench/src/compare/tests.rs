@@ -263,6 +263,7 @@ fn others_beside_stalled_streams_are_held_against_those_of_their_own_round() {
     let round = |alone, beside| Round {
         alone,
         beside,
+        seconds: 60.0,
         memory: None,
     };
     for (last, reached) in [(4.4, (1.1, true)), (4.8, (1.2, false))] {
