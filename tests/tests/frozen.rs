@@ -20,11 +20,17 @@ enum Frozen {
     Endpoint,
     Client,
     Both,
+    Cloud,
 }
 
-/// Three tunnels at the same time, since each waits for most of its time.
+/// Four tunnels at the same time, since each waits for most of its time.
 fn f12_f13_what_is_frozen_goes_on(driver: Driver) {
-    let faults = [(Frozen::Endpoint, 10), (Frozen::Client, 10), (Frozen::Both, 6)];
+    let faults = [
+        (Frozen::Endpoint, 10),
+        (Frozen::Client, 10),
+        (Frozen::Both, 6),
+        (Frozen::Cloud, 10),
+    ];
     thread::scope(|scope| {
         for (who, seconds) in faults {
             scope.spawn(move || freeze(driver, who, Duration::from_secs(seconds)));
@@ -36,11 +42,14 @@ fn freeze(driver: Driver, who: Frozen, time: Duration) {
     let (cloud, origin) = (Cloud::start(driver), Origin::start());
     let tunnel = cloud.start_tunnel();
     let endpoint = Held::of(cloud.process.children()[0]).unwrap();
-    let client = Held::of(tunnel.process.id()).unwrap();
-    let frozen = match who {
-        Frozen::Endpoint => vec![&endpoint],
-        Frozen::Client => vec![&client],
-        Frozen::Both => vec![&endpoint, &client],
+    let signal = |signal| match who {
+        Frozen::Endpoint => endpoint.signal(signal),
+        Frozen::Client => tunnel.process.signal(signal),
+        Frozen::Both => {
+            endpoint.signal(signal);
+            tunnel.process.signal(signal);
+        }
+        Frozen::Cloud => cloud.process.signal(signal),
     };
     let key = || cloud.tunnel(&tunnel.id)["culvert"]["fingerprint"].clone();
     let (before, base) = (key(), origin.base());
@@ -62,7 +71,7 @@ fn freeze(driver: Driver, who: Frozen, time: Duration) {
         // They are on their way when the fault begins, others begin while it lasts.
         origin.open_gate();
         rest.wait();
-        frozen.iter().for_each(|process| process.signal(Signal::STOP));
+        signal(Signal::STOP);
         let posts: Vec<_> = (0..EACH)
             .map(|n| {
                 scope.spawn(move || {
@@ -73,7 +82,7 @@ fn freeze(driver: Driver, who: Frozen, time: Duration) {
             })
             .collect();
         fault_lasts(time);
-        frozen.iter().for_each(|process| process.signal(Signal::CONT));
+        signal(Signal::CONT);
         for body in bodies {
             body.join().unwrap().unwrap_or_else(|e| panic!("{who:?}: {e}"));
         }
