@@ -28,9 +28,17 @@ pub fn limit_files(command: &mut Command, most: u64) {
     }
 }
 
-/// Raises this process's own soft limit of descriptors to the hard one, and returns that.
+/// Raises this process's own soft limit of descriptors to the hard one, and that to `FILES` where root runs it; returns it.
 pub fn raise_own_limit() -> u64 {
+    const FILES: u64 = 65_536;
+    let all = Rlimit {
+        current: Some(FILES),
+        maximum: Some(FILES),
+    };
     let limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|hard| hard < FILES) && setrlimit(Resource::Nofile, all).is_ok() {
+        return FILES;
+    }
     let raised = Rlimit {
         current: limit.maximum,
         ..limit

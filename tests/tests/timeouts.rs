@@ -1,7 +1,7 @@
 //! Time limits of browsers and sites, each as an option of 1 s: who is late gets the documented answer in time, and
 //! nobody else notices. And what is too long for a head.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ both_drivers![
     slow_heads,
     long_heads,
     slow_bodies,
+    silent_browsers,
     a_stalled_tunnel_is_not_the_browsers_fault,
     f9_late_sites,
     f9_endless_sites,
@@ -72,6 +73,11 @@ fn lives_on(cloud: &Cloud, tunnel: &Tunnel, origin: &Origin) {
 fn last_answer(mut client: Client, status: u16, name: &str) {
     let answer = client.read_answer("GET").unwrap();
     named(&answer, status, name, true);
+    ends(client);
+}
+
+/// Nothing more comes, and the end is clean.
+fn ends(client: Client) {
     let (rest, mut stream) = client.into_connection().into_parts();
     assert_eq!((rest.len(), stream.read(&mut [0]).unwrap()), (0, 0));
 }
@@ -185,6 +191,35 @@ fn slow_bodies(driver: Driver) {
     tunnel.stop();
 }
 
+fn silent_browsers(driver: Driver) {
+    let cloud = Cloud::with(CloudOptions {
+        arguments: vec!["--browser-idle-timeout=1s".to_owned()],
+        ..CloudOptions::new(driver)
+    });
+    let origin = Origin::start();
+    let tunnel = cloud.start_tunnel();
+    let url = format!("{}/echo-head", origin.base());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (begun, client) = (Instant::now(), tunnel.client());
+            ends(client);
+            in_time(begun, "a connection without a request");
+        });
+        scope.spawn(|| {
+            let mut client = tunnel.client();
+            assert_eq!(client.get(&url).unwrap().status(), 200);
+            // A request starts the clock anew.
+            fault_lasts(LIMIT / 2);
+            let begun = Instant::now();
+            assert_eq!(client.get(&url).unwrap().status(), 200);
+            ends(client);
+            in_time(begun, "a kept connection");
+        });
+    });
+    lives_on(&cloud, &tunnel, &origin);
+    tunnel.stop();
+}
+
 fn a_stalled_tunnel_is_not_the_browsers_fault(driver: Driver) {
     const LENGTH: u64 = 40_000_000;
     let (cloud, origin) = (cloud(driver), Origin::start());
@@ -263,7 +298,9 @@ fn f9_late_sites(driver: Driver) {
 
 /// A site that never stops is read as long as its browser reads, and not longer.
 fn f9_endless_sites(driver: Driver) {
-    const READ_BYTES: usize = 64 << 20;
+    const READ_BYTES: usize = 16 << 20;
+    /// More than all buffers between the site and its browser hold.
+    const UNREAD_BYTES_MAX: usize = 256 << 20;
     let (cloud, origin) = (cloud(driver), Origin::start());
     let tunnel = impatient(&cloud);
     let site = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -276,12 +313,13 @@ fn f9_endless_sites(driver: Driver) {
             socket.write_all(head).unwrap();
             let chunk = [b"10000\r\n".as_slice(), &[b'.'; 0x10000], b"\r\n"].concat();
             let mut written = 0;
-            loop {
+            while written <= READ_BYTES + UNREAD_BYTES_MAX {
                 match socket.write(&chunk[written % chunk.len()..]) {
                     Ok(bytes) => written += bytes,
                     Err(error) => return (written, error),
                 }
             }
+            (written, io::Error::other("it is read on although its browser has left"))
         });
         let mut client = tunnel.client();
         client

@@ -342,7 +342,7 @@ fn a_second_signal_is_immediate() {
         .process
         .line("the drain", |line| line.contains("Press Ctrl-C again").then_some(()));
     tunnel.process.signal(Signal::INT);
-    tunnel.process.end(PATIENCE);
+    assert_eq!(tunnel.process.exit_code(PATIENCE), 0);
     assert!(download.join().unwrap().is_err());
 }
 

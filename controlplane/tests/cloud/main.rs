@@ -5,20 +5,22 @@ mod ca;
 mod log;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use controlplane::api::TunnelRequest;
-use controlplane::cloud::limits::REST_OF_ONE_MAX;
+use controlplane::cloud::limits::{DRAIN_MAX, REST_OF_ONE_MAX};
 use dataplane::client::{self, Client, ClientConfig};
 use dataplane::endpoint::{Driver, Event};
+use dataplane::limits::{CLIENT_HELLO_BYTES_MAX, CLIENT_HELLO_MAX};
 use dataplane::settings::Settings;
 use dataplane::tls::Identity;
-use rustix::event::{PollFd, PollFlags};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -70,9 +72,15 @@ fn add_user(state: &Path, name: &str) -> String {
 
 /// A port for one tunnel after the other; nothing else listens there for the moment.
 fn free_ports() -> String {
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let probe = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = probe.local_addr().unwrap().port().min(u16::MAX - 20);
     format!("{port}-{}", port + 20)
+}
+
+/// Whether one of these events comes in time.
+fn comes(fd: &impl AsFd, events: PollFlags) -> bool {
+    let patience = Timespec::try_from(PATIENCE).unwrap();
+    poll(&mut [PollFd::new(fd, events)], Some(&patience)).unwrap() == 1
 }
 
 /// Starts `sc-cloud serve` and waits until it serves.
@@ -237,13 +245,7 @@ impl Cloud {
 
     /// The exit code, once it has ended and closed its output.
     fn exit_code(&mut self) -> Option<i32> {
-        let patience = rustix::event::Timespec {
-            tv_sec: PATIENCE.as_secs() as i64,
-            tv_nsec: 0,
-        };
-        let mut poll = [PollFd::new(self.stdout.get_ref(), PollFlags::HUP)];
-        let ended = rustix::event::poll(&mut poll, Some(&patience)).unwrap();
-        assert_eq!(ended, 1, "it does not end");
+        assert!(comes(self.stdout.get_ref(), PollFlags::HUP), "it does not end");
         self.child.wait().unwrap().code()
     }
 }
@@ -469,6 +471,18 @@ fn the_front_sorts_every_hello() {
     assert_eq!(answer_to(cloud.dial(), &[22, 3, 1, 0, 0]), DECODE_ERROR);
     assert_eq!(answer_to(cloud.dial(), &[0; 40_000])[..7], DECODE_ERROR);
     assert_eq!(answer_to(cloud.dial(), &[22; 10]), DECODE_ERROR);
+    // One byte more than a record may have.
+    assert_eq!(answer_to(cloud.dial(), &[22, 3, 1, 0x40, 1]), DECODE_ERROR);
+    let long = |length: usize| {
+        let header = (1 << 24 | length as u32).to_be_bytes();
+        [&[22, 3, 1, 0, 0][..], &header, vec![0; length].as_slice()].concat()
+    };
+    // A message that says that it is too long, and one that fits, but not with the records around it.
+    for (length, size) in [(CLIENT_HELLO_BYTES_MAX, 4_096), (CLIENT_HELLO_BYTES_MAX - 4, 16)] {
+        let records = fragment(&long(length), size);
+        assert!(records.len() > CLIENT_HELLO_BYTES_MAX);
+        assert_eq!(answer_to(cloud.dial(), &records), DECODE_ERROR, "{length}");
+    }
     let plain = answer_to(cloud.dial(), b"GET /rest/v1 HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(
         plain.starts_with(b"HTTP/1.1 400 "),
@@ -476,6 +490,28 @@ fn the_front_sorts_every_hello() {
         String::from_utf8_lossy(&plain)
     );
     drop(cloud.dial());
+}
+
+#[test]
+fn a_hello_that_trickles_is_ended_at_its_time_limit() {
+    let cloud = Cloud::start();
+    let begun = Instant::now();
+    let mut stream = cloud.dial();
+    // The pace: nothing comes before the end.
+    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let ended = hello("localhost").into_iter().any(|byte| {
+        assert!(
+            begun.elapsed() < CLIENT_HELLO_MAX + Duration::from_secs(5),
+            "it is never ended"
+        );
+        match stream.write_all(&[byte]).and_then(|()| stream.read(&mut [0])) {
+            Ok(bytes) => bytes == 0,
+            Err(e) => e.kind() != std::io::ErrorKind::WouldBlock,
+        }
+    });
+    let took = begun.elapsed();
+    assert!(ended && took >= CLIENT_HELLO_MAX, "{took:?}");
+    assert_eq!(cloud.call("GET", "ada/tunnels", None).body, json!([]));
 }
 
 #[test]
@@ -614,7 +650,7 @@ fn what_stands_in_the_way_is_one_line_and_a_code() {
         assert!(text.contains(named), "{text}");
         text
     };
-    let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = busy.local_addr().unwrap().to_string();
     let state = tempfile::tempdir().unwrap();
     let folder = state.path().to_str().unwrap();
@@ -695,6 +731,43 @@ fn ready_means_that_a_request_went_there_and_back() {
 
     cloud.call("DELETE", &format!("ada/tunnels/{id}"), None);
     cloud.terminated(&id);
+    client.stop();
+}
+
+#[test]
+fn a_second_signal_ends_it_and_its_endpoints_at_once() {
+    let mut cloud = Cloud::start();
+    let identity = Arc::new(Identity::generate().unwrap());
+    let id = cloud.create(json!({"culvert": {"fingerprint": identity.fingerprint().to_string()}}));
+    let tunnel = cloud.running(&id);
+    let client = client(&cloud, &tunnel, &identity);
+    cloud.until(&id, "ready", |t| t["is_ready"] == true);
+    let [endpoint] = children(cloud.child.id())[..] else {
+        panic!("one endpoint process expected")
+    };
+    let endpoint = pidfd_open(Pid::from_raw(endpoint).unwrap(), PidfdFlags::empty()).unwrap();
+    // It never answers: the drain waits for it.
+    let site = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = site.local_addr().unwrap();
+    let mut browser = TcpStream::connect(tunnel["culvert"]["proxy"].as_str().unwrap()).unwrap();
+    let request = format!("GET http://{address}/ HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    browser.write_all(request.as_bytes()).unwrap();
+    assert!(comes(&site, PollFlags::IN), "nobody dials the site");
+    let _asked = site.accept().unwrap();
+    let begun = Instant::now();
+    cloud.signal(Signal::TERM);
+    // It has heard that when nobody is let in any more.
+    while TcpStream::connect(cloud.address).is_ok() {
+        assert!(begun.elapsed() < DRAIN_MAX, "it does not hear the first signal");
+    }
+    browser.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let silence = browser.read(&mut [0]).unwrap_err();
+    assert_eq!(silence.kind(), std::io::ErrorKind::WouldBlock, "it does not drain");
+    cloud.signal(Signal::INT);
+    assert_eq!(cloud.exit_code(), Some(0));
+    assert!(comes(&endpoint, PollFlags::IN), "its endpoint lives on");
+    let took = begun.elapsed();
+    assert!(took < DRAIN_MAX, "{took:?}");
     client.stop();
 }
 

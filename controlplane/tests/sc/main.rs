@@ -12,6 +12,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 use stub::{Api, Impostor, Stub, tunnel};
 
@@ -20,9 +22,39 @@ const UP: &str = "Sauce Connect is up, you may start your tests.";
 /// A line that does not come within this time is a failure.
 const LINE_MAX: Duration = Duration::from_secs(30);
 
+/// Killed when dropped.
+struct Running(Child);
+
+impl Running {
+    fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.id().to_string()]).status();
+        assert!(status.expect("kill").success());
+    }
+
+    /// The exit code, once it has ended; none if a signal ended it.
+    fn exit_code(&mut self) -> Option<i32> {
+        let process = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty()).expect("not waited for yet");
+        let limit = Timespec::try_from(LINE_MAX).expect("a limit of seconds");
+        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit));
+        assert_eq!(ended, Ok(1), "it does not end");
+        self.0.wait().expect("exit").code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A started `sc` with a temporary folder of its own.
 struct Sc {
-    child: Child,
+    child: Running,
     lines: Receiver<String>,
     seen: Vec<String>,
     stderr: ChildStderr,
@@ -74,7 +106,7 @@ impl Sc {
             }
         });
         Self {
-            child,
+            child: Running(child),
             lines,
             seen: Vec::new(),
             stderr,
@@ -108,9 +140,7 @@ impl Sc {
     }
 
     fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        let status = Command::new("kill").args([name, &pid]).status();
-        assert!(status.expect("kill").success());
+        self.child.signal(name);
     }
 
     /// Waits for the end: exit code and all lines. Nothing may have come on stderr.
@@ -124,18 +154,11 @@ impl Sc {
                 Err(e) => panic!("no end: {e} after {:#?}", self.seen),
             }
         }
-        let code = self.child.wait().expect("exit").code().unwrap_or(-1);
+        let code = self.child.exit_code().unwrap_or(-1);
         let mut text = String::new();
         self.stderr.read_to_string(&mut text).expect("stderr");
         assert_eq!(text, "", "stderr");
-        (code, std::mem::take(&mut self.seen))
-    }
-}
-
-impl Drop for Sc {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        (code, self.seen)
     }
 }
 
@@ -494,16 +517,22 @@ fn f23_jobs_are_waited_for_and_a_second_signal_does_not_wait() {
     assert_eq!(sc.end().0, 0);
     assert_eq!(stub.api().count("DELETE"), 1);
 
-    let stub = Stub::start();
-    stub.api().jobs = 1;
-    let mut sc = Sc::with(&stub, &[]);
-    sc.line(UP);
-    sc.signal("-INT");
-    stub.wait(Api::jobs_asked);
-    sc.signal("-INT");
-    let (code, lines) = sc.end();
-    assert_eq!((code, lines.last().map(String::as_str)), (0, Some("Goodbye.")));
-    assert_eq!(stub.api().count("DELETE"), 1);
+    for signal in ["-INT", "-TERM"] {
+        let stub = Stub::start();
+        stub.api().jobs = 1;
+        let mut sc = Sc::with(&stub, &[]);
+        sc.line(UP);
+        sc.signal(signal);
+        stub.wait(Api::jobs_asked);
+        sc.signal(signal);
+        let (code, lines) = sc.end();
+        assert_eq!(
+            (code, lines.last().map(String::as_str)),
+            (0, Some("Goodbye.")),
+            "{signal}"
+        );
+        assert_eq!(stub.api().count("DELETE"), 1, "{signal}");
+    }
 }
 
 #[test]
@@ -511,19 +540,17 @@ fn f23_who_reads_its_lines_may_leave() {
     let stub = Stub::start();
     let folder = folder();
     let arguments = ["-u", "U", "-k", KEY, "-x", &stub.url];
-    let mut child = command(folder.path(), &arguments).spawn().expect("sc");
-    let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
-    let up = lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with(UP)));
-    assert!(up.is_some(), "it is never up");
-    drop((lines, child.stderr.take()));
-    let pid = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .expect("kill")
-            .success()
-    );
-    assert_eq!(child.wait().expect("exit").code(), Some(0));
+    let mut sc = Running(command(folder.path(), &arguments).spawn().expect("sc"));
+    let stdout = BufReader::new(sc.0.stdout.take().expect("stdout"));
+    let (send, told) = channel();
+    thread::spawn(move || {
+        // Its reader is gone before this is passed on.
+        let up = stdout.lines().map_while(Result::ok).any(|line| line.starts_with(UP));
+        let _ = send.send(up);
+    });
+    assert_eq!(told.recv_timeout(LINE_MAX), Ok(true), "it is never up");
+    drop(sc.0.stderr.take());
+    sc.signal("-TERM");
+    assert_eq!(sc.exit_code(), Some(0));
     assert_eq!(stub.api().count("DELETE"), 1);
 }

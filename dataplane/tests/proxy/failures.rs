@@ -142,12 +142,21 @@ fn the_tunnels_own_listeners_are_denied_under_every_name() {
         "[::ffff:127.0.0.1]",
         "[::]",
     ] {
-        let answer = tunnel.get(&format!("http://{host}:{port}/"));
-        assert_eq!(
-            (answer.status, answer.field("Culvert-Error")),
-            (403, Some("denied")),
-            "{host}"
-        );
+        let authority = format!("{host}:{port}");
+        for (method, target, rest) in [
+            ("GET", format!("http://{authority}/"), "\r\n"),
+            ("POST", format!("http://{authority}/"), "Content-Length: 4\r\n\r\nbody"),
+            ("CONNECT", authority.clone(), "\r\n"),
+        ] {
+            let mut browser = tunnel.browser();
+            browser.send(format!("{method} {target} HTTP/1.1\r\nHost: {authority}\r\n{rest}").as_bytes());
+            let answer = browser.answer(method);
+            assert_eq!(
+                (answer.status, answer.field("Culvert-Error")),
+                (403, Some("denied")),
+                "{method} {host}"
+            );
+        }
     }
     own.set_nonblocking(true).unwrap();
     assert!(own.accept().is_err());
