@@ -10,8 +10,8 @@ use tests::body;
 use tests::both_drivers;
 use tests::cloud::{Cloud, CloudOptions, Driver, fault_lasts};
 use tests::http;
-use tests::is_long;
 use tests::process::{memory_bytes, raise_own_limit};
+use tests::{is_long, leave_out};
 
 both_drivers![idle_streams_are_cheap];
 
@@ -92,12 +92,9 @@ fn streams() -> usize {
     let most = raise_own_limit();
     let fit = (most.saturating_sub(FDS_RESERVED) / 2) as usize;
     if fit < wanted {
-        println!("the limit of {most} descriptors allows {fit} of {wanted} streams");
-        assert_ne!(
-            std::env::var("CI").as_deref(),
-            Ok("true"),
-            "fewer streams in CI: the limit of {most} descriptors is too low"
-        );
+        leave_out(&format!(
+            "the limit of {most} descriptors allows {fit} of {wanted} streams"
+        ));
     }
     wanted.min(fit)
 }

@@ -8,6 +8,7 @@ use tests::cloud::{Cloud, Driver, add_user, binary};
 use tests::origin::Origin;
 use tests::process::{PATIENCE, Process};
 use tests::relay::{Rule, Which};
+use tests::seccomp::refuse_io_uring;
 
 const UNREACHABLE: i32 = 3;
 const NOT_AUTHORIZED: i32 = 4;
@@ -229,4 +230,31 @@ fn what_is_no_expression() {
     let mut command = Place::new().right();
     command.args(["-F", "fine,("]);
     refused(&mut command, USAGE, &["--fast-fail-regexps", "\"(\"", "comma"]);
+}
+
+#[test]
+fn f20_who_wants_nothing_but_io_uring_is_told_at_the_start() {
+    let words = ["--driver io_uring", "Operation not permitted", "epoll"];
+    let state = tempfile::tempdir().unwrap();
+    let mut command = Command::new(binary("sc-cloud"));
+    command
+        .args([
+            "serve",
+            "--driver",
+            "io_uring",
+            "--listen",
+            "127.0.0.1:0",
+            "--state-dir",
+        ])
+        .arg(state.path());
+    refused(refuse_io_uring(&mut command), LOCAL_RESOURCE, &words);
+    let mut place = Place::new();
+    let mut command = place.right();
+    refused(
+        refuse_io_uring(command.args(["--driver", "io_uring"])),
+        LOCAL_RESOURCE,
+        &words,
+    );
+    let said = place.cloud.last_words();
+    assert!(!said.contains("new tunnel"), "{said}");
 }

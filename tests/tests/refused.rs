@@ -1,18 +1,14 @@
-//! A kernel that refuses io_uring costs no feature: everything runs on epoll, and that is said once; who wants nothing else
-//! is told at the start. And one that lets a process lock no memory, which rings once counted as.
+//! A kernel that refuses io_uring costs no feature: everything runs on epoll, and that is said once. Nor does one that lets
+//! a process lock no memory, which rings once counted as.
 
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use tests::cloud::{Cloud, CloudOptions, Driver, binary};
+use tests::cloud::{Cloud, CloudOptions, Driver};
 use tests::origin::Origin;
-use tests::process::{PATIENCE, Process};
-use tests::seccomp::refuse_io_uring;
-
-/// The exit code of both programs for what the machine does not give.
-const LOCAL_RESOURCE: i32 = 7;
+use tests::process::limit;
 
 #[test]
 fn f20_everything_runs_on_epoll() {
@@ -32,52 +28,13 @@ fn f20_everything_runs_on_epoll() {
     assert!(said.contains("Epoll"), "{said}");
 }
 
-/// One line that names the option and what to do instead.
-fn is_told(command: &mut Command) {
-    let mut process = Process::start(refuse_io_uring(command));
-    let code = process.exit_code(PATIENCE);
-    let said = process.stdout() + &process.stderr();
-    let told = |line: &&str| line.contains("--driver io_uring") && line.contains("epoll");
-    assert_eq!((code, said.lines().filter(told).count()), (LOCAL_RESOURCE, 1), "{said}");
-    assert!(said.contains("Operation not permitted"), "{said}");
-    assert!(!said.contains("panicked"), "{said}");
-}
-
-#[test]
-fn f20_who_wants_nothing_but_io_uring_is_told_at_the_start() {
-    let mut cloud = Command::new(binary("sc-cloud"));
-    let state = tempfile::tempdir().unwrap();
-    cloud.args([
-        "serve",
-        "--driver",
-        "io_uring",
-        "--listen",
-        "127.0.0.1:0",
-        "--state-dir",
-    ]);
-    is_told(cloud.arg(state.path()));
-    let mut cloud = Cloud::start(Driver::Epoll);
-    cloud.options.driver = Driver::IoUring;
-    let folder = tempfile::tempdir().unwrap();
-    let mut sc = cloud.sc(&folder.path().join("sc.log"));
-    is_told(sc.arg("--pidfile").arg(folder.path().join("sc.pid")));
-    let said = cloud.last_words();
-    assert!(!said.contains("new tunnel"), "{said}");
-}
-
 /// The program, and what it starts, may lock no memory, and is not excused from that as root is.
 fn lock_nothing(command: &mut Command) {
     const CAP_IPC_LOCK: libc::c_ulong = 14;
-    let none = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: between fork and exec only system calls are made, on memory that was ready before.
+    limit(command, libc::RLIMIT_MEMLOCK, 0);
+    // SAFETY: between fork and exec one system call is made, of plain numbers.
     unsafe {
-        command.pre_exec(move || {
-            if libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const none) != 0 {
-                return Err(io::Error::last_os_error());
-            }
+        command.pre_exec(|| {
             if libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK) == 0 {
                 return Ok(());
             }

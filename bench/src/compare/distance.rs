@@ -167,7 +167,11 @@ impl Transfer {
 }
 
 impl Client {
-    fn dial(&self, form: Form) -> io::Result<TcpStream> {
+    /// A connection on which requests go next, with CONNECT once that is answered.
+    ///
+    /// # Errors
+    /// If it is refused, or no answer comes.
+    pub fn dial(&self, form: Form) -> io::Result<TcpStream> {
         let mut socket = TcpStream::connect(self.target)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(TRANSFER_MAX))?;

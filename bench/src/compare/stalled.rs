@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::clients::{self, Form, Load};
+use super::distance::Client;
 use super::near::{self, Times};
 use super::poller::pass;
 use super::systems::{Place, System};
@@ -24,8 +25,6 @@ const READ_BYTES: usize = 4 << 20;
 const STILL: Duration = Duration::from_millis(300);
 /// A system that takes in more for longer has no bound.
 const FILL_MAX: Duration = Duration::from_secs(30);
-/// Of the wait for one stream.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One round.
 pub struct Round {
@@ -134,22 +133,13 @@ impl Stalled {
     /// Even ones stall at the browser, odd ones at the site.
     fn start(proxy: SocketAddr, number: usize) -> io::Result<Self> {
         let site = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let authority = site.local_addr()?;
-        let mut browser = TcpStream::connect(proxy)?;
-        browser.set_read_timeout(Some(PATIENCE))?;
-        write!(browser, "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n")?;
-        let mut head = Vec::new();
-        // Nothing comes behind it before something was sent.
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            browser.read_exact(&mut byte)?;
-            head.push(byte[0]);
-        }
-        if !head.starts_with(b"HTTP/1.1 200") {
-            return Err(io::Error::other(String::from_utf8_lossy(&head).into_owned()));
-        }
+        let client = Client {
+            target: proxy,
+            origin: site.local_addr()?,
+        };
+        let browser = client.dial(Form::Connect)?;
         let (socket, _) = site.accept()?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(browser.read_timeout()?)?;
         let sockets = [browser, socket];
         let (mut reader, mut writer) = (sockets[number % 2].try_clone()?, sockets[1 - number % 2].try_clone()?);
         let sent = Arc::new(AtomicU64::new(0));
