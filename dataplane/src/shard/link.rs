@@ -41,6 +41,8 @@ pub(super) struct Link {
     /// A cut-over is under way; the next one waits for `cut_over_ended`.
     pub cutting: Cell<bool>,
     pub cut_over_ended: Signal,
+    /// Events are being acted on.
+    settling: Cell<bool>,
     timer: Signal,
     /// What the timer waits for; `None`: for its signal only.
     armed: Cell<Option<Time>>,
@@ -75,6 +77,7 @@ impl Link {
             gone: Signal::new(),
             cutting: Cell::new(false),
             cut_over_ended: Signal::new(),
+            settling: Cell::new(false),
             timer: Signal::new(),
             armed: Cell::new(None),
             up: Cell::new(false),
@@ -123,11 +126,17 @@ impl Link {
 
     /// As `settle`, for the writer, which is about to look for more itself.
     pub fn settle_quietly(self: &Rc<Self>, shard: &Shard) {
+        // What an event asks for may call the session again. Its events have their turn after this one: the peer decides
+        // how many there are, and must not decide how deep the stack is.
+        if self.settling.replace(true) {
+            return;
+        }
         loop {
             let event = self.session.borrow_mut().poll_event();
             let Some(event) = event else { break };
             self.act(shard, event);
         }
+        self.settling.set(false);
         shard.wake_unblocked();
         let next = self.session.borrow().poll_timeout();
         if let Some(next) = next
