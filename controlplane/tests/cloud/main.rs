@@ -1,8 +1,9 @@
-//! The real `sc-cloud` over loopback: accounts, REST shapes, the front with every kind of ClientHello, the life of
-//! tunnels.
+//! The real `sc-cloud` over loopback: accounts, REST shapes, the life of tunnels.
 
 mod ca;
+mod front;
 mod log;
+mod pool;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,10 +14,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use controlplane::api::TunnelRequest;
-use controlplane::cloud::limits::{DRAIN_MAX, REST_OF_ONE_MAX};
+use controlplane::cloud::limits::DRAIN_MAX;
 use dataplane::client::{self, Client, ClientConfig};
 use dataplane::endpoint::{Driver, Event};
-use dataplane::limits::{CLIENT_HELLO_BYTES_MAX, CLIENT_HELLO_MAX};
 use dataplane::settings::Settings;
 use dataplane::tls::Identity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -261,39 +261,6 @@ impl Drop for Cloud {
     }
 }
 
-/// A ClientHello for `name`.
-fn hello(name: &str) -> Vec<u8> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
-    let name = name.to_owned().try_into().unwrap();
-    let mut client = rustls::ClientConnection::new(config.into(), name).unwrap();
-    let mut bytes = Vec::new();
-    client.write_tls(&mut bytes).unwrap();
-    bytes
-}
-
-/// `hello` with its message in records of `size` bytes.
-fn fragment(hello: &[u8], size: usize) -> Vec<u8> {
-    hello[5..]
-        .chunks(size)
-        .flat_map(|part| [&[22, 3, 1][..], &(part.len() as u16).to_be_bytes(), part].concat())
-        .collect()
-}
-
-fn answer_to(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
-    stream.write_all(bytes).unwrap();
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    answer
-}
-
-const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
-const DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
-
 #[test]
 fn a_tunnel_from_post_to_history() {
     let cloud = Cloud::start();
@@ -435,149 +402,6 @@ fn a_newer_tunnel_of_the_same_name_replaces_the_older() {
     };
     assert_eq!((count(""), count("?protocol=h2c&protocol=kgp")), (3, 3));
     assert_eq!(count("?protocol=h2c"), 0);
-}
-
-/// TLS of a client that trusts this cloud only.
-fn trusting(cloud: &Cloud) -> Arc<rustls::ClientConfig> {
-    use rustls::pki_types::pem::PemObject;
-    let pem = std::fs::read(cloud.state.path().join("ca.pem")).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(rustls::pki_types::CertificateDer::from_pem_slice(&pem).unwrap())
-        .unwrap();
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots);
-    config.with_no_client_auth().into()
-}
-
-#[test]
-fn the_front_sorts_every_hello() {
-    let cloud = Cloud::start();
-    let id = cloud.create(json!({"culvert": {"fingerprint": FINGERPRINT}}));
-    cloud.running(&id);
-    let unknown = "0".repeat(32);
-    for name in [
-        format!("0.{unknown}.tunnel.culvert"),
-        format!("{id}.tunnel.culvert"),
-        format!("16.{id}.tunnel.culvert"),
-        format!("00.{id}.tunnel.culvert"),
-    ] {
-        assert_eq!(answer_to(cloud.dial(), &hello(&name)), UNRECOGNIZED_NAME, "{name}");
-        assert_eq!(
-            answer_to(cloud.dial(), &fragment(&hello(&name), 7)),
-            UNRECOGNIZED_NAME,
-            "{name}"
-        );
-    }
-    assert_eq!(answer_to(cloud.dial(), &[22, 3, 1, 0, 0]), DECODE_ERROR);
-    assert_eq!(answer_to(cloud.dial(), &[0; 40_000])[..7], DECODE_ERROR);
-    assert_eq!(answer_to(cloud.dial(), &[22; 10]), DECODE_ERROR);
-    // One byte more than a record may have.
-    assert_eq!(answer_to(cloud.dial(), &[22, 3, 1, 0x40, 1]), DECODE_ERROR);
-    let long = |length: usize| {
-        let header = (1 << 24 | length as u32).to_be_bytes();
-        [&[22, 3, 1, 0, 0][..], &header, vec![0; length].as_slice()].concat()
-    };
-    // A message that says that it is too long, and one that fits, but not with the records around it.
-    for (length, size) in [(CLIENT_HELLO_BYTES_MAX, 4_096), (CLIENT_HELLO_BYTES_MAX - 4, 16)] {
-        let records = fragment(&long(length), size);
-        assert!(records.len() > CLIENT_HELLO_BYTES_MAX);
-        assert_eq!(answer_to(cloud.dial(), &records), DECODE_ERROR, "{length}");
-    }
-    let plain = answer_to(cloud.dial(), b"GET /rest/v1 HTTP/1.1\r\nHost: x\r\n\r\n");
-    assert!(
-        plain.starts_with(b"HTTP/1.1 400 "),
-        "{}",
-        String::from_utf8_lossy(&plain)
-    );
-    drop(cloud.dial());
-}
-
-#[test]
-fn a_hello_that_trickles_is_ended_at_its_time_limit() {
-    let cloud = Cloud::start();
-    let begun = Instant::now();
-    let mut stream = cloud.dial();
-    // The pace: nothing comes before the end.
-    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let ended = hello("localhost").into_iter().any(|byte| {
-        assert!(
-            begun.elapsed() < CLIENT_HELLO_MAX + Duration::from_secs(5),
-            "it is never ended"
-        );
-        match stream.write_all(&[byte]).and_then(|()| stream.read(&mut [0])) {
-            Ok(bytes) => bytes == 0,
-            Err(e) => e.kind() != std::io::ErrorKind::WouldBlock,
-        }
-    });
-    let took = begun.elapsed();
-    assert!(ended && took >= CLIENT_HELLO_MAX, "{took:?}");
-    assert_eq!(cloud.call("GET", "ada/tunnels", None).body, json!([]));
-}
-
-#[test]
-fn rest_is_reached_with_a_hello_in_pieces_and_beside_slow_clients() {
-    let cloud = Cloud::start();
-    // They never finish, and are closed at their time limit; meanwhile others are served.
-    let slow: Vec<_> = (0..200)
-        .map(|_| {
-            let mut stream = cloud.dial();
-            stream.write_all(&[22, 3, 1]).unwrap();
-            stream
-        })
-        .collect();
-    let mut tls = rustls::ClientConnection::new(trusting(&cloud), "localhost".try_into().unwrap()).unwrap();
-    let mut stream = cloud.dial();
-    stream.set_nodelay(true).unwrap();
-    let mut first = Vec::new();
-    tls.write_tls(&mut first).unwrap();
-    for byte in fragment(&first, 100) {
-        stream.write_all(&[byte]).unwrap();
-    }
-    let mut session = rustls::Stream::new(&mut tls, &mut stream);
-    session
-        .write_all(b"GET /rest/v1/ada/tunnels HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .unwrap();
-    let mut answer = String::new();
-    session.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
-    assert!(answer.to_lowercase().contains("www-authenticate: basic"), "{answer}");
-    let mut end = Vec::new();
-    for mut stream in slow {
-        let _ = stream.read_to_end(&mut end);
-    }
-}
-
-#[test]
-fn silent_connections_keep_nobody_of_their_address_from_rest() {
-    let cloud = Cloud::start();
-    let silent: Vec<_> = (0..300).map(|_| cloud.dial()).collect();
-    assert_eq!(cloud.call("GET", "ada/tunnels", None).body, json!([]));
-    let mut closed = silent.into_iter().take(40);
-    // Long before the time limit of the others.
-    assert!(closed.all(|mut oldest| matches!(oldest.read(&mut [0]), Ok(0) | Err(_))));
-}
-
-#[test]
-fn idle_connections_keep_nobody_of_their_address_from_rest() {
-    let cloud = Cloud::start();
-    let config = trusting(&cloud);
-    let idle: Vec<_> = (0..REST_OF_ONE_MAX)
-        .map(|n| {
-            let mut tls = rustls::ClientConnection::new(config.clone(), "localhost".try_into().unwrap()).unwrap();
-            let mut stream = cloud.dial();
-            while tls.is_handshaking() {
-                tls.complete_io(&mut stream).unwrap();
-            }
-            // Every other one waits in the middle of a request.
-            if n % 2 == 0 {
-                rustls::Stream::new(&mut tls, &mut stream).write_all(b"GET /").unwrap();
-            }
-            stream
-        })
-        .collect();
-    assert_eq!(cloud.call("GET", "ada/tunnels", None).body, json!([]));
-    let mut oldest = &idle[0];
-    assert!(oldest.read_to_end(&mut Vec::new()).is_ok(), "not closed");
 }
 
 #[test]
@@ -769,116 +593,6 @@ fn a_second_signal_ends_it_and_its_endpoints_at_once() {
     let took = begun.elapsed();
     assert!(took < DRAIN_MAX, "{took:?}");
     client.stop();
-}
-
-/// Rules with one direct domain.
-fn rules(domain: &str) -> TunnelRequest {
-    TunnelRequest {
-        direct_domains: Some(vec![domain.into()]),
-        ..TunnelRequest::default()
-    }
-}
-
-/// A pool's tunnel with the data plane of its `sc`, which is ready.
-fn pooled(cloud: &Cloud, rules: &TunnelRequest) -> (String, Client) {
-    let identity = Arc::new(Identity::generate().unwrap());
-    let mut request = json!(rules);
-    request["tunnel_identifier"] = json!("pool");
-    request["tunnel_pool"] = json!(true);
-    request["culvert"] = json!({"fingerprint": identity.fingerprint().to_string()});
-    let id = cloud.create(request);
-    let tunnel = cloud.running(&id);
-    let client = client(cloud, &tunnel, &identity);
-    cloud.until(&id, "ready", |t| t["is_ready"] == true);
-    (id, client)
-}
-
-/// The answer for rules of `version`.
-fn acknowledged(client: &Client, version: u32) -> (bool, String) {
-    loop {
-        match client.events().recv_timeout(PATIENCE).unwrap() {
-            Event::SettingsAck {
-                version: v,
-                accepted,
-                text,
-            } if v == version => return (accepted, text),
-            Event::Failed(text) => panic!("{text}"),
-            _ => {}
-        }
-    }
-}
-
-fn reload(client: &Client, version: u32, rules: &TunnelRequest) {
-    let json = rules.settings_json();
-    client.reload(Arc::new(Settings {
-        version,
-        json,
-        ..Settings::default()
-    }));
-}
-
-#[test]
-fn a_pool_switches_rules_together_or_not_at_all() {
-    let cloud = Cloud::start_with(&["--pool-reload-max", "1"]);
-    let ((first, one), (second, two)) = (
-        pooled(&cloud, &TunnelRequest::default()),
-        pooled(&cloud, &TunnelRequest::default()),
-    );
-    let domains = |id: &str| cloud.tunnel(id)["direct_domains"].clone();
-    assert_eq!(children(cloud.child.id()).len(), 1);
-    // One alone: held, then refused with the difference; nothing has changed.
-    reload(&one, 2, &rules("alone.test"));
-    let (accepted, text) = acknowledged(&one, 2);
-    assert!(!accepted);
-    for part in ["1 s", "direct_domains", "alone.test"] {
-        assert!(text.contains(part), "{part:?} in {text}");
-    }
-    assert_eq!((domains(&first), domains(&second)), (json!([]), json!([])));
-    // Both, each under a version of its own.
-    reload(&one, 3, &rules("both.test"));
-    reload(&two, 2, &rules("both.test"));
-    for (client, version) in [(&one, 3), (&two, 2)] {
-        let (accepted, text) = acknowledged(client, version);
-        assert!(accepted, "{text}");
-    }
-    for id in [&first, &second] {
-        cloud.until(id, "switched", |t| t["direct_domains"] == json!(["both.test"]));
-    }
-    // Who comes later must have them, and a relaunched endpoint has them.
-    let answer = cloud.call(
-        "POST",
-        "ada/tunnels",
-        Some(r#"{"tunnel_identifier":"pool","tunnel_pool":true,"direct_domains":["other.test"]}"#),
-    );
-    let error = answer.body["error"].as_str().unwrap();
-    assert_eq!(answer.status, 409, "{error}");
-    assert!(error.contains("other.test") && error.contains("both.test"), "{error}");
-    let before = cloud.tunnel(&first)["culvert"]["fingerprint"].clone();
-    let [endpoint] = children(cloud.child.id())[..] else {
-        panic!("one endpoint process expected")
-    };
-    kill_process(Pid::from_raw(endpoint).unwrap(), Signal::KILL).unwrap();
-    let after = cloud.until(&first, "relaunched", |t| t["culvert"]["fingerprint"] != before);
-    let key = after["culvert"]["fingerprint"].as_str().unwrap();
-    for client in [&one, &two] {
-        client.set_cloud(cloud.address, key.parse().unwrap());
-    }
-    for id in [&first, &second] {
-        cloud.until(id, "ready again", |t| t["is_ready"] == true);
-    }
-    let (third, three) = pooled(&cloud, &rules("both.test"));
-    for (client, version) in [(&one, 3), (&two, 2)] {
-        let (accepted, text) = acknowledged(client, version);
-        assert!(accepted, "known again at once: {text}");
-    }
-    for id in [&first, &second, &third] {
-        cloud.call("DELETE", &format!("ada/tunnels/{id}"), None);
-    }
-    for id in [&first, &second, &third] {
-        cloud.terminated(id);
-    }
-    assert_eq!(children(cloud.child.id()), [0; 0]);
-    [one, two, three].into_iter().for_each(Client::stop);
 }
 
 #[test]
