@@ -9,7 +9,7 @@ use super::flood::Buckets;
 use super::frame::{self, Code, GoAwayReason, Hello};
 use super::planted::planted;
 use super::schedule::Ordered;
-use super::session::{Conn, Event, Reject, Session, Side, next_id};
+use super::session::{Cause, Conn, Event, Reject, Session, Side, next_id};
 use super::stream::Tx;
 use crate::limits::{
     BASE_CREDIT_PEER_BYTES, CONNECTION_LIFE_MIN, DIAL_BACKOFF_MAX, DIAL_BACKOFF_MIN, FIRST_DIAL_MAX,
@@ -26,7 +26,7 @@ impl Session {
         self.conn = Conn::Greeting;
         self.liveness.received(now);
         if self.finished {
-            return self.close(true);
+            return self.close(Cause::Drained);
         }
         self.hello_out = Some(self.hello(self.session, self.fresh));
     }
@@ -135,7 +135,7 @@ impl Session {
             && (hello.link, hello.links, hello.epoch) == (c.link, c.links, self.epoch);
         let same = self.session != [0; 16] && hello.session == self.session;
         if !fits || !(same || hello.session == self.fresh) {
-            return self.close(true);
+            return self.close(Cause::NoHello);
         }
         if same {
             // Before the link counts as up: HELLO alone is no progress.
@@ -233,7 +233,7 @@ impl Session {
         let was = std::mem::replace(&mut self.conn, Conn::Down);
         (self.closing, self.hello_out, self.farewell) = (None, None, None);
         // What was to be closed is gone: the next connection must not be taken for it.
-        self.events.retain(|e| !matches!(e, Event::Close { .. }));
+        self.events.retain(|e| !matches!(e, Event::Close(_)));
         (self.ack_due, self.ack_now) = (None, false);
         self.partial.clear();
         self.pongs.clear();
@@ -337,7 +337,7 @@ impl Session {
             self.events.push_back(Event::Dial);
         }
         if self.conn == Conn::Greeting && self.dial_started + self.dial_time_max() <= now {
-            self.close(true);
+            self.close(Cause::NoHello);
         }
         self.expire(now, budget);
         if self.withdraw_at().is_some_and(|t| t <= now) {
@@ -347,7 +347,7 @@ impl Session {
         if self.conn == Conn::Up && self.closing.is_none() && !self.failed {
             let streams = self.streams.open > 0;
             if self.liveness.handle_timeout(now, streams) == super::liveness::Verdict::Dead {
-                self.close(true);
+                self.close(Cause::Silent);
             }
         }
         if self.ack_due.is_some_and(|t| t <= now) {
@@ -370,11 +370,11 @@ impl Session {
         if self.expires_at().is_none_or(|t| now < t) {
             return;
         }
-        self.tell_ended(Code::TunnelDown, false, "no progress within the resume window");
+        self.tell_ended(Code::TunnelDown, false, Cause::Lost.text());
         self.forget_session(now, budget, Code::TunnelDown);
         if self.conn == Conn::Up {
             self.failed = true;
-            self.close(true);
+            self.close(Cause::Lost);
         }
     }
 
@@ -392,10 +392,10 @@ impl Session {
     }
 
     /// Ask the shell, once, to end the connection.
-    pub(super) fn close(&mut self, abort: bool) {
+    pub(super) fn close(&mut self, cause: Cause) {
         if self.closing.is_none() && self.conn != Conn::Down {
-            self.closing = Some(abort);
-            self.events.push_back(Event::Close { abort });
+            self.closing = Some(cause);
+            self.events.push_back(Event::Close(cause));
         }
     }
 }

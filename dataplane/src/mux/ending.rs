@@ -9,7 +9,7 @@ use super::credit::Budget;
 use super::frame::{self, Code, Frame, GoAwayReason};
 use super::planted::planted;
 use super::schedule::{Ordered, Schedule};
-use super::session::{Conn, Event, Session, mark_served};
+use super::session::{Cause, Conn, Event, Session, mark_served};
 use super::stream::{Rx, StreamRef, Tx};
 use crate::limits::SESSION_ERRORS_MAX;
 use crate::time::Time;
@@ -46,7 +46,7 @@ impl Session {
             self.errors.pop_front();
         }
         self.tell_ended(code, peer_at_fault, text);
-        self.close(false);
+        self.close(Cause::Failed);
     }
 
     /// Ends every stream and forgets what was retained and queued.
@@ -134,7 +134,7 @@ impl Session {
             self.finished = true;
             self.events.push_back(Event::Finished);
             if self.conn == Conn::Greeting {
-                self.close(true);
+                self.close(Cause::Drained);
             }
         }
         if self.goaway_queued || self.session == [0; 16] || self.failed {
@@ -159,7 +159,7 @@ impl Session {
         });
         self.end_session(now, budget, Code::Shutdown);
         self.failed = true;
-        self.close(false);
+        self.close(Cause::Failed);
     }
 
     /// Drained, or told to drain before there was a session: nothing is left of it.
@@ -188,7 +188,7 @@ impl Session {
             self.finished = true;
             self.ack_now = true;
             self.events.push_back(Event::Finished);
-            self.close(false);
+            self.close(Cause::Drained);
         }
         if matches!(self.conn, Conn::Down | Conn::Dialing) {
             self.forget_session(now, budget, Code::Shutdown);

@@ -77,7 +77,7 @@ impl End {
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Dial => self.wants_dial = true,
-                Event::Close { .. } => self.wants_close = true,
+                Event::Close(_) => self.wants_close = true,
                 Event::Opened(r, _) => self.adopt(r),
                 Event::Withdrawn { stream, .. } => self.forget(stream),
                 Event::Settings { version, .. } => self.session.settings_ack(version, true, ""),

@@ -7,7 +7,7 @@
 //! A connection's life: `sc` gets [`Event::Dial`], dials, shakes hands and calls [`Session::connected`]; the
 //! endpoint reads the peer's HELLO, asks [`Session::check_hello`], does the cut-over (shuts the old socket, feeds
 //! what it still brought, calls [`Session::disconnected`]) and calls [`Session::connected_by`]. On
-//! [`Event::Close`] the shell flushes (unless `abort`), shuts the socket down, waits until the read in flight has
+//! [`Event::Close`] the shell flushes (unless it aborts), shuts the socket down, waits until the read in flight has
 //! completed, feeds what it brought, then calls [`Session::disconnected`].
 //!
 //! A stream's life: [`Session::open`] or [`Event::Opened`] gives a [`StreamRef`]. [`Session::room`] says how much
@@ -33,6 +33,6 @@ mod stream;
 
 pub use credit::{Budget, BudgetConfig};
 pub use frame::{Code, GoAwayReason, Hello, Kind, Open, Opened, Shown, Timings, TlsReport, Violation};
-pub use session::{Config, Event, OpenError, Recv, Reject, Session, Side, WriteError};
+pub use session::{Cause, Config, Event, OpenError, Recv, Reject, Session, Side, WriteError};
 pub(crate) use stream::IdHash;
 pub use stream::StreamRef;

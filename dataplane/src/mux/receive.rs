@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use super::credit::Budget;
 use super::frame::{self, Code, Frame, GoAwayReason, Header, Kind, Open, Violation, kind};
 use super::planted::planted;
-use super::session::{Conn, Event, Session, Side, mark_served};
+use super::session::{Cause, Conn, Event, Session, Side, mark_served};
 use super::stream::{Rx, Slice, Stream, StreamRef, Tx};
 use crate::limits::{
     ACK_BYTES, ACK_DELAY, BASE_CREDIT_PEER_BYTES, EARLY_RESET_BYTES, EARLY_RESET_GRACE, FIRST_GRANT_BYTES,
@@ -64,13 +64,13 @@ impl Session {
                 Err(violation) => Err(violation),
             };
             let done = match frame {
-                _ if self.failed || (self.closing == Some(true) && self.is_greeting()) => break,
+                _ if self.failed || (self.closing.is_some_and(Cause::aborts) && self.is_greeting()) => break,
                 Ok((header, frame)) => self.handle_frame(now, budget, header, frame, block),
                 Err(violation) => Err(violation.into()),
             };
             if let Err(Fault(reason, text)) = done {
                 if self.is_greeting() {
-                    self.close(true);
+                    self.close(Cause::NoHello);
                 } else {
                     self.fail(now, budget, reason, text);
                 }

@@ -12,7 +12,7 @@ use super::credit::Budget;
 use super::frame::{self, Code, Frame, Open};
 use super::planted::planted;
 use super::resume::Retained;
-use super::session::{Conn, Session};
+use super::session::{Cause, Conn, Session};
 use super::stream::{Stream, StreamRef, Turn, Tx};
 use crate::limits::{
     CONTROL_RESERVE_BYTES, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, FRAME_TEXT_BYTES_MAX, LINK_WRITE_BYTES_MAX,
@@ -182,7 +182,7 @@ enum Offer {
 impl Session {
     /// Appends whole frames for one write, at most `LINK_WRITE_BYTES_MAX` bytes, and returns their bytes.
     pub fn poll_transmit(&mut self, now: Time, budget: &mut Budget, out: &mut Vec<Bytes>) -> usize {
-        if self.closing == Some(true) {
+        if self.closing.is_some_and(Cause::aborts) {
             return 0;
         }
         let mut w = Write::new(out);

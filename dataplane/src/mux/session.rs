@@ -41,15 +41,47 @@ pub struct Config {
     pub resume_window: Duration,
 }
 
+/// Why a session ends its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The path is dead.
+    Silent,
+    /// The other side says no HELLO, or another one than it may.
+    NoHello,
+    /// The session ended: without progress for too long.
+    Lost,
+    /// Nothing is left to carry.
+    Drained,
+    /// The session ended with an error of either side, which the other one is told.
+    Failed,
+}
+
+impl Cause {
+    /// At once: nothing that is ready is written any more, nor a close_notify.
+    pub fn aborts(self) -> bool {
+        matches!(self, Self::Silent | Self::NoHello | Self::Lost)
+    }
+
+    /// For a log.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Silent => "no answer to PING in time",
+            Self::NoHello => "no HELLO that fits in time",
+            Self::Lost => "no progress within the resume window",
+            Self::Drained => "drained",
+            Self::Failed => "its session ended",
+        }
+    }
+}
+
 /// What the shell has to act on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Client only: dial this link now.
     Dial,
-    /// End the connection: at once if `abort`, else after what `poll_transmit` still gives and close_notify.
-    Close {
-        abort: bool,
-    },
+    /// End the connection: at once if its cause [aborts](Cause::aborts), else after what `poll_transmit` still gives and
+    /// close_notify.
+    Close(Cause),
     /// Both HELLOs are exchanged.
     Up {
         resumed: bool,
@@ -168,7 +200,7 @@ pub struct Session {
     pub(super) random: u64,
     pub(super) conn: Conn,
     /// `Close` was asked of the shell: `Some(true)` at once, `Some(false)` after a flush.
-    pub(super) closing: Option<bool>,
+    pub(super) closing: Option<Cause>,
     /// The session ended while its connection still stands.
     pub(super) failed: bool,
     pub(super) farewell: Option<Frame>,

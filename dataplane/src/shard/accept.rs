@@ -122,7 +122,7 @@ async fn take_over(shard: &Shard, secured: Secured, hello: &Hello, rest: Bytes) 
     link.cutting.set(true);
     link.with(shard, |s, _, _| s.begin_cut_over());
     while link.is_connected() {
-        link.abort();
+        link.abort("the other side has dialled anew");
         link.gone.wait().await;
     }
     let connection = Connection::new(secured.socket, secured.sealer);

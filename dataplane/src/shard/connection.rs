@@ -27,6 +27,8 @@ pub(super) struct Connection {
     pub dirty: Signal,
     answer_key_update: Cell<bool>,
     closing: Cell<Closing>,
+    /// Why this side ends it: the end that the reader sees then is a consequence.
+    cause: RefCell<Option<String>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,28 +48,36 @@ impl Connection {
             dirty: Signal::new(),
             answer_key_update: Cell::new(false),
             closing: Cell::new(Closing::No),
+            cause: RefCell::default(),
         })
     }
 
-    /// Ends the connection: the read in flight completes, and what it brought still counts.
-    pub fn abort(&self) {
+    /// Ends the connection: the read in flight completes, and what it brought still counts. The first `cause` is the one
+    /// that is told.
+    pub fn abort(&self, cause: &str) {
+        self.because(cause);
         self.closing.set(Closing::Now);
         self.socket.shutdown(Shutdown::Both);
         self.dirty.raise();
     }
 
     /// Ends the connection once what is ready was written; at the latest after `CLOSE_LINGER`.
-    pub fn flush(self: &Rc<Self>) {
+    pub fn flush(self: &Rc<Self>, cause: &'static str) {
         if self.closing.get() != Closing::No {
             return;
         }
+        self.because(cause);
         self.closing.set(Closing::Flush);
         self.dirty.raise();
         let this = self.clone();
         runtime::spawn(async move {
             runtime::sleep(CLOSE_LINGER).await;
-            this.abort();
+            this.abort(cause);
         });
+    }
+
+    fn because(&self, cause: &str) {
+        self.cause.borrow_mut().get_or_insert_with(|| cause.to_owned());
     }
 }
 
@@ -78,14 +88,14 @@ pub(super) async fn read(
     mut opener: Opener,
     mut input: BytesMut,
 ) {
-    let (clean, reason) = loop {
+    let (clean, error) = loop {
         match open_records(&shard, &link, &connection, &mut opener, &mut input) {
             Ok(false) => {}
-            Ok(true) => break (true, "closed by the other side".to_owned()),
-            Err(e) => break (false, e.to_string()),
+            Ok(true) => break (true, None),
+            Err(e) => break (false, Some(e.to_string())),
         }
         if connection.closing.get() == Closing::Now {
-            break (false, "closed here".to_owned());
+            break (false, None);
         }
         if input.capacity() - input.len() < LINK_READ_BYTES_MIN {
             crate::copies::moved(input.len());
@@ -94,12 +104,18 @@ pub(super) async fn read(
         let (result, buffer) = connection.socket.read_link(input).await;
         input = buffer;
         match result {
-            Ok(0) => break (false, "the connection was cut".to_owned()),
+            Ok(0) => break (false, None),
             Ok(_) => {}
-            Err(e) => break (false, e.to_string()),
+            Err(e) => break (false, Some(e.to_string())),
         }
     };
-    link.ended(&shard, &connection, clean, reason);
+    let plain = if clean {
+        "closed by the other side"
+    } else {
+        "the connection was cut"
+    };
+    let reason = error.or_else(|| connection.cause.take());
+    link.ended(&shard, &connection, clean, reason.unwrap_or_else(|| plain.to_owned()));
 }
 
 /// Opens all whole records of `input` and feeds them; true after close_notify.
@@ -147,7 +163,7 @@ pub(super) async fn write(shard: Shard, link: Rc<Link>, connection: Rc<Connectio
             });
             if let Err(e) = sealed {
                 shard.log(Level::Error, format!("{link}: {e}"));
-                connection.abort();
+                connection.abort(&e.to_string());
                 return;
             }
             if out.is_empty() {
@@ -155,8 +171,8 @@ pub(super) async fn write(shard: Shard, link: Rc<Link>, connection: Rc<Connectio
             }
             let (written, buffer) = connection.socket.write_link(out).await;
             out = buffer;
-            if written.is_err() {
-                connection.abort();
+            if let Err(e) = written {
+                connection.abort(&e.to_string());
                 return;
             }
             if close {

@@ -154,7 +154,7 @@ impl Link {
                     runtime::spawn(super::dial::dial(shard.clone(), self.clone()));
                 }
             }
-            mux::Event::Close { abort } => self.close(abort),
+            mux::Event::Close(cause) => self.close(cause),
             mux::Event::Up { resumed } => self.is_up(shard, resumed),
             mux::Event::Live => {
                 shard.log(Level::Debug, format!("{self} carries streams"));
@@ -357,15 +357,21 @@ impl Link {
         self.connection.borrow().is_some()
     }
 
-    fn close(&self, abort: bool) {
+    fn close(&self, cause: mux::Cause) {
         if let Some(connection) = &*self.connection.borrow() {
-            if abort { connection.abort() } else { connection.flush() }
+            if cause.aborts() {
+                connection.abort(cause.text());
+            } else {
+                connection.flush(cause.text());
+            }
         }
     }
 
-    /// Ends the present connection at once.
-    pub fn abort(&self) {
-        self.close(true);
+    /// Ends the present connection at once; `cause` is for the log.
+    pub fn abort(&self, cause: &str) {
+        if let Some(connection) = &*self.connection.borrow() {
+            connection.abort(cause);
+        }
     }
 
     /// No dials and no new streams any more; what is left of the session ends by itself.
@@ -373,7 +379,7 @@ impl Link {
         if self.retired.replace(true) {
             return;
         }
-        self.close(false);
+        self.close(mux::Cause::Drained);
         self.timer.raise();
         shard.refresh_live();
     }
@@ -431,7 +437,7 @@ impl Link {
 
     /// A connection is gone, and all that it brought was fed.
     pub fn ended(self: &Rc<Self>, shard: &Shard, connection: &Rc<Connection>, clean: bool, reason: String) {
-        connection.abort();
+        connection.abort(&reason);
         if !self.carried_by(connection) {
             return;
         }

@@ -304,7 +304,7 @@ pub(super) async fn end_links(shard: &Shard) {
         for link in links {
             link.retire(shard);
             while link.is_connected() {
-                link.abort();
+                link.abort("this side ends");
                 link.gone.wait().await;
             }
         }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dataplane::limits::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX};
 use dataplane::mux::frame::{Frame, Header, kind};
-use dataplane::mux::{Code, Event, GoAwayReason, Side};
+use dataplane::mux::{Cause, Code, Event, GoAwayReason, Side};
 
 use payload::{Known, layout};
 use shard::{Shard, frame_bytes};
@@ -100,7 +100,7 @@ fn judge(cell: &Cell, control: &Done) {
             shard.resumes_at(fed);
         }
         Expected::ConnectionError => {
-            assert_eq!(shard.events, [Event::Close { abort: true }]);
+            assert_eq!(shard.events, [Event::Close(Cause::NoHello)]);
             shard.feed(&[frame_bytes(&Frame::Ping([0; 8]))]);
             shard.look();
             assert_eq!((shard.said.len(), shard.events.len()), (0, 1), "it says nothing more");
@@ -136,7 +136,7 @@ fn session_error(shard: &mut Shard) {
         )
     };
     assert_eq!(shard.events.iter().filter(ended).count(), 1, "{:?}", shard.events);
-    assert_eq!(shard.events.last(), Some(&Event::Close { abort: false }));
+    assert_eq!(shard.events.last(), Some(&Event::Close(Cause::Failed)));
     shard.feed(&[frame_bytes(&Frame::Ping([0; 8]))]);
     shard.look();
     let [Frame::GoAway { reason, .. }] = &shard.said[..] else {
@@ -170,10 +170,7 @@ fn accepted(cell: &Cell, shard: &mut Shard, control: &Done) -> Option<u64> {
         kind::START_TLS => matches!(e, Event::StartTls(..)),
         kind::TLS_REPORT => matches!(e, Event::TlsReport(..)),
         kind::GOAWAY if cell.state.is_empty() => {
-            matches!(
-                e,
-                Event::GoAway { .. } | Event::Finished | Event::Close { abort: false }
-            )
+            matches!(e, Event::GoAway { .. } | Event::Finished | Event::Close(Cause::Drained))
         }
         kind::GOAWAY => matches!(e, Event::GoAway { .. }),
         _ => false,

@@ -67,7 +67,7 @@ impl Neighbour {
         let there = read(&mut self.session, now, shard, self.near);
         let back = read(&mut self.friend, now, &mut self.friend_budget, self.far);
         assert_eq!((there, back), (BYTES, BYTES), "the neighbour's stream");
-        let ended = |e: &Event| matches!(e, Event::SessionEnded { .. } | Event::Close { .. });
+        let ended = |e: &Event| matches!(e, Event::SessionEnded { .. } | Event::Close(_));
         assert!(!events.iter().any(ended), "the neighbour's session: {events:?}");
     }
 

@@ -195,7 +195,7 @@ impl World {
         });
         match event {
             Event::Dial => self.dial(p),
-            Event::Close { abort } => self.close(p, side, abort),
+            Event::Close(cause) => self.close(p, side, cause.aborts()),
             Event::Up { resumed } => self.on_up(p, side, resumed),
             Event::Live => {
                 self.place_waiting();
