@@ -213,6 +213,14 @@ impl Cloud {
         }
     }
 
+    /// The process of its only endpoint.
+    pub fn endpoint(&self) -> u32 {
+        let [endpoint] = self.process.children()[..] else {
+            panic!("one endpoint expected: {:?}", self.process.children());
+        };
+        endpoint
+    }
+
     /// Kills `sc-cloud`; its endpoints, whose ids come back, live on.
     pub fn kill(&mut self) -> Vec<u32> {
         let endpoints = self.process.children();

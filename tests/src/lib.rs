@@ -18,6 +18,7 @@ pub mod seccomp;
 pub mod simulation;
 pub mod tls;
 pub mod trial;
+pub mod watch;
 pub mod websocket;
 
 /// `CULVERT_LONG=1`: the suites run in their long forms.

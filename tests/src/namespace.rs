@@ -49,6 +49,7 @@ pub fn in_world(name: &str) -> bool {
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "in its own namespaces:\n{text}");
     assert!(text.contains("1 passed"), "the test {name} did not run:\n{text}");
+    println!("{text}");
     false
 }
 
@@ -101,6 +102,30 @@ impl Inner {
             .status();
         assert!(added.expect("nsenter runs").success(), "{own}");
         run("ip", &["route", "add", &own, "via", &INNER.to_string()]);
+    }
+
+    /// From now on the link to the world loses so many of a thousand packets, of each direction.
+    pub fn lose(&self, per_mille: u32) {
+        // At its receiver: TCP would learn at once of a packet that is dropped where it leaves.
+        let chain = |device| {
+            format!(
+                "table inet path\ndelete table inet path\ntable inet path {{ chain lossy {{ \
+                 type filter hook input priority 0; \
+                 iifname \"{device}\" numgen random mod 1000 < {per_mille} drop; }}; }}\n"
+            )
+        };
+        run("nft", &[&chain("world")]);
+        let status = self.command("nft").arg(chain("inner")).status().expect("nsenter runs");
+        assert!(status.success(), "nft inside");
+    }
+
+    /// Packets of both directions are no larger than those of a wire: the kernel joins what one sender has ready, and a loss
+    /// would take it all.
+    pub fn split_packets(&self) {
+        let single = |device| ["link", "set", device, "gso_max_segs", "1"];
+        run("ip", &single("world"));
+        let status = self.command("ip").args(single("inner")).status().expect("nsenter runs");
+        assert!(status.success(), "ip link inside");
     }
 
     /// The process inside: the child of `unshare --fork`.

@@ -19,39 +19,28 @@ use serde_json::Value;
 use crate::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use crate::http::Client;
 use crate::origin::Origin;
-use crate::process::{PATIENCE, memory_bytes, open_fds, ring_operations};
+use crate::process::{PATIENCE, ring_operations};
+use crate::watch::Watch;
 
-/// Site connections that `sc` may keep for reuse, and a little for what is just closing.
-const FDS_SLACK: usize = 80;
-/// What allocators and windows may keep of a load.
-const MEMORY_SLACK_BYTES: u64 = 96 << 20;
-/// Operations that were just between two when the tunnel had just started.
-const OPERATIONS_SLACK: usize = 4;
-/// After the last request.
-const REST: Duration = Duration::from_secs(20);
-
+/// Why the connection of a link ended.
 #[derive(Clone, Copy, Debug)]
-struct Use {
-    fds: usize,
-    memory_bytes: u64,
-    ring_operations: usize,
+pub enum Cause {
+    /// By RST or FIN of somebody between both ends, or by the death of one of them.
+    Cut,
+    /// Nothing passed any more.
+    Silent,
+    /// Bytes were not those that were sent.
+    Changed,
 }
 
-impl Use {
-    fn of(process: u32) -> Self {
-        Self {
-            fds: open_fds(process),
-            memory_bytes: memory_bytes(process),
-            ring_operations: ring_operations(process),
+impl Cause {
+    /// Whether a reset is seen by a read or by a write, and before or after what was sent ahead of it, is chance.
+    fn texts(self) -> &'static [&'static str] {
+        match self {
+            Self::Cut => &["the connection was cut", "Connection reset by peer", "Broken pipe"],
+            Self::Silent => &["no answer to PING in time"],
+            Self::Changed => &["TLS: "],
         }
-    }
-
-    fn is_back(self, before: Self) -> bool {
-        // A connection that is kept waits for one thing.
-        let kept = self.fds.saturating_sub(before.fds);
-        self.fds <= before.fds + FDS_SLACK
-            && self.memory_bytes <= before.memory_bytes + MEMORY_SLACK_BYTES
-            && self.ring_operations <= before.ring_operations + kept + OPERATIONS_SLACK
     }
 }
 
@@ -59,8 +48,7 @@ pub struct Trial {
     pub cloud: Cloud,
     pub origin: Origin,
     pub tunnel: Tunnel,
-    endpoint: u32,
-    before: [Use; 2],
+    watch: Watch,
 }
 
 impl Trial {
@@ -69,22 +57,38 @@ impl Trial {
     }
 
     pub fn with(options: CloudOptions, sc: &[&str]) -> Self {
-        let has_ring = matches!(options.driver, Driver::IoUring);
         let (cloud, origin) = (Cloud::with(options), Origin::start());
         let tunnel = cloud.start_tunnel_with(sc);
-        let endpoint = cloud.process.children()[0];
-        let before = [Use::of(tunnel.process.id()), Use::of(endpoint)];
+        Self::of(cloud, origin, tunnel)
+    }
+
+    /// Of a tunnel that is up and has carried nothing yet.
+    pub fn of(cloud: Cloud, origin: Origin, tunnel: Tunnel) -> Self {
+        let (sc, endpoint) = (tunnel.process.id(), cloud.endpoint());
         assert!(
-            !has_ring || before[0].ring_operations > 0,
-            "sc waits for nothing: {before:?}"
+            cloud.options.driver != Driver::IoUring || ring_operations(sc) > 0,
+            "sc waits for nothing"
         );
+        let mut watch = Watch::default();
+        watch.add("sc", sc);
+        watch.add("the endpoint", endpoint);
+        watch.add("sc-cloud", cloud.process.id());
         Self {
             cloud,
             origin,
             tunnel,
-            endpoint,
-            before,
+            watch,
         }
+    }
+
+    /// Another `sc-cloud` has taken the place of the first, and its endpoint.
+    pub fn cloud_replaced(&mut self) {
+        self.watch.replace("sc-cloud", self.cloud.process.id());
+    }
+
+    /// Another endpoint has taken the place of the first.
+    pub fn endpoint_replaced(&mut self) {
+        self.watch.replace("the endpoint", self.cloud.endpoint());
     }
 
     /// A field of the endpoint's own report.
@@ -114,14 +118,25 @@ impl Trial {
         exchange: impl Fn(&mut Client, u64, u64) -> io::Result<()> + Sync,
         act: impl FnOnce() -> R,
     ) -> R {
+        self.under_load_over(|| self.tunnel.client(), clients, exchange, act)
+    }
+
+    /// As [`Trial::under_load`], over connections that `connect` makes.
+    pub fn under_load_over<R>(
+        &self,
+        connect: impl Fn() -> Client + Sync,
+        clients: u64,
+        exchange: impl Fn(&mut Client, u64, u64) -> io::Result<()> + Sync,
+        act: impl FnOnce() -> R,
+    ) -> R {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             // Raised by a panic of `act` too: the scope waits for the clients.
             let _over = Raise(&over);
             for client in 0..clients {
-                let (over, exchange) = (&over, &exchange);
+                let (over, connect, exchange) = (&over, &connect, &exchange);
                 scope.spawn(move || {
-                    let mut connection = self.tunnel.client();
+                    let mut connection = connect();
                     for round in 0.. {
                         exchange(&mut connection, client, round).expect("a fault of the path costs no exchange");
                         if over.load(Ordering::Relaxed) {
@@ -134,33 +149,37 @@ impl Trial {
         })
     }
 
-    /// A line of `sc`'s log that names the cause.
-    pub fn expect_cause(&self, cause: &str) {
-        let log = self.tunnel.log();
-        assert!(log.contains(cause), "the log does not say {cause:?}:\n{log}");
+    /// A log names this as the end of a link's connection: of `sc`, or of the cloud where that notices first.
+    pub fn expect_cause(&self, cause: Cause) {
+        let (client, cloud) = (self.tunnel.log(), self.cloud.process.stderr());
+        let says = |text: &&str| {
+            let mut lines = client.lines();
+            lines.any(|line| line.contains("is down: ") && line.contains(*text))
+                || cloud.contains(&format!("reason=\"{text}"))
+        };
+        let texts = cause.texts();
+        assert!(
+            texts.iter().any(says),
+            "no log says any of {texts:?}:\n{client}\n{cloud}"
+        );
     }
 
-    /// Ends the tunnel after all requests have ended, and checks what must hold in the end.
-    pub fn end(mut self) {
+    /// Checks what must hold after all requests have ended.
+    pub fn at_rest(&mut self) {
         let posts = self.origin.counters().posts;
         let twice: Vec<_> = posts.iter().filter(|(_, n)| **n > 1).collect();
         assert!(twice.is_empty(), "posted more than once: {twice:?}");
         assert!(self.tunnel.process.is_running() && self.cloud.process.is_running());
         self.wait_reported("streams", |n| n == 0);
-        let since = Instant::now();
-        loop {
-            let now = [Use::of(self.tunnel.process.id()), Use::of(self.endpoint)];
-            if now.iter().zip(self.before).all(|(now, before)| now.is_back(before)) {
-                break;
-            }
-            assert!(
-                since.elapsed() < REST,
-                "sc and endpoint: {:?}, before: {:?}",
-                now,
-                self.before
-            );
-            fault_lasts(Duration::from_millis(100));
-        }
+        // What `sc` keeps of them for reuse is nobody's leak; an answer that waits does not see its connection's end.
+        self.origin.open_gate();
+        self.origin.close_connections();
+        self.watch.end();
+    }
+
+    /// Checks what must hold in the end, and ends the tunnel.
+    pub fn end(mut self) {
+        self.at_rest();
         self.tunnel.stop();
     }
 }

@@ -14,6 +14,7 @@ use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::{Client, connect};
 use tests::origin::Origin;
 use tests::process::{Held, PATIENCE};
+use tests::trial::Trial;
 
 both_drivers![
     what_is_open_goes_on_and_what_is_new_is_served,
@@ -68,18 +69,17 @@ fn echo_head(socket: &mut TcpStream) -> io::Result<()> {
 }
 
 fn endpoint_of(cloud: &Cloud) -> Held {
-    let [endpoint] = cloud.process.children()[..] else {
-        panic!("one endpoint process expected: {:?}", cloud.process.children());
-    };
-    Held::of(endpoint).expect("it lives")
+    Held::of(cloud.endpoint()).expect("it lives")
 }
 
 /// Kills `sc-cloud` with 20 bodies under way, lets half of them end before the next one starts, and checks all.
-fn kill_under_load(cloud: &mut Cloud, tunnel: &Tunnel, round: u64) {
+fn kill_under_load(trial: &mut Trial, round: u64) {
     const EACH: u64 = 5;
     let sites = [Origin::start(), Origin::start()];
     let halves = [Barrier::new(EACH as usize + 1), Barrier::new(EACH as usize + 1)];
     let rests = [Barrier::new(EACH as usize + 1), Barrier::new(EACH as usize + 1)];
+    let Trial { cloud, tunnel, .. } = trial;
+    let tunnel = &*tunnel;
     let before = cloud.tunnel(&tunnel.id);
     let mut kept_alive = tunnel.client();
     kept_alive.download(&sites[0].base(), 1, 1_000, "").unwrap();
@@ -145,14 +145,22 @@ fn kill_under_load(cloud: &mut Cloud, tunnel: &Tunnel, round: u64) {
     kept_alive.download(&sites[0].base(), 3, MIB, "").unwrap();
     echo_head(&mut idle).unwrap();
     assert_eq!(cloud.process.children(), [0; 0], "adopted, not started anew");
+    drop((kept_alive, idle));
+    for site in sites {
+        site.close_connections();
+    }
+    trial.cloud_replaced();
+    trial.at_rest();
 }
 
 fn what_is_open_goes_on_and_what_is_new_is_served(driver: Driver) {
-    let mut cloud = Cloud::start(driver);
-    let mut tunnel = cloud.start_tunnel();
-    let endpoint = endpoint_of(&cloud);
-    kill_under_load(&mut cloud, &tunnel, 1);
-    kill_under_load(&mut cloud, &tunnel, 2);
+    let mut trial = Trial::start(driver);
+    let endpoint = endpoint_of(&trial.cloud);
+    kill_under_load(&mut trial, 1);
+    kill_under_load(&mut trial, 2);
+    let Trial {
+        mut cloud, mut tunnel, ..
+    } = trial;
     assert!(!endpoint.ends_within(Duration::ZERO));
     let deleted = cloud.rest("DELETE", &format!("/{}/tunnels/{}", cloud.user, tunnel.id));
     assert_eq!(deleted.status(), 200, "{}", deleted.text());

@@ -238,7 +238,7 @@ fn what_it_opens_is_nobody_elses(driver: Driver) {
     // An endpoint that takes over knows the sites as well.
     let key = || cloud.tunnel(&tunnel.id)["culvert"]["fingerprint"].clone();
     let (before, begun) = (key(), Instant::now());
-    let endpoint = Held::of(cloud.process.children()[0]).unwrap();
+    let endpoint = Held::of(cloud.endpoint()).unwrap();
     endpoint.signal(Signal::KILL);
     while key() == before {
         assert!(begun.elapsed() < PATIENCE, "no other endpoint");

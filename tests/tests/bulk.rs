@@ -51,7 +51,7 @@ fn a_body_costs_what_a_short_one_does(driver: Driver) {
     let tunnel = cloud.start_tunnel();
     let base = origin.base();
     tunnel.serves(&origin);
-    let ids = [tunnel.process.id(), cloud.process.children()[0]];
+    let ids = [tunnel.process.id(), cloud.endpoint()];
     let before = ids.map(memory_bytes);
     for way in ["up", "up, in chunks", "", "&chunked", "&close"] {
         let is_over = AtomicBool::new(false);

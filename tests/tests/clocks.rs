@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
-use tests::http::Answer;
+use tests::http::{Answer, Client};
 use tests::is_long;
 use tests::origin::Origin;
 use tests::process::PATIENCE;
 use tests::relay::{Cut, Rule, Which};
+use tests::trial::{Cause, Trial};
+use tests::watch::Watch;
 
 /// For a machine that does other things too.
 const MARGIN: Duration = Duration::from_secs(4);
@@ -65,12 +67,16 @@ fn scale() -> Scale {
     }
 }
 
-fn start() -> (Scale, Cloud, Tunnel, Origin) {
-    let scale = scale();
-    let cloud = Cloud::with(CloudOptions {
+fn cloud(scale: &Scale) -> Cloud {
+    Cloud::with(CloudOptions {
         arguments: scale.cloud.iter().map(ToString::to_string).collect(),
         ..CloudOptions::new(Driver::Epoll)
-    });
+    })
+}
+
+fn start() -> (Scale, Cloud, Tunnel, Origin) {
+    let scale = scale();
+    let cloud = cloud(&scale);
     let tunnel = cloud.start_tunnel_with(scale.client);
     (scale, cloud, tunnel, Origin::start())
 }
@@ -92,9 +98,13 @@ fn tunnel_down(answer: &Answer) {
 #[test]
 fn the_resume_window() {
     let (scale, cloud, tunnel, origin) = start();
+    let trial = Trial::of(cloud, origin, tunnel);
+    let Trial {
+        cloud, origin, tunnel, ..
+    } = &trial;
     let base = origin.base();
     thread::scope(|scope| {
-        let (tunnel, base) = (&tunnel, &base);
+        let base = &base;
         let mut held = tunnel.client();
         held.send("GET", &format!("{base}/bytes?length=100000&held"), &[], &[])
             .unwrap();
@@ -130,13 +140,64 @@ fn the_resume_window() {
         assert!(begun.elapsed() < MARGIN, "the tunnel does not come back");
         fault_lasts(PAUSE);
     }
+    trial.expect_cause(Cause::Cut);
+    trial.end();
+}
+
+/// An outage that takes REST too and outlasts every clock: what was open is cut and told, the cloud reaps the tunnel, and
+/// `sc` asks for another one as soon as it can.
+#[test]
+fn f3_an_outage_beyond_all_clocks() {
+    let (scale, cloud, tunnel, origin) = start();
+    let lasts = if is_long() {
+        Duration::from_secs(120)
+    } else {
+        scale.lost + MARGIN * 2
+    };
+    let base = origin.base();
+    let mut watch = Watch::default();
+    watch.add("sc", tunnel.process.id());
+    watch.add("the endpoint", cloud.endpoint());
+    watch.add("sc-cloud", cloud.process.id());
+    thread::scope(|scope| {
+        let (tunnel, base) = (&tunnel, &base);
+        let body = scope.spawn(move || tunnel.client().download(base, 1, 3_000_000, "&held"));
+        let silent = scope.spawn(move || tunnel.client().get(&format!("{base}/bytes?silent")));
+        origin.wait("both answers", |c| c.held == 2);
+        cloud.relay.set(Which::All, Rule::BlackHole);
+        let begun = Instant::now();
+        assert!(body.join().unwrap().is_err());
+        tunnel_down(&silent.join().unwrap().unwrap());
+        fault_lasts(lasts.saturating_sub(begun.elapsed()));
+        cloud.relay.set(Which::All, Rule::Pass);
+    });
+    let id = tunnel.process.line("another tunnel", |line| {
+        let id = line.strip_prefix("Tunnel ID: ")?;
+        (id != tunnel.id).then(|| id.to_owned())
+    });
+    let begun = Instant::now();
+    while cloud.tunnel(&id)["is_ready"] != true {
+        assert!(begun.elapsed() < PATIENCE, "{}", tunnel.log());
+        fault_lasts(PAUSE);
+    }
+    let proxy = cloud.tunnel(&id)["culvert"]["proxy"].as_str().unwrap().parse().unwrap();
+    Client::dial(proxy).unwrap().download(&base, 2, 100_000, "").unwrap();
+    assert_eq!(cloud.tunnel(&tunnel.id)["shutdown_reason"], "lost");
+    origin.open_gate();
+    origin.close_connections();
+    watch.replace("the endpoint", cloud.endpoint());
+    watch.end();
     tunnel.stop();
 }
 
 /// A tunnel whose `sc` is gone is reaped, and so is its endpoint.
 #[test]
 fn f13_reaping() {
-    let (scale, cloud, tunnel, _origin) = start();
+    let scale = scale();
+    let cloud = cloud(&scale);
+    let mut watch = Watch::default();
+    watch.add("sc-cloud", cloud.process.id());
+    let tunnel = cloud.start_tunnel_with(scale.client);
     let begun = Instant::now();
     tunnel.process.signal(Signal::KILL);
     let path = format!("/{}/tunnels/{}", cloud.user, tunnel.id);
@@ -151,6 +212,7 @@ fn f13_reaping() {
     in_time(begun, scale.lost, "reaping");
     assert_eq!(end["shutdown_reason"], "lost");
     assert!(cloud.process.children().is_empty());
+    watch.end();
 }
 
 /// `sc` waits for an open stream as long as it says, and cuts it then.
@@ -158,7 +220,7 @@ fn f13_reaping() {
 fn draining() {
     let (scale, _cloud, mut tunnel, origin) = start();
     let (proxy, base) = (tunnel.proxy, origin.base());
-    let download = thread::spawn(move || tests::http::Client::dial(proxy)?.download(&base, 1, 3_000_000, "&held"));
+    let download = thread::spawn(move || Client::dial(proxy)?.download(&base, 1, 3_000_000, "&held"));
     origin.wait("the body", |c| c.held == 1);
     let begun = Instant::now();
     tunnel.process.signal(Signal::TERM);
@@ -178,11 +240,9 @@ fn draining() {
 fn orphans() {
     let (scale, mut cloud, tunnel, origin) = start();
     let (proxy, base) = (tunnel.proxy, origin.base());
-    let download = thread::spawn(move || tests::http::Client::dial(proxy)?.download(&base, 1, 3_000_000, "&held"));
+    let download = thread::spawn(move || Client::dial(proxy)?.download(&base, 1, 3_000_000, "&held"));
     origin.wait("the body", |c| c.held == 1);
-    let [endpoint] = cloud.process.children()[..] else {
-        panic!("not one endpoint")
-    };
+    let endpoint = cloud.endpoint();
     let endpoint = pidfd_open(Pid::from_raw(endpoint as i32).unwrap(), PidfdFlags::empty()).unwrap();
     let begun = Instant::now();
     cloud.process.signal(Signal::KILL);

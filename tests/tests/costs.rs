@@ -170,7 +170,7 @@ fn what_is_sent_is_not_multiplied(driver: Driver) {
         let cloud = Cloud::start(driver);
         let tunnel = cloud.start_tunnel();
         tunnel.serves(&origin);
-        let programs = [("sc", tunnel.process.id()), ("endpoint", cloud.process.children()[0])];
+        let programs = [("sc", tunnel.process.id()), ("endpoint", cloud.endpoint())];
         let memory = || programs.map(|(_, id)| memory_bytes(id));
         let before = memory();
         let mut most = before;

@@ -52,7 +52,7 @@ fn who_left_is_not_waited_for(driver: Driver) {
     let (cloud, origin) = (Cloud::start(driver), Origin::start());
     let tunnel = cloud.start_tunnel();
     tunnel.serves(&origin);
-    let endpoint = cloud.process.children()[0];
+    let endpoint = cloud.endpoint();
     cloud.relay.set(Which::Links, Rule::Refuse);
     cloud.relay.cut(Which::Links, Cut::Reset);
     cloud.relay.wait("the loss", |s| s.links_open == 0);

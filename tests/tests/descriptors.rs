@@ -143,7 +143,7 @@ struct Level {
 
 impl Level {
     fn of(cloud: &Cloud, tunnel: &Tunnel) -> Self {
-        let ids = [tunnel.process.id(), cloud.process.children()[0]];
+        let ids = [tunnel.process.id(), cloud.endpoint()];
         Self {
             ids,
             fds: ids.map(open_fds),
@@ -366,7 +366,7 @@ fn f18_the_second_mark(driver: Driver) {
         ..CloudOptions::new(driver)
     });
     let (tunnel, origin) = (cloud.start_tunnel(), Origin::start());
-    let endpoint = cloud.process.children()[0];
+    let endpoint = cloud.endpoint();
     let before = Level::of(&cloud, &tunnel);
     // All that the first mark lets in, and as many again, who neither read nor go.
     let sockets: Vec<_> = (0..2 * FEW).map(|_| dial(tunnel.proxy).unwrap()).collect();

@@ -14,6 +14,7 @@ use tests::cloud::{Cloud, Driver, Tunnel, fault_lasts};
 use tests::http::{Client, connect, dial};
 use tests::origin::Origin;
 use tests::process::PATIENCE;
+use tests::watch::Watch;
 
 both_drivers![f23_at_sigterm, at_delete];
 
@@ -86,6 +87,8 @@ fn at_delete(driver: Driver) {
 
 fn drains(driver: Driver, by: By) {
     let (cloud, origin) = (Cloud::start(driver), Origin::start());
+    let mut watch = Watch::default();
+    watch.add("sc-cloud", cloud.process.id());
     let mut tunnel = cloud.start_tunnel();
     let base = origin.base();
     let (proxy, asked) = (tunnel.proxy, &base);
@@ -150,4 +153,5 @@ fn drains(driver: Driver, by: By) {
             begun.elapsed()
         );
     });
+    watch.end();
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tests::both_drivers;
-use tests::cloud::{Cloud, Driver, fault_lasts};
-use tests::origin::Origin;
+use tests::cloud::{Driver, fault_lasts};
 use tests::process::Held;
+use tests::trial::Trial;
 
 both_drivers![f12_f13_what_is_frozen_goes_on];
 
@@ -39,9 +39,11 @@ fn f12_f13_what_is_frozen_goes_on(driver: Driver) {
 }
 
 fn freeze(driver: Driver, who: Frozen, time: Duration) {
-    let (cloud, origin) = (Cloud::start(driver), Origin::start());
-    let tunnel = cloud.start_tunnel();
-    let endpoint = Held::of(cloud.process.children()[0]).unwrap();
+    let trial = Trial::start(driver);
+    let Trial {
+        cloud, origin, tunnel, ..
+    } = &trial;
+    let endpoint = Held::of(cloud.endpoint()).unwrap();
     let signal = |signal| match who {
         Frozen::Endpoint => endpoint.signal(signal),
         Frozen::Client => tunnel.process.signal(signal),
@@ -55,7 +57,7 @@ fn freeze(driver: Driver, who: Frozen, time: Duration) {
     let (before, base) = (key(), origin.base());
     let (half, rest) = (Barrier::new(EACH as usize + 1), Barrier::new(EACH as usize + 1));
     thread::scope(|scope| {
-        let (tunnel, base, half, rest) = (&tunnel, &base, &half, &rest);
+        let (base, half, rest) = (&base, &half, &rest);
         let mut bodies: Vec<_> = (0..EACH)
             .map(|seed| scope.spawn(move || tunnel.client().download(base, seed, BYTES, "&held")))
             .collect();
@@ -98,5 +100,5 @@ fn freeze(driver: Driver, who: Frozen, time: Duration) {
     );
     assert_eq!(key(), before, "the endpoint was not replaced");
     tunnel.client().download(&base, 99, BYTES, "").unwrap();
-    tunnel.stop();
+    trial.end();
 }

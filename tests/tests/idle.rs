@@ -45,7 +45,7 @@ fn idle_streams_are_cheap(driver: Driver) {
         ..CloudOptions::new(driver)
     });
     let tunnel = cloud.start_tunnel_with(&["--shards", "1", "--max-streams", "12000"]);
-    let (sc, endpoint) = (tunnel.process.id(), cloud.process.children()[0]);
+    let (sc, endpoint) = (tunnel.process.id(), cloud.endpoint());
     let open = |first: usize, count: usize| -> Vec<Held> {
         thread::scope(|scope| {
             let threads: Vec<_> = (0..THREADS)

@@ -414,7 +414,7 @@ fn nothing_grows_beyond_it(driver: Driver) {
         Watched::new("sc", tunnel.process.id(), CLIENT_MIB, client, BASE_CREDIT_PEER_BYTES),
         Watched::new(
             "endpoint",
-            cloud.process.children()[0],
+            cloud.endpoint(),
             ENDPOINT_MIB,
             endpoint,
             BASE_CREDIT_OWN_BYTES,

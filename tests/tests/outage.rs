@@ -6,9 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use tests::both_drivers;
-use tests::cloud::{Cloud, Driver, fault_lasts};
-use tests::origin::Origin;
+use tests::cloud::{Driver, fault_lasts};
 use tests::relay::{Cut, Rule, Which};
+use tests::trial::{Cause, Trial};
 
 both_drivers![connections_cut_and_refused, black_hole, cut_again_and_again];
 
@@ -26,13 +26,15 @@ fn black_hole(driver: Driver) {
 }
 
 fn outage(driver: Driver, rule: Rule) {
-    let (cloud, origin) = (Cloud::start(driver), Origin::start());
-    let tunnel = cloud.start_tunnel();
+    let trial = Trial::start(driver);
+    let Trial {
+        cloud, origin, tunnel, ..
+    } = &trial;
     let dials = cloud.relay.stats().links;
     let begun = Barrier::new((REQUESTS + POSTS) as usize + 1);
     let base = origin.base();
     thread::scope(|scope| {
-        let (tunnel, base, begun) = (&tunnel, &base, &begun);
+        let (base, begun) = (&base, &begun);
         for i in 0..BODIES {
             let query = if i % 2 == 0 { "&held" } else { "&held&chunked" };
             scope.spawn(move || tunnel.client().download(base, i, 1_000_000 + i, query).unwrap());
@@ -75,19 +77,25 @@ fn outage(driver: Driver, rule: Rule) {
         cloud.relay.stats().links > dials,
         "the link was never dialled again: there was no outage"
     );
-    tunnel.stop();
+    trial.expect_cause(match rule {
+        Rule::BlackHole => Cause::Silent,
+        _ => Cause::Cut,
+    });
+    trial.end();
 }
 
 /// Cuts in the middle of whatever is under way, by RST and by FIN in turn; nothing is lost and nothing is doubled.
 fn cut_again_and_again(driver: Driver) {
     const LENGTH: u64 = 3_000_000;
     const CUTS: u64 = 6;
-    let (cloud, origin) = (Cloud::start(driver), Origin::start());
-    let tunnel = cloud.start_tunnel();
+    let trial = Trial::start(driver);
+    let Trial {
+        cloud, origin, tunnel, ..
+    } = &trial;
     let base = origin.base();
     let carried = || cloud.relay.stats().to_cloud + cloud.relay.stats().to_client;
     thread::scope(|scope| {
-        let (tunnel, base) = (&tunnel, &base);
+        let base = &base;
         for i in 0..10 {
             scope.spawn(move || {
                 let mut client = tunnel.client();
@@ -111,5 +119,6 @@ fn cut_again_and_again(driver: Driver) {
     });
     assert_eq!(origin.counters().requests, 20);
     assert!(cloud.relay.stats().links > 1, "no cut was ever felt");
-    tunnel.stop();
+    trial.expect_cause(Cause::Cut);
+    trial.end();
 }

@@ -27,9 +27,7 @@ fn two_share_the_load_and_the_endpoint(driver: Driver) {
     const REQUESTS: u64 = 40;
     let (cloud, origin) = (Cloud::start(driver), Origin::start());
     let (first, mut second) = (member(&cloud), member(&cloud));
-    let [endpoint] = cloud.process.children()[..] else {
-        panic!("one endpoint process expected: {:?}", cloud.process.children());
-    };
+    let endpoint = cloud.endpoint();
     assert_eq!(first.proxy, second.proxy);
     assert_ne!(first.id, second.id);
     let key = |t: &Tunnel| cloud.tunnel(&t.id)["culvert"]["fingerprint"].clone();

@@ -71,7 +71,7 @@ fn f20_without_locked_memory_everything_goes_on() {
     let (mut cloud, origin) = (Cloud::with(options), Origin::start());
     let tunnel = cloud.start_tunnel_with(&["--shards", "2"]);
     locks_nothing(tunnel.process.id());
-    locks_nothing(cloud.process.children()[0]);
+    locks_nothing(cloud.endpoint());
     let mut client = tunnel.client();
     client.download(&origin.base(), 1, 3_000_000, "").unwrap();
     client.upload(&origin.base(), 2, 3_000_000, true).unwrap();

@@ -268,7 +268,7 @@ fn every_thread_is_sealed_in_an_empty_network(driver: Driver) {
 }
 
 fn assert_sealed(mut cloud: Cloud, tunnel: Tunnel) {
-    let (endpoint, outside) = (cloud.process.children()[0], cloud.process.id());
+    let (endpoint, outside) = (cloud.endpoint(), cloud.process.id());
     let mut threads = 0;
     for task in fs::read_dir(format!("/proc/{endpoint}/task")).expect("procfs") {
         let status = fs::read_to_string(task.expect("procfs").path().join("status")).expect("procfs");
@@ -342,7 +342,7 @@ const IDLE: Duration = Duration::from_secs(3);
 fn traffic_cuts_and_a_quiet_end(driver: Driver) {
     let (cloud, origin) = (Cloud::start(driver), Origin::start());
     let tunnel = cloud.start_tunnel();
-    let endpoint = cloud.process.children()[0];
+    let endpoint = cloud.endpoint();
     let base = origin.base();
     tunnel.client().download(&base, 1, 10_000, "").expect("a page");
     let settled = settle(endpoint);

@@ -44,7 +44,7 @@ fn others_beside_stalled(driver: Driver) {
     let trial = Trial::with(CloudOptions::new(driver), &["--shards", "1"]);
     let base = trial.origin.base();
     let proxy = trial.tunnel.proxy;
-    let (sc, endpoint) = (trial.tunnel.process.id(), trial.cloud.process.children()[0]);
+    let (sc, endpoint) = (trial.tunnel.process.id(), trial.cloud.endpoint());
     latency(proxy, &base, Duration::from_secs(1));
     let mut ratios = Vec::new();
     let mut most = (0, 0);

@@ -4,10 +4,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tests::cloud::{Cloud, Driver, fault_lasts};
+use tests::cloud::{Cloud, Driver, Tunnel, fault_lasts};
 use tests::is_long;
 use tests::origin::Origin;
 use tests::relay::{Cut, Rule, Which};
+use tests::watch::Watch;
 
 /// The most that the cloud takes of one tunnel.
 const LINKS: usize = 16;
@@ -28,6 +29,14 @@ fn f25_all_come_back() {
         .map(|name| cloud.start_tunnel_with(&["-i", name, "--shards", "1", "--tunnel-connections", &links]))
         .collect();
     let all = count * LINKS;
+    let mut watch = Watch::default();
+    watch.add("sc-cloud", cloud.process.id());
+    for endpoint in cloud.process.children() {
+        watch.add(&format!("endpoint {endpoint}"), endpoint);
+    }
+    for (name, tunnel) in names.iter().zip(&tunnels) {
+        watch.add(name, tunnel.process.id());
+    }
     cloud.relay.wait("all links", |s| s.links_open == all);
     let base = origin.base();
     thread::scope(|scope| {
@@ -62,8 +71,11 @@ fn f25_all_come_back() {
         assert!(busiest < all as u64 / 2, "{busiest} of {all} dials at once");
         origin.open_gate();
     });
-    for (i, tunnel) in tunnels.into_iter().enumerate() {
+    for (i, tunnel) in tunnels.iter().enumerate() {
         tunnel.client().download(&base, 100 + i as u64, 10_000, "").unwrap();
-        tunnel.stop();
+        assert!(tunnel.log().contains("link 0 is down: "), "{}", tunnel.log());
     }
+    origin.close_connections();
+    watch.end();
+    tunnels.into_iter().for_each(Tunnel::stop);
 }

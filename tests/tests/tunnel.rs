@@ -205,7 +205,7 @@ fn many_at_once(driver: Driver) {
 fn the_endpoint_has_the_driver_asked_for_and_no_listener(driver: Driver) {
     let cloud = Cloud::start(driver);
     let tunnel = cloud.start_tunnel();
-    let endpoint = cloud.process.children()[0];
+    let endpoint = cloud.endpoint();
     if is_closed_to_us(endpoint) {
         return;
     }
