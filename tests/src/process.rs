@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
@@ -266,6 +267,15 @@ pub fn open_fds(id: u32) -> usize {
     std::fs::read_dir(format!("/proc/{id}/fd"))
         .expect("procfs of a live process")
         .count()
+}
+
+/// What the open descriptors of a process are.
+pub fn fd_targets(id: u32) -> Vec<PathBuf> {
+    let fds = std::fs::read_dir(format!("/proc/{id}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).collect()
 }
 
 /// Operations that the rings of a process have taken and not completed; 0 without rings, or if it [`is_closed_to_us`].

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::cloud::fault_lasts;
-use crate::process::{anonymous_bytes, open_fds, ring_operations};
+use crate::process::{anonymous_bytes, fd_targets, open_fds, ring_operations};
 
 /// After the last request.
 const REST: Duration = Duration::from_secs(20);
@@ -58,8 +58,17 @@ impl Watch {
 
     /// Another process has taken the place of the one of this name, and must hold no more than that one did.
     pub fn replace(&mut self, name: &str, process: u32) {
+        self.watched(name).process = process;
+    }
+
+    /// The process of this name may hold so many descriptors more.
+    pub fn allow(&mut self, name: &str, fds: usize) {
+        self.watched(name).before.fds += fds;
+    }
+
+    fn watched(&mut self, name: &str) -> &mut Watched {
         let watched = self.0.iter_mut().find(|w| w.name == name);
-        watched.unwrap_or_else(|| panic!("nobody watches {name}")).process = process;
+        watched.unwrap_or_else(|| panic!("nobody watches {name}"))
     }
 
     /// Waits until each process holds what it held before.
@@ -68,10 +77,14 @@ impl Watch {
         loop {
             let now: Vec<_> = self.0.iter().map(|w| (w, Use::of(w.process))).collect();
             let more = now.iter().find(|(watched, now)| !now.is_back(watched.before));
-            let Some((Watched { name, before, .. }, now)) = more else {
+            let Some((Watched { name, before, process }, now)) = more else {
                 return;
             };
-            assert!(since.elapsed() < REST, "{name} holds {now:?}, before: {before:?}");
+            assert!(
+                since.elapsed() < REST,
+                "{name} holds {now:?}, before: {before:?}\n{:?}",
+                fd_targets(*process)
+            );
             fault_lasts(Duration::from_millis(100));
         }
     }
