@@ -174,7 +174,8 @@ impl Trial {
         // What `sc` keeps of them for reuse is nobody's leak; an answer that waits does not see its connection's end.
         self.origin.open_gate();
         self.origin.close_connections();
-        self.watch.end();
+        let (tunnel, origin) = (&self.tunnel, &self.origin);
+        self.watch.end_in_use(|| tunnel.serves(origin));
     }
 
     /// Checks what must hold in the end, and ends the tunnel.

@@ -73,6 +73,11 @@ impl Watch {
 
     /// Waits until each process holds what it held before.
     pub fn end(&self) {
+        self.end_in_use(|| ());
+    }
+
+    /// The same, and `use_them` again and again: an allocator gives back while it is used.
+    pub fn end_in_use(&self, use_them: impl Fn()) {
         let since = Instant::now();
         loop {
             let now: Vec<_> = self.0.iter().map(|w| (w, Use::of(w.process))).collect();
@@ -85,6 +90,7 @@ impl Watch {
                 "{name} holds {now:?}, before: {before:?}\n{:?}",
                 fd_targets(*process)
             );
+            use_them();
             fault_lasts(Duration::from_millis(100));
         }
     }

@@ -77,7 +77,7 @@ fn f5_lost_packets(driver: Driver) {
         let exchange = |client: &mut tests::http::Client, i: u64, round: u64| {
             let seed = first + i * 1_000_000 + round;
             client.download(&base, seed, BODY_BYTES, "")?;
-            client.upload(&base, seed, BODY_BYTES, round % 2 == 0)
+            client.upload(&base, seed, BODY_BYTES, round.is_multiple_of(2))
         };
         trial.under_load(CLIENTS, exchange, || fault_lasts(lasts));
         let (after, took) = (trial.cloud.relay.stats(), since.elapsed());
