@@ -1,7 +1,8 @@
 //! A hostile `sc` against the real programs: a member of a pool breaks the protocol in every way that its link allows,
 //! each time on a fresh session. Its link ends or goes on as the protocol says; the endpoint process that it shares
-//! with an honest member, and everything that member carries, go on.
+//! with an honest member, and everything that member carries, go on. `endpoint` is the other direction.
 
+mod endpoint;
 mod peer;
 mod table;
 
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dataplane::mux::frame::{Code, Frame, GoAwayReason};
-use dataplane::mux::{Kind, Open, Opened};
+use dataplane::mux::{Kind, Open, Opened, Side};
 use tests::both_drivers;
 use tests::cloud::{CloudOptions, Driver, fault_lasts};
 use tests::http::{Client, Framing, dial};
@@ -23,12 +24,17 @@ use tests::process::{PATIENCE, open_fds};
 use tests::trial::Trial;
 use tests::{is_long, tls};
 
+use endpoint::{
+    f7_a_hostile_endpoint_ends_its_session_and_nothing_else, f7_streams_beyond_the_limit_are_refused_and_nothing_else,
+};
 use peer::{Link, Member};
 use table::{Case, Expected, Known, State, all_streams_at_once, cells, values};
 
 both_drivers![
     f7_a_hostile_peer_ends_its_link_and_nothing_else,
-    f7_all_streams_opened_at_once_end_nothing
+    f7_all_streams_opened_at_once_end_nothing,
+    f7_a_hostile_endpoint_ends_its_session_and_nothing_else,
+    f7_streams_beyond_the_limit_are_refused_and_nothing_else
 ];
 
 /// One cell of so many in the ordinary run: a prime, so that every state and every type has its turn.
@@ -343,7 +349,7 @@ fn deaths(member: &mut Member, trial: &Trial) -> usize {
     dying.hang_up();
     assert_eq!(dying.rest(), (Vec::new(), false), "half a HELLO");
     let right = |c: &Case| c.state == State::Opened && c.expected == Expected::GoesOn;
-    let right: Vec<Case> = cells().into_iter().filter(right).collect();
+    let right: Vec<Case> = cells(Side::Client).into_iter().filter(right).collect();
     for case in &right {
         let mut reached = reach(case.state, member, trial);
         let frame = (case.frames)(&reached.known()).remove(0);
@@ -365,7 +371,8 @@ fn f7_a_hostile_peer_ends_its_link_and_nothing_else(driver: Driver) {
         let mut silent = half_a_hello(member);
         stolen_name(member, trial);
         let step = if is_long() { 1 } else { STEP };
-        let cases: Vec<Case> = cells().into_iter().step_by(step).chain(values()).collect();
+        let cells = cells(Side::Client).into_iter().step_by(step);
+        let cases: Vec<Case> = cells.chain(values(Side::Client)).collect();
         let mut counts = BTreeMap::new();
         for (n, case) in cases.iter().enumerate() {
             let reached = reach(case.state, member, trial);

@@ -1,5 +1,5 @@
-//! A hostile `sc`: a member of a pool that asks REST for its tunnel and dials its link as the real one does, and then
-//! says what it likes.
+//! Links that say what they like: those of a hostile `sc`, a member of a pool that asks REST for its tunnel and dials as
+//! the real one does, and those that a hostile endpoint has taken.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -17,8 +17,8 @@ use tests::cloud::{Cloud, Tunnel, fault_lasts};
 use tests::http::dial;
 use tests::process::PATIENCE;
 
-/// The endpoint answers, or ends what it will not answer, in this time: the longest that it waits for anything here are
-/// the 5 s of a HELLO.
+/// The real programs answer, or end what they will not answer, in this time: the longest that they wait for anything here
+/// are the 5 s of a HELLO.
 pub const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// What counts as a rule, in a tunnel object.
@@ -80,46 +80,12 @@ impl Member {
     /// The same under another tunnel's name.
     pub fn dial_as(&mut self, server_name: &str) -> Link {
         self.epoch += 1;
-        let hello = Hello {
-            version_min: frame::VERSION,
-            version_max: frame::VERSION,
-            link: 0,
-            links: 1,
-            member: self.identity.member(),
-            session: [0; 16],
-            // Never twice the same, so that no session goes on by accident.
-            fresh: u128::from(self.epoch).to_be_bytes(),
-            epoch: self.epoch,
-            received: 0,
-            first_credit: 16_384,
-        };
-        let mut socket = dial(self.cloud).expect("the front listens");
-        socket.set_read_timeout(Some(ANSWER_MAX)).expect("a socket");
+        // Never twice the same, so that no session goes on by accident.
+        let hello = hello(self.identity.member(), u128::from(self.epoch).to_be_bytes(), self.epoch);
+        let socket = dial(self.cloud).expect("the front listens");
         let name = format!("{}.{server_name}", hello.link);
-        let mut handshake = Handshake::client(self.tls.clone(), &name).expect("a name");
-        let mut input = BytesMut::new();
-        loop {
-            let progress = handshake.handle(&mut input).expect("TLS with the endpoint");
-            while let Some(output) = handshake.output() {
-                socket.write_all(&output).expect("the handshake leaves");
-            }
-            if progress == Progress::Done {
-                break;
-            }
-            assert!(read(&mut socket, &mut input), "the handshake was cut");
-        }
-        let (sealer, opener, _) = handshake.into_records().expect("TLS is up");
-        Link {
-            socket,
-            sealer,
-            opener,
-            input,
-            plain: BytesMut::new(),
-            hello,
-            received: 0,
-            pings: 0,
-            deadline: Instant::now(),
-        }
+        let handshake = Handshake::client(self.tls.clone(), &name).expect("a name");
+        Link::over(socket, handshake, hello).expect("TLS with the endpoint")
     }
 
     /// A fresh session: both HELLOs are exchanged, nothing is acknowledged, so that no browser's request comes here.
@@ -175,7 +141,22 @@ fn read(socket: &mut TcpStream, input: &mut BytesMut) -> bool {
     }
 }
 
-/// One connection of the link.
+fn hello(member: [u8; 16], fresh: [u8; 16], epoch: u64) -> Hello {
+    Hello {
+        version_min: frame::VERSION,
+        version_max: frame::VERSION,
+        link: 0,
+        links: 1,
+        member,
+        session: [0; 16],
+        fresh,
+        epoch,
+        received: 0,
+        first_credit: 16_384,
+    }
+}
+
+/// One connection of a link.
 pub struct Link {
     socket: TcpStream,
     sealer: Sealer,
@@ -191,11 +172,58 @@ pub struct Link {
 }
 
 impl Link {
+    /// None if the other side ends the handshake.
+    fn over(mut socket: TcpStream, mut handshake: Handshake, hello: Hello) -> Option<Self> {
+        socket.set_read_timeout(Some(ANSWER_MAX)).expect("a socket");
+        let mut input = BytesMut::new();
+        loop {
+            let progress = handshake.handle(&mut input).expect("TLS of a link");
+            while let Some(output) = handshake.output() {
+                socket.write_all(&output).ok()?;
+            }
+            if progress == Progress::Done {
+                break;
+            }
+            if !read(&mut socket, &mut input) {
+                return None;
+            }
+        }
+        let (sealer, opener, _) = handshake.into_records().expect("TLS is up");
+        Some(Self {
+            socket,
+            sealer,
+            opener,
+            input,
+            plain: BytesMut::new(),
+            hello,
+            received: 0,
+            pings: 0,
+            deadline: Instant::now(),
+        })
+    }
+
+    /// What `sc` has dialled, and its HELLO, which is not answered; none if it has given the dial up.
+    pub fn accept(socket: TcpStream, tls: Arc<rustls::ServerConfig>) -> Option<(Self, Hello)> {
+        socket.set_nodelay(true).expect("a socket");
+        let handshake = Handshake::server(tls).expect("TLS of links");
+        let mut link = Self::over(socket, handshake, hello([0; 16], [0; 16], 0))?;
+        let Ok(Frame::Hello(theirs)) = link.next() else {
+            return None;
+        };
+        link.hello = Hello {
+            session: theirs.fresh,
+            fresh: [0; 16],
+            received: 0,
+            ..theirs.clone()
+        };
+        Some((link, theirs))
+    }
+
     pub fn greeting(&self) -> Bytes {
         bytes_of(&Frame::Hello(self.hello.clone()))
     }
 
-    /// It fails if the endpoint has ended the link before: what is heard next tells.
+    /// It fails if the other side has ended the link before: what is heard next tells.
     pub fn say(&mut self, frames: &[Bytes]) {
         /// All but floods go in one write.
         const FRAMES_PER_WRITE: usize = 1_024;
@@ -206,6 +234,11 @@ impl Link {
                 break;
             }
         }
+    }
+
+    pub fn say_frames(&mut self, frames: impl IntoIterator<Item = Frame>) {
+        let frames: Vec<Bytes> = frames.into_iter().map(|frame| bytes_of(&frame)).collect();
+        self.say(&frames);
     }
 
     pub fn say_frame(&mut self, frame: &Frame) {
@@ -228,14 +261,14 @@ impl Link {
                 if header.counted() {
                     self.received += (FRAME_HEADER_BYTES + header.length) as u64;
                 }
-                return Ok(frame::decode(header, payload).expect("the endpoint keeps the protocol"));
+                return Ok(frame::decode(header, payload).expect("the other side keeps the protocol"));
             }
             match self.opener.open(Time::now(), &mut self.input) {
                 Ok(Some(Record::Data(bytes))) => self.plain.extend_from_slice(&bytes),
                 Ok(Some(Record::Closed)) => return Err(true),
                 Ok(Some(Record::KeyUpdate { .. })) => {}
                 Ok(None) if read(&mut self.socket, &mut self.input) => {
-                    // PINGs of the endpoint are no answer.
+                    // PINGs of the other side are no answer.
                     assert!(Instant::now() < self.deadline, "no answer within {ANSWER_MAX:?}");
                 }
                 Ok(None) | Err(_) => return Err(false),
@@ -243,7 +276,17 @@ impl Link {
         }
     }
 
-    /// Hears until a frame fits; PINGs of the endpoint are answered meanwhile.
+    /// The next frame, or whether the end was announced. PINGs are answered, and come back too: they show that time passes.
+    pub fn next(&mut self) -> Result<Frame, bool> {
+        self.deadline = Instant::now() + ANSWER_MAX;
+        let frame = self.hear()?;
+        if let Frame::Ping(token) = frame {
+            self.say_frame(&Frame::Pong(token));
+        }
+        Ok(frame)
+    }
+
+    /// Hears until a frame fits; PINGs of the other side are answered meanwhile.
     pub fn until(&mut self, what: &str, fits: impl Fn(&Frame) -> bool) -> Frame {
         let mut heard = Vec::new();
         self.deadline = Instant::now() + ANSWER_MAX;

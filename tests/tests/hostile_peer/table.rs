@@ -1,33 +1,34 @@
-//! What a hostile `sc` says, in which state of its link, and what the protocol says of it. Written from the protocol's
+//! What a hostile peer says, in which state of its link, and what the protocol says of it. Written from the protocol's
 //! text: every frame type, known or not, at both sides of each bound of its payload, for each stream that it may name.
+//! `side` is whose place the hostile peer takes.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use dataplane::limits::{CLIENT_STREAMS_MAX, FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, FRAME_TEXT_BYTES_MAX};
-use dataplane::mux::Hello;
 use dataplane::mux::frame::{self, Frame, kind};
+use dataplane::mux::{Hello, Kind, Side};
 
-/// States that a client can bring the endpoint's session into.
+/// States that a peer can bring the other side's session into. Streams are what browsers ask for: the endpoint opens them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// TLS is up, nothing was said.
     Silent,
-    /// HELLO and the frame arrive in one record, before the endpoint has answered.
+    /// HELLO and the frame arrive in one record: before the endpoint has answered, or as the first of all to `sc`.
     Greeting,
     /// Both HELLOs are exchanged, no stream.
     Idle,
-    /// A stream that it opened has been refused.
+    /// A stream that it opened has been refused; `sc` is reset what leads nowhere.
     Refused,
-    /// A browser's CONNECT has come, and is not answered.
+    /// A browser's CONNECT is under way, and is not answered.
     Asked,
     /// The same, after OPENED.
     Opened,
     /// Its own FIN followed.
     FinSaid,
-    /// The browser's FIN followed.
+    /// The other side's FIN followed.
     FinHeard,
     /// Its own RESET followed.
     ResetSaid,
-    /// A browser's request has come whole, and is not answered.
+    /// A browser's request was said whole, and is not answered.
     Requested,
     /// FIN in both directions.
     BothFins,
@@ -56,13 +57,17 @@ impl State {
 
     /// DATA FIN RESET CREDIT, OPENED START_TLS TLS_REPORT, RECALL RETURN on its stream: `a` accepted, `d` counted and
     /// dropped, `e` a violation.
-    fn row(self) -> &'static [u8; 9] {
-        match self {
-            Self::Silent | Self::Greeting | Self::Idle => b"eeeeeeeee",
-            Self::Refused | Self::ResetSaid | Self::BothFins => b"ddddddddd",
-            Self::Asked => b"eeaaaeeae",
-            Self::FinSaid => b"eeaaeeeae",
-            Self::Opened | Self::FinHeard | Self::Requested | Self::Draining | Self::Resumed => b"aaaaeeeae",
+    fn row(self, side: Side) -> &'static [u8; 9] {
+        match (side, self) {
+            (_, Self::Silent | Self::Greeting | Self::Idle) => b"eeeeeeeee",
+            (_, Self::Refused | Self::ResetSaid | Self::BothFins) => b"ddddddddd",
+            (Side::Client, Self::Asked) => b"eeaaaeeae",
+            (Side::Endpoint, Self::Asked) => b"aaaaeeeae",
+            (_, Self::FinSaid) | (Side::Endpoint, Self::Requested) => b"eeaaeeeae",
+            (Side::Endpoint, Self::Opened | Self::Draining | Self::Resumed) => b"aaaaeaeae",
+            // What came before the site's FIN was a request: too late for START_TLS.
+            (_, Self::FinHeard) => b"aaaaeeeae",
+            (Side::Client, Self::Opened | Self::Requested | Self::Draining | Self::Resumed) => b"aaaaeeeae",
         }
     }
 }
@@ -85,7 +90,7 @@ const UNKNOWN: [u8; 4] = [kind::RETURN + 1, kind::EXTENSIONS - 1, kind::EXTENSIO
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// The connection ends without a word: the endpoint has not said HELLO.
+    /// The connection ends without a word: there is no session yet.
     Unanswered,
     /// The link ends with GOAWAY of this reason.
     Violation(frame::GoAwayReason),
@@ -110,7 +115,7 @@ pub struct Known {
 }
 
 /// The frames of a case, once it is known what they speak of.
-type Says = Box<dyn Fn(&Known) -> Vec<Bytes>>;
+type Says = Box<dyn Fn(&Known) -> Vec<Bytes> + Send + Sync>;
 
 pub struct Case {
     pub what: String,
@@ -126,9 +131,25 @@ enum Target {
     Stream,
     /// One that it could open, above all that were.
     NextOwn,
-    /// One that the endpoint could open, above all that were.
+    /// One that the other side could open, above all that were.
     NextOther,
     None,
+}
+
+/// A stream that this side could open, above all that were.
+fn next_of(side: Side) -> u64 {
+    match side {
+        Side::Client => 101,
+        Side::Endpoint => 102,
+    }
+}
+
+/// A kind of streams without a site that this side may open.
+fn siteless_of(side: Side) -> Kind {
+    match side {
+        Side::Client => Kind::Relay,
+        Side::Endpoint => Kind::Probe,
+    }
 }
 
 fn fits(kind: u8, length: usize) -> bool {
@@ -159,14 +180,14 @@ fn lengths(kind: u8) -> Vec<usize> {
 }
 
 /// As right as its length allows.
-fn payload(kind: u8, length: usize, known: &Known) -> BytesMut {
+fn payload(side: Side, kind: u8, length: usize, known: &Known) -> BytesMut {
     let mut out = BytesMut::new();
     match kind {
         kind::HELLO => {
             frame::encode(&Frame::Hello(known.hello.clone()), &mut out);
             out = out.split_off(FRAME_HEADER_BYTES);
         }
-        kind::OPEN => out.put_slice(&[4, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0]),
+        kind::OPEN => out.put_slice(&open(siteless_of(side) as u8, 0, b"", 0, b"")),
         kind::RESET => out.put_u16(6),
         kind::CREDIT => out.put_u64(100_000_000),
         kind::ACK => out.put_u64(known.received),
@@ -192,6 +213,14 @@ fn payload(kind: u8, length: usize, known: &Known) -> BytesMut {
     out
 }
 
+/// A payload of OPEN.
+fn open(kind: u8, flags: u8, host: &[u8], port: u16, tlvs: &[u8]) -> Vec<u8> {
+    let mut out = vec![kind, flags, 0, 0, 0, 1, 0, 1, 0, 0];
+    out.put_u16(port);
+    out.put_u8(host.len() as u8);
+    [&out, host, tlvs].concat()
+}
+
 /// Of what is too long only the header.
 fn raw(kind: u8, reserved: u8, stream: u64, length: usize, payload: &[u8]) -> Bytes {
     let mut out = BytesMut::new();
@@ -202,33 +231,39 @@ fn raw(kind: u8, reserved: u8, stream: u64, length: usize, payload: &[u8]) -> By
     out.freeze()
 }
 
-fn expected(state: State, kind: u8, reserved: u8, target: Target, length: usize) -> Expected {
+fn expected(side: Side, state: State, kind: u8, reserved: u8, target: Target, length: usize) -> Expected {
     let of_session = matches!(kind, kind::HELLO | kind::ACK..=kind::GOAWAY);
     let named = kind >= kind::EXTENSIONS || of_session == (target == Target::None);
     let fits = length <= FRAME_PAYLOAD_BYTES_MAX && reserved == 0 && fits(kind, length) && named;
     match (state, kind) {
         (State::Silent, kind::HELLO) if fits => return Expected::GoesOn,
-        (State::Silent | State::Greeting, _) => return Expected::Unanswered,
+        (State::Silent, _) => return Expected::Unanswered,
+        (State::Greeting, _) if side == Side::Client => return Expected::Unanswered,
         _ if !fits => return PROTOCOL,
         (State::Draining, kind::OPEN | kind::GOAWAY) => return PROTOCOL,
         (_, kind::EXTENSIONS..) => return Expected::GoesOn,
-        (_, kind::HELLO | kind::SETTINGS_ACK) => return PROTOCOL,
+        (_, kind::HELLO) => return PROTOCOL,
+        (_, kind::SETTINGS_ACK) if side == Side::Client => return PROTOCOL,
+        (_, kind::SETTINGS) if side == Side::Endpoint => return PROTOCOL,
         (_, kind::GOAWAY) => return Expected::MayEnd,
         _ if of_session => return Expected::GoesOn,
         _ => {}
     }
     match (target, COLUMNS.iter().position(|k| *k == kind)) {
         (Target::NextOwn, None) => Expected::GoesOn,
-        (Target::Stream, Some(column)) if state.row()[column] == b'e' => PROTOCOL,
-        // Its last stream: nothing keeps the link.
+        (Target::Stream, Some(column)) if state.row(side)[column] == b'e' => PROTOCOL,
+        // Its last stream: nothing keeps the link. A site answers a FIN with its own, a browser need not.
         (Target::Stream, Some(_)) if state == State::Draining && kind == kind::RESET => Expected::MayEnd,
+        (Target::Stream, Some(_)) if state == State::Draining && kind == kind::FIN && side == Side::Endpoint => {
+            Expected::MayEnd
+        }
         (Target::Stream, Some(_)) => Expected::GoesOn,
         _ => PROTOCOL,
     }
 }
 
 /// Everything that a frame's type, length and stream can be, in every state.
-pub fn cells() -> Vec<Case> {
+pub fn cells(side: Side) -> Vec<Case> {
     let mut out = Vec::new();
     for state in State::ALL {
         let targets: &[Target] = match state {
@@ -244,17 +279,18 @@ pub fn cells() -> Vec<Case> {
                 out.extend(targets.iter().map(|&target| Case {
                     what: format!("{state:?}: type {kind:#04x}, {length} bytes, fourth byte {reserved}, {target:?}"),
                     state,
-                    expected: expected(state, kind, reserved, target, length),
+                    expected: expected(side, state, kind, reserved, target, length),
                     frames: Box::new(move |known| {
                         let stream = match target {
                             Target::Stream => known.stream,
-                            Target::NextOwn => 101,
-                            Target::NextOther => 102,
+                            Target::NextOwn => next_of(side),
+                            // Of two neighbours one is each side's.
+                            Target::NextOther => next_of(side) ^ 3,
                             Target::None => 0,
                         };
                         let payload = match length {
                             n if n > FRAME_PAYLOAD_BYTES_MAX => BytesMut::new(),
-                            n => payload(kind, n, known),
+                            n => payload(side, kind, n, known),
                         };
                         vec![raw(kind, reserved, stream, length, &payload)]
                     }),
@@ -269,7 +305,7 @@ fn wrong(
     state: State,
     what: &str,
     expected: Expected,
-    frames: impl Fn(&Known) -> Vec<(u8, u64, Vec<u8>)> + 'static,
+    frames: impl Fn(&Known) -> Vec<(u8, u64, Vec<u8>)> + Send + Sync + 'static,
 ) -> Case {
     Case {
         what: format!("{state:?}: {what}"),
@@ -283,7 +319,7 @@ fn wrong(
     }
 }
 
-/// HELLO after `change`, which the endpoint must not take.
+/// HELLO after `change`, which the other side must not take.
 fn hello(what: &str, change: fn(&mut Hello)) -> Case {
     wrong(State::Silent, what, Expected::Unanswered, move |known| {
         let mut hello = known.hello.clone();
@@ -294,24 +330,35 @@ fn hello(what: &str, change: fn(&mut Hello)) -> Case {
     })
 }
 
+/// More than a session may say for nothing at once, and in the time that it takes.
+const FLOOD: usize = 3_000;
+
 /// Payloads of the right length that say what nobody may say, or too much of what one may.
-pub fn values() -> Vec<Case> {
-    use State::{Draining, Idle, Opened, Silent};
-    /// More than a session may say for nothing at once, and in the time that it takes.
-    const FLOOD: usize = 3_000;
-    /// More than the browser, which reads nothing, and the sockets before it make room for, and the window with that.
-    const BEYOND_CREDIT_BYTES: u64 = 64 << 20;
-    let says = |state, what: &str, expected, kind, payload: &'static [u8]| {
-        let on_stream = COLUMNS.contains(&kind);
-        wrong(state, what, expected, move |known| {
-            let stream = if kind == kind::OPEN {
-                101
-            } else {
-                known.stream * u64::from(on_stream)
-            };
-            vec![(kind, stream, payload.to_vec())]
-        })
-    };
+pub fn values(side: Side) -> Vec<Case> {
+    let mut out = values_of_both(side);
+    match side {
+        Side::Client => out.extend(values_of_a_client()),
+        Side::Endpoint => out.extend(values_of_an_endpoint()),
+    }
+    out
+}
+
+/// One frame, on the state's stream, on the next one if it is OPEN, or on none.
+fn says(side: Side, state: State, what: &str, expected: Expected, kind: u8, payload: &[u8]) -> Case {
+    let (on_stream, payload) = (COLUMNS.contains(&kind), payload.to_vec());
+    wrong(state, what, expected, move |known| {
+        let stream = match kind {
+            kind::OPEN => next_of(side),
+            _ => known.stream * u64::from(on_stream),
+        };
+        vec![(kind, stream, payload.clone())]
+    })
+}
+
+fn values_of_both(side: Side) -> Vec<Case> {
+    use State::{Draining, Idle, Opened};
+    let says = |state, what: &str, kind, payload: &[u8]| says(side, state, what, PROTOCOL, kind, payload);
+    let opens = |what: &str, payload: Vec<u8>| says(Idle, what, kind::OPEN, &payload);
     let acks = |what: &str, change: fn(u64) -> u64| {
         wrong(Opened, what, PROTOCOL, move |known| {
             vec![(kind::ACK, 0, change(known.received).to_be_bytes().to_vec())]
@@ -319,27 +366,30 @@ pub fn values() -> Vec<Case> {
     };
     let all = u64::MAX.to_be_bytes();
     let goodbye = move |reason: u8| [&all[..], &[0, reason]].concat();
+    let may = siteless_of(side) as u8;
+    let other = match side {
+        Side::Client => open(Kind::Tcp as u8, 0, b"site", 22, b""),
+        Side::Endpoint => open(Kind::Relay as u8, 0, b"", 0, b""),
+    };
     vec![
         hello("another member", |h| h.member[0] ^= 1),
-        hello("another link", |h| (h.link, h.links) = (1, 2)),
+        hello("another link", |h| (h.link, h.links) = (h.link + 1, h.links + 1)),
         hello("a link beyond all", |h| h.link = h.links),
         hello("more links than before", |h| h.links += 1),
-        hello("an old epoch", |h| h.epoch = 1),
         hello("no epoch", |h| h.epoch = 0),
-        hello("no name for a fresh session", |h| h.fresh = [0; 16]),
         hello("versions to come", |h| (h.version_min, h.version_max) = (2, u8::MAX)),
         hello("no version", |h| (h.version_min, h.version_max) = (1, 0)),
-        wrong(Silent, "HELLO with flags", Expected::Unanswered, |known| {
-            let mut payload = payload(kind::HELLO, 76, known).to_vec();
+        wrong(State::Silent, "HELLO with flags", Expected::Unanswered, move |known| {
+            let mut payload = payload(side, kind::HELLO, 76, known).to_vec();
             payload[3] = 1;
             vec![(kind::HELLO, 0, payload)]
         }),
         wrong(
-            Silent,
+            State::Silent,
             "HELLO with a TLV that may not be ignored",
             Expected::Unanswered,
-            |known| {
-                let mut payload = payload(kind::HELLO, 79, known).to_vec();
+            move |known| {
+                let mut payload = payload(side, kind::HELLO, 79, known).to_vec();
                 payload[76] = 2;
                 vec![(kind::HELLO, 0, payload)]
             },
@@ -347,100 +397,37 @@ pub fn values() -> Vec<Case> {
         acks("ACK of what was never sent", |received| received + 1_000_000),
         acks("ACK within a frame", |received| received - 1),
         acks("ACK that goes back", |_| 1),
-        says(Idle, "OPEN of no kind", PROTOCOL, kind::OPEN, &[0; 13]),
-        says(
-            Idle,
-            "OPEN of a kind to come",
-            PROTOCOL,
-            kind::OPEN,
-            &[6, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
-        ),
-        says(
-            Idle,
-            "OPEN of a browser's kind",
-            PROTOCOL,
-            kind::OPEN,
-            b"\x01\0\0\0\0\x01\0\0\0\0\0\x16\x04site",
-        ),
-        says(
-            Idle,
-            "OPEN with flags",
-            PROTOCOL,
-            kind::OPEN,
-            &[4, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
-        ),
-        says(
-            Idle,
-            "OPEN of a relay to a port",
-            PROTOCOL,
-            kind::OPEN,
-            &[4, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 22, 0],
-        ),
-        says(
-            Idle,
-            "OPEN with a TLV cut short",
-            PROTOCOL,
-            kind::OPEN,
-            &[4, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 33],
-        ),
-        wrong(Idle, "OPEN below an earlier one", PROTOCOL, |known| {
-            let open = payload(kind::OPEN, 13, known).to_vec();
-            vec![(kind::OPEN, 103, open.clone()), (kind::OPEN, 101, open)]
-        }),
-        says(
-            Idle,
-            "SETTINGS of version 0",
-            PROTOCOL,
-            kind::SETTINGS,
-            &[0, 0, 0, 0, 0, 0, 0, 1],
-        ),
-        says(
-            Idle,
-            "SETTINGS in no parts",
-            PROTOCOL,
-            kind::SETTINGS,
-            &[0, 0, 0, 2, 0, 0, 0, 0],
-        ),
-        says(
-            Idle,
-            "SETTINGS without their first part",
-            PROTOCOL,
-            kind::SETTINGS,
-            &[0, 0, 0, 2, 0, 1, 0, 2],
-        ),
-        wrong(Idle, "SETTINGS that are too long", PROTOCOL, |_| {
-            let part = |n: u16| {
-                let head = [&[0, 0, 0, 2][..], &n.to_be_bytes(), &[255, 255]].concat();
-                (kind::SETTINGS, 0, [head, vec![b' '; 16_000]].concat())
-            };
-            (0..300).map(part).collect()
+        opens("OPEN of no kind", vec![0; 13]),
+        opens("OPEN of a kind to come", open(6, 0, b"", 0, b"")),
+        opens("OPEN of a kind that only the other side opens", other),
+        opens("OPEN with flags", open(may, 1, b"", 0, b"")),
+        opens("OPEN of no site at a port", open(may, 0, b"", 22, b"")),
+        opens("OPEN with a TLV cut short", open(may, 0, b"", 0, &[2, 0, 33])),
+        wrong(Idle, "OPEN below an earlier one", PROTOCOL, move |known| {
+            let open = payload(side, kind::OPEN, 13, known).to_vec();
+            let id = next_of(side);
+            vec![(kind::OPEN, id + 2, open.clone()), (kind::OPEN, id, open)]
         }),
         wrong(Idle, "GOAWAY of a reason to come", PROTOCOL, move |_| {
             vec![(kind::GOAWAY, 0, goodbye(5))]
         }),
-        wrong(Opened, "GOAWAY that blames the endpoint", Expected::MayEnd, move |_| {
-            vec![(kind::GOAWAY, 0, goodbye(2))]
-        }),
+        wrong(
+            Opened,
+            "GOAWAY that blames the other side",
+            Expected::MayEnd,
+            move |_| vec![(kind::GOAWAY, 0, goodbye(2))],
+        ),
         wrong(
             Draining,
-            "GOAWAY that blames the endpoint",
+            "GOAWAY that blames the other side",
             Expected::MayEnd,
             move |_| vec![(kind::GOAWAY, 0, goodbye(3))],
         ),
-        says(Opened, "RESET without a code", PROTOCOL, kind::RESET, &[0, 0]),
-        says(Opened, "RESET of a code to come", PROTOCOL, kind::RESET, &[0, 18]),
-        says(
-            State::Asked,
-            "OPENED of a family to come",
-            PROTOCOL,
-            kind::OPENED,
-            &[5; 27],
-        ),
+        says(Opened, "RESET without a code", kind::RESET, &[0, 0]),
+        says(Opened, "RESET of a code to come", kind::RESET, &[0, 18]),
+        says(State::Asked, "OPENED of a family to come", kind::OPENED, &[5; 27]),
         wrong(Opened, "DATA up to the credit", Expected::GoesOn, |known| {
             data(known, known.credit)
-        }),
-        wrong(Opened, "DATA beyond every credit", PROTOCOL, |known| {
-            data(known, BEYOND_CREDIT_BYTES)
         }),
         wrong(Idle, "PINGs without end", LIMIT, |_| {
             vec![(kind::PING, 0, vec![0; 8]); FLOOD]
@@ -454,10 +441,161 @@ pub fn values() -> Vec<Case> {
     ]
 }
 
+fn values_of_a_client() -> Vec<Case> {
+    use State::{Idle, Opened};
+    /// More than the browser, which reads nothing, and the sockets before it make room for, and the window with that.
+    const BEYOND_CREDIT_BYTES: u64 = 64 << 20;
+    let settings = |what: &str, payload| says(Side::Client, Idle, what, PROTOCOL, kind::SETTINGS, payload);
+    vec![
+        hello("an old epoch", |h| h.epoch = 1),
+        hello("no name for a fresh session", |h| h.fresh = [0; 16]),
+        settings("SETTINGS of version 0", &[0, 0, 0, 0, 0, 0, 0, 1]),
+        settings("SETTINGS in no parts", &[0, 0, 0, 2, 0, 0, 0, 0]),
+        settings("SETTINGS without their first part", &[0, 0, 0, 2, 0, 1, 0, 2]),
+        wrong(Idle, "SETTINGS that are too long", PROTOCOL, |_| {
+            let part = |n: u16| {
+                let head = [&[0, 0, 0, 2][..], &n.to_be_bytes(), &[255, 255]].concat();
+                (kind::SETTINGS, 0, [head, vec![b' '; 16_000]].concat())
+            };
+            (0..300).map(part).collect()
+        }),
+        wrong(Opened, "DATA beyond every credit", PROTOCOL, |known| {
+            data(known, BEYOND_CREDIT_BYTES)
+        }),
+    ]
+}
+
+fn values_of_an_endpoint() -> Vec<Case> {
+    use State::{Asked, Idle, Opened, Silent};
+    /// So many in one write overflowed a stack where each was acted on within the one before.
+    const AT_ONCE: usize = 1_000;
+    const NAMES: [&[u8]; 12] = [
+        &[b'a'; 255],
+        &[b'.'; 255],
+        &[0; 255],
+        &[0xff; 255],
+        b"a b",
+        b"http://a",
+        b"..",
+        b"[::1",
+        b"::1%lo",
+        b"0x7f.1",
+        b"\xe2\x80\xae",
+        b"169.254.169.254",
+    ];
+    let says =
+        |state, what: &str, expected, kind, payload: &[u8]| says(Side::Endpoint, state, what, expected, kind, payload);
+    let acks = |what: &str, version: u8, n: usize| {
+        wrong(Idle, what, Expected::GoesOn, move |_| {
+            vec![(kind::SETTINGS_ACK, 0, vec![0, 0, 0, version, 0]); n]
+        })
+    };
+    let flood = |state, what: &str, kind| {
+        wrong(state, what, Expected::GoesOn, move |known| {
+            let on_stream = u64::from(COLUMNS.contains(&kind));
+            vec![(kind, known.stream * on_stream, vec![0; 8]); FLOOD]
+        })
+    };
+    let shakes = |name: &[u8]| [&[name.len() as u8], name, b"\x02h2"].concat();
+    let tcp = Kind::Tcp as u8;
+    let mut out = vec![
+        hello("an epoch to come", |h| h.epoch += 1),
+        hello("a session that nobody named", |h| h.session[0] ^= 1),
+        hello("no session", |h| h.session = [0; 16]),
+        wrong(
+            Silent,
+            "HELLO of a fresh session that has received something",
+            PROTOCOL,
+            |known| {
+                let mut payload = payload(Side::Endpoint, kind::HELLO, 76, known).to_vec();
+                payload[71] = 1;
+                vec![(kind::HELLO, 0, payload)]
+            },
+        ),
+        acks("SETTINGS_ACKs of rules before the first", 0, AT_ONCE),
+        acks("SETTINGS_ACKs without end", 1, FLOOD),
+        acks("SETTINGS_ACK of rules to come", u8::MAX, 1),
+        says(
+            Idle,
+            "SETTINGS_ACK of no status",
+            PROTOCOL,
+            kind::SETTINGS_ACK,
+            &[0, 0, 0, 1, 2],
+        ),
+        says(
+            Idle,
+            "SETTINGS_ACK that refuses the first rules, in no text",
+            Expected::GoesOn,
+            kind::SETTINGS_ACK,
+            b"\0\0\0\x01\x01\xff\0\r\n\x1b[2J",
+        ),
+        flood(Idle, "PONGs that nobody asked for", kind::PONG),
+        flood(Idle, "extensions without end", u8::MAX),
+        flood(Opened, "RECALLs without end", kind::RECALL),
+        wrong(Asked, "DATA beyond the credit", PROTOCOL, |known| {
+            data(known, known.credit + 1)
+        }),
+        says(
+            Idle,
+            "OPEN of a site at no port",
+            PROTOCOL,
+            kind::OPEN,
+            &open(tcp, 0, b"site", 0, b""),
+        ),
+        says(
+            Idle,
+            "OPEN of no site",
+            PROTOCOL,
+            kind::OPEN,
+            &open(tcp, 0, b"", 80, b""),
+        ),
+        says(
+            Idle,
+            "OPEN that shows too much",
+            PROTOCOL,
+            kind::OPEN,
+            &open(
+                Kind::Https as u8,
+                0,
+                b"site",
+                443,
+                &[&[2, 0, 34][..], &[0; 34]].concat(),
+            ),
+        ),
+        wrong(Idle, "OPENs of names that are none", Expected::GoesOn, move |_| {
+            let kinds = [Kind::Tcp, Kind::Http, Kind::Https].map(|kind| kind as u8);
+            let opens = NAMES
+                .iter()
+                .flat_map(|name| kinds.map(|kind| open(kind, 0, name, u16::MAX, b"")));
+            let ids = (1..).map(|n| 2 * n);
+            ids.zip(opens).map(|(id, open)| (kind::OPEN, id, open)).collect()
+        }),
+        says(
+            Opened,
+            "START_TLS with protocols cut short",
+            PROTOCOL,
+            kind::START_TLS,
+            &[0, 9, b'h'],
+        ),
+        says(
+            Opened,
+            "START_TLS with a name cut short",
+            PROTOCOL,
+            kind::START_TLS,
+            &[9, b'h'],
+        ),
+    ];
+    out.extend(NAMES.iter().chain([&b"127.0.0.1"[..]].iter()).map(|name| {
+        let what = format!("START_TLS to {}", name.escape_ascii());
+        says(Opened, &what, Expected::GoesOn, kind::START_TLS, &shakes(name))
+    }));
+    out
+}
+
 /// As many as it may have open, in one write.
 pub fn all_streams_at_once() -> Case {
     wrong(State::Idle, "all streams at once", Expected::GoesOn, |known| {
-        let open = payload(kind::OPEN, 13, known).to_vec();
+        let open = payload(Side::Client, kind::OPEN, 13, known).to_vec();
         let ids = (0..CLIENT_STREAMS_MAX as u64).map(|n| 2 * n + 1);
         ids.map(|id| (kind::OPEN, id, open.clone())).collect()
     })
