@@ -30,11 +30,10 @@ use tests::origin::Origin;
 use tests::process::{PATIENCE, Process, raise_own_limit};
 use tests::watch::Watch;
 
+use super::STEP;
 use super::peer::Link;
 use super::table::{Case, Expected, Known, State, cells, values};
 
-/// One cell of so many in the ordinary run: a prime, as for the other direction.
-const STEP: usize = 11;
 /// All that one `sc` may have, but one, which is honest.
 const HOSTILE_LINKS: usize = 63;
 /// `sc` processes at a time.
@@ -219,7 +218,12 @@ fn reach(state: State, line: &Line, sites: &Sites) -> Reached {
             };
             reached.link.say_frame(&drain);
         }
-        State::Resumed => reached.link = resume(reached.link, line),
+        State::Resuming => reached.link = offered_again(reached.link, line),
+        State::Resumed => {
+            reached.link = offered_again(reached.link, line);
+            reached.link.say(&[reached.link.greeting()]);
+            reached.link.ping().expect("a session that goes on");
+        }
         _ => {}
     }
     reached
@@ -229,8 +233,8 @@ fn reset(stream: u64) -> Frame {
     Frame::Reset(stream, Code::Cancelled, Bytes::new())
 }
 
-/// The session goes on over another connection.
-fn resume(mut link: Link, line: &Line) -> Link {
+/// The session may go on over another connection.
+fn offered_again(mut link: Link, line: &Line) -> Link {
     // All that was said has been taken: nothing is to be said again.
     link.ping().expect("a link that goes on");
     let (session, received) = (link.hello.session, link.received);
@@ -238,8 +242,6 @@ fn resume(mut link: Link, line: &Line) -> Link {
     let Dialled { mut link, theirs } = line.next();
     assert_eq!(theirs.session, session, "the session goes on");
     (link.hello.session, link.hello.received, link.received) = (session, received, received);
-    link.say(&[link.greeting()]);
-    link.ping().expect("a session that goes on");
     link
 }
 
@@ -281,9 +283,21 @@ fn judge(case: &Case, mut reached: Reached, cut: usize) {
             let heard = link.ping();
             let goes_on = heard.as_ref().is_ok_and(|heard| !heard.iter().any(is_farewell));
             assert!(goes_on, "{what}: {heard:?}");
+            dies(reached, case);
         }
         Expected::MayEnd => assert_ne!(link.ping(), Err(false), "{what}: the link is cut"),
     }
+}
+
+/// The endpoint dies while it says the same again: that ends a connection, and is nobody's fault.
+fn dies(mut reached: Reached, case: &Case) {
+    let first = (case.frames)(&reached.known()).swap_remove(0);
+    let link = &mut reached.link;
+    link.say(&[first.slice(..first.len() / 2)]);
+    link.hang_up();
+    let (heard, announced) = link.rest();
+    let farewell = heard.iter().any(|f| matches!(f, Frame::GoAway { .. }));
+    assert!(!farewell && !announced, "half of {}: {heard:?}", case.what);
 }
 
 /// Cases that links take one after the other, so that none waits for its back-off: it dials no more once the endpoint

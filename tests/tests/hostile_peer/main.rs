@@ -38,7 +38,7 @@ both_drivers![
 ];
 
 /// One cell of so many in the ordinary run: a prime, so that every state and every type has its turn.
-const STEP: usize = 7;
+const STEP: usize = 13;
 /// Clients of the honest member, all the time.
 const CLIENTS: u64 = 2;
 const BODY_BYTES: u64 = 100_000;

@@ -34,6 +34,8 @@ pub enum State {
     BothFins,
     /// As `Opened`, after its GOAWAY.
     Draining,
+    /// As `Opened`, and `sc` offers the session over a second connection, on which nothing was said. Of HELLOs alone.
+    Resuming,
     /// As `Opened`, and the session goes on over a second connection.
     Resumed,
 }
@@ -59,7 +61,7 @@ impl State {
     /// dropped, `e` a violation.
     fn row(self, side: Side) -> &'static [u8; 9] {
         match (side, self) {
-            (_, Self::Silent | Self::Greeting | Self::Idle) => b"eeeeeeeee",
+            (_, Self::Silent | Self::Greeting | Self::Idle | Self::Resuming) => b"eeeeeeeee",
             (_, Self::Refused | Self::ResetSaid | Self::BothFins) => b"ddddddddd",
             (Side::Client, Self::Asked) => b"eeaaaeeae",
             (Side::Endpoint, Self::Asked) => b"aaaaeeeae",
@@ -321,7 +323,11 @@ fn wrong(
 
 /// HELLO after `change`, which the other side must not take.
 fn hello(what: &str, change: fn(&mut Hello)) -> Case {
-    wrong(State::Silent, what, Expected::Unanswered, move |known| {
+    hello_in(State::Silent, what, Expected::Unanswered, change)
+}
+
+fn hello_in(state: State, what: &str, expected: Expected, change: fn(&mut Hello)) -> Case {
+    wrong(state, what, expected, move |known| {
         let mut hello = known.hello.clone();
         change(&mut hello);
         let mut out = BytesMut::new();
@@ -466,7 +472,7 @@ fn values_of_a_client() -> Vec<Case> {
 }
 
 fn values_of_an_endpoint() -> Vec<Case> {
-    use State::{Asked, Idle, Opened, Silent};
+    use State::{Asked, Idle, Opened, Resuming, Silent};
     /// So many in one write overflowed a stack where each was acted on within the one before.
     const AT_ONCE: usize = 1_000;
     const NAMES: [&[u8]; 12] = [
@@ -502,18 +508,27 @@ fn values_of_an_endpoint() -> Vec<Case> {
         hello("an epoch to come", |h| h.epoch += 1),
         hello("a session that nobody named", |h| h.session[0] ^= 1),
         hello("no session", |h| h.session = [0; 16]),
-        wrong(
+        hello_in(
             Silent,
             "HELLO of a fresh session that has received something",
             PROTOCOL,
-            |known| {
-                let mut payload = payload(Side::Endpoint, kind::HELLO, 76, known).to_vec();
-                payload[71] = 1;
-                vec![(kind::HELLO, 0, payload)]
+            |h| {
+                h.received = 1;
             },
         ),
+        hello_in(Resuming, "HELLO that has received what was never sent", PROTOCOL, |h| {
+            h.received += 1_000_000;
+        }),
+        hello_in(Resuming, "HELLO that has received half a frame", PROTOCOL, |h| {
+            h.received -= 1
+        }),
+        hello_in(Resuming, "HELLO that has received nothing", Expected::GoesOn, |h| {
+            h.received = 0;
+        }),
+        hello_in(Resuming, "HELLO of another member", Expected::Unanswered, |h| {
+            h.member[0] ^= 1;
+        }),
         acks("SETTINGS_ACKs of rules before the first", 0, AT_ONCE),
-        acks("SETTINGS_ACKs without end", 1, FLOOD),
         acks("SETTINGS_ACK of rules to come", u8::MAX, 1),
         says(
             Idle,
