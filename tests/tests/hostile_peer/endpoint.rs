@@ -438,18 +438,11 @@ fn beside_an_honest_link(
         let mut command = sc(driver, rest_at, &log);
         command.args(["--tunnel-connections", &lines.len().to_string()]);
         let mut process = Process::start(command.args(arguments));
-        // What `sc` holds in the end is compared with this: all links are up, and the honest one has begun.
-        let mut first: Vec<Dialled> = lines.iter().map(|line| line.next().up()).collect();
-        process.line("readiness", |line| line.ends_with(UP).then_some(()));
-        for dialled in &mut first {
-            dialled.link.ping().expect("a link that goes on");
-        }
-        let mut lines = lines.into_iter().zip(first);
-        let (_, first) = lines.next().expect("the first link");
-        let (honest, mut client) = carry(first, sites.origin.http);
-        client.download("", 0, BODY_BYTES, "").expect("an honest exchange");
-        let mut watch = Watch::default();
-        watch.add("sc", process.id());
+        let mut lines = lines.into_iter();
+        let first_line = lines.next().expect("the first link");
+        let lines: Vec<_> = lines.map(|line| (line.next().up(), line)).collect();
+        // The last one to be answered: from here on somebody always listens to it.
+        let (honest, mut client) = carry(first_line.next().up(), sites.origin.http);
         let (over, exchanges, attack) = (&over, &exchanges, &attack);
         scope.spawn(move || {
             for round in 0.. {
@@ -466,8 +459,12 @@ fn beside_an_honest_link(
             link.say_frame(&reset(STREAM));
             while link.next().is_ok() {}
         });
+        process.line("readiness", |line| line.ends_with(UP).then_some(()));
+        // What `sc` holds in the end is compared with this: all links are up, and the honest one has begun.
+        let mut watch = Watch::default();
+        watch.add("sc", process.id());
         let (done, all_done) = channel();
-        for (line, first) in lines {
+        for (first, line) in lines {
             let done = done.clone();
             scope.spawn(move || {
                 drop(first);
