@@ -16,7 +16,7 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use dataplane::limits::{FRAME_PAYLOAD_BYTES_MAX, SESSION_ERRORS_MAX};
+use dataplane::limits::{FRAME_PAYLOAD_BYTES_MAX, FRAME_TEXT_BYTES_MAX, SESSION_ERRORS_MAX};
 use dataplane::mux::frame::{Code, Frame, GoAwayReason};
 use dataplane::mux::{Hello, Kind, Open, Side};
 use dataplane::tls::{Identity, server_config};
@@ -386,6 +386,31 @@ pub fn f7_streams_beyond_the_limit_are_refused_and_nothing_else(driver: Driver) 
     };
     let log = beside_an_honest_link(driver, &sites, 1, &["--max-streams", &MAX.to_string()], attack);
     assert_eq!(faults(&log), 0, "{log}");
+}
+
+/// Whatever the endpoint repeats, the log tells it in few words, and has room for what else happens.
+pub fn f7_settings_acks_without_end_do_not_fill_the_log(driver: Driver) {
+    const ACKS: usize = 20_000;
+    const LOG_BYTES_MAX: usize = 512 * 1024;
+    let sites = Sites::start();
+    let attack = |line: &Line| {
+        let mut link = line.next().up().link;
+        let acks = (0..ACKS).map(|_| Frame::SettingsAck {
+            version: 1,
+            accepted: true,
+            text: Bytes::from_static(&[b'x'; FRAME_TEXT_BYTES_MAX]),
+        });
+        link.say_frames(acks);
+        // It may be too much for a session.
+        assert_ne!(link.ping(), Err(false), "the link is cut");
+    };
+    let log = beside_an_honest_link(driver, &sites, 1, &[], attack);
+    assert!(
+        log.len() < LOG_BYTES_MAX,
+        "{} bytes, {} lines",
+        log.len(),
+        log.lines().count()
+    );
 }
 
 /// Sessions that ended because of what the endpoint said, by the log of `sc`.

@@ -25,7 +25,8 @@ use tests::trial::Trial;
 use tests::{is_long, tls};
 
 use endpoint::{
-    f7_a_hostile_endpoint_ends_its_session_and_nothing_else, f7_streams_beyond_the_limit_are_refused_and_nothing_else,
+    f7_a_hostile_endpoint_ends_its_session_and_nothing_else, f7_settings_acks_without_end_do_not_fill_the_log,
+    f7_streams_beyond_the_limit_are_refused_and_nothing_else,
 };
 use peer::{Link, Member};
 use table::{Case, Expected, Known, State, all_streams_at_once, cells, values};
@@ -34,7 +35,8 @@ both_drivers![
     f7_a_hostile_peer_ends_its_link_and_nothing_else,
     f7_all_streams_opened_at_once_end_nothing,
     f7_a_hostile_endpoint_ends_its_session_and_nothing_else,
-    f7_streams_beyond_the_limit_are_refused_and_nothing_else
+    f7_streams_beyond_the_limit_are_refused_and_nothing_else,
+    f7_settings_acks_without_end_do_not_fill_the_log
 ];
 
 /// One cell of so many in the ordinary run: a prime, so that every state and every type has its turn.
