@@ -103,7 +103,7 @@ pub const RECALL_IDLE: Duration = Duration::from_millis(500);
 
 // ── Floods (token buckets of a session) ───────────────────────────────────────────────────────────────────────
 
-/// PING, and frames that change nothing: burst and refill a second, each.
+/// PING, SETTINGS_ACK, and frames that change nothing: burst and refill a second, each.
 pub const IDLE_FRAMES_BURST: u32 = 1_000;
 pub const IDLE_FRAMES_PER_SECOND: u32 = 200;
 /// Streams reset by their opener before 1 KiB was served: burst and refill a second.

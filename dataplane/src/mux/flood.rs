@@ -45,6 +45,7 @@ impl Bucket {
 pub(super) struct Buckets {
     pings: Bucket,
     idle_credits: Bucket,
+    settings_acks: Bucket,
     early_resets: Bucket,
     /// Ours, one eighth smaller: the network may press what leaves slowly into a burst.
     own_early_resets: Bucket,
@@ -56,6 +57,7 @@ impl Buckets {
         Self {
             pings: Bucket::new(IDLE_FRAMES_BURST, IDLE_FRAMES_PER_SECOND, now),
             idle_credits: Bucket::new(IDLE_FRAMES_BURST, IDLE_FRAMES_PER_SECOND, now),
+            settings_acks: Bucket::new(IDLE_FRAMES_BURST, IDLE_FRAMES_PER_SECOND, now),
             early_resets: Bucket::new(burst, rate, now),
             own_early_resets: Bucket::new(burst - burst / 8, rate - rate / 8, now),
         }
@@ -69,6 +71,11 @@ impl Buckets {
     /// A CREDIT of the peer that raises nothing.
     pub fn idle_credit(&mut self, now: Time) -> bool {
         self.idle_credits.take(now)
+    }
+
+    /// A SETTINGS_ACK of the peer, asked for or not.
+    pub fn settings_ack(&mut self, now: Time) -> bool {
+        self.settings_acks.take(now)
     }
 
     /// The peer reset a stream that it had opened, before it was served.

@@ -139,6 +139,9 @@ impl Session {
                 if self.config.side == Side::Endpoint {
                     return Err(protocol("SETTINGS_ACK from sc"));
                 }
+                if !self.buckets.settings_ack(now) {
+                    return Err(flood("too many SETTINGS_ACKs"));
+                }
                 self.events.push_back(Event::SettingsAck {
                     version,
                     accepted,
