@@ -331,6 +331,19 @@ impl Cloud {
         self.start_tunnel_with(&["--shards", "1"])
     }
 
+    /// Waits until its endpoints have said so often that a link is up.
+    pub fn await_links(&self, links: usize) {
+        let started = Instant::now();
+        while self.process.stderr().matches("link up").count() < links {
+            assert!(
+                started.elapsed() < PATIENCE,
+                "not all links are up:\n{}",
+                self.process.stderr()
+            );
+            fault_lasts(Duration::from_millis(20));
+        }
+    }
+
     /// Starts `sc` with further arguments and waits until it is up.
     pub fn start_tunnel_with(&self, arguments: &[&str]) -> Tunnel {
         self.tunnel_of(Self::sc, arguments)

@@ -222,14 +222,16 @@ fn accept_all(listener: TcpListener, shared: Arc<Shared>, spoken: Spoken) {
             if shared.lock().counters.connections_open >= CONNECTIONS_MAX {
                 continue;
             }
-            shared.count(|c| {
-                c.connections += 1;
-                c.connections_open += 1;
-            });
-            let number = shared.lock().counters.connections;
+            let number = {
+                let counters = &mut shared.lock().counters;
+                counters.connections += 1;
+                counters.connections
+            };
+            // Before it counts as open: who waits for the end of all that are has ended it.
             if let Ok(socket) = socket.try_clone() {
                 shared.sockets.lock().expect("as for the counts").insert(number, socket);
             }
+            shared.count(|c| c.connections_open += 1);
             let shared = shared.clone();
             let tls = shared.tls.lock().expect("as for the counts").clone();
             thread::spawn(move || {

@@ -42,6 +42,13 @@ impl Cause {
             Self::Changed => &["TLS: "],
         }
     }
+
+    /// Whether a log of `sc` says that this ended a link's connection.
+    pub fn is_told_by(self, log: &str) -> bool {
+        let ends = log.lines().filter_map(|line| line.split_once("is down: "));
+        let mut reasons = ends.map(|(_, reason)| reason);
+        reasons.any(|reason| self.texts().iter().any(|text| reason.contains(text)))
+    }
 }
 
 pub struct Trial {
@@ -64,21 +71,26 @@ impl Trial {
 
     /// Of a tunnel that is up and has carried nothing yet.
     pub fn of(cloud: Cloud, origin: Origin, tunnel: Tunnel) -> Self {
-        let (sc, endpoint) = (tunnel.process.id(), cloud.endpoint());
         assert!(
-            cloud.options.driver != Driver::IoUring || ring_operations(sc) > 0,
+            cloud.options.driver != Driver::IoUring || ring_operations(tunnel.process.id()) > 0,
             "sc waits for nothing"
         );
-        let mut watch = Watch::default();
-        watch.add("sc", sc);
-        watch.add("the endpoint", endpoint);
-        watch.add("sc-cloud", cloud.process.id());
-        Self {
+        let mut trial = Self {
             cloud,
             origin,
             tunnel,
-            watch,
-        }
+            watch: Watch::default(),
+        };
+        trial.watch_anew();
+        trial
+    }
+
+    /// From now on: what is there now is what must be there in the end.
+    pub fn watch_anew(&mut self) {
+        self.watch = Watch::default();
+        self.watch.add("sc", self.tunnel.process.id());
+        self.watch.add("the endpoint", self.cloud.endpoint());
+        self.watch.add("sc-cloud", self.cloud.process.id());
     }
 
     /// Another `sc-cloud` has taken the place of the first, and its endpoint.
@@ -149,19 +161,20 @@ impl Trial {
         })
     }
 
-    /// A log names this as the end of a link's connection: of `sc`, or of the cloud where that notices first.
+    /// A log names this as the end of a link's connection: of `sc`, or of the cloud where that may notice first.
     pub fn expect_cause(&self, cause: Cause) {
         let (client, cloud) = (self.tunnel.log(), self.cloud.process.stderr());
-        let says = |text: &&str| {
-            let mut lines = client.lines();
-            lines.any(|line| line.contains("is down: ") && line.contains(*text))
-                || cloud.contains(&format!("reason=\"{text}"))
-        };
-        let texts = cause.texts();
+        let cloud_says = |text: &&str| cloud.contains(&format!("reason=\"{text}"));
         assert!(
-            texts.iter().any(says),
-            "no log says any of {texts:?}:\n{client}\n{cloud}"
+            cause.is_told_by(&client) || cause.texts().iter().any(cloud_says),
+            "no log says {cause:?}:\n{client}\n{cloud}"
         );
+    }
+
+    /// `sc` itself names it: nothing that the cloud did reached it.
+    pub fn expect_cause_at_sc(&self, cause: Cause) {
+        let log = self.tunnel.log();
+        assert!(cause.is_told_by(&log), "{cause:?} is not told:\n{log}");
     }
 
     /// Checks what must hold after all requests have ended.

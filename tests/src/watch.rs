@@ -48,6 +48,7 @@ struct Watched {
 pub struct Watch(Vec<Watched>);
 
 impl Watch {
+    /// What it holds now is what it must hold in the end.
     pub fn add(&mut self, name: &str, process: u32) {
         self.0.push(Watched {
             name: name.to_owned(),

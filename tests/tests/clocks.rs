@@ -184,7 +184,12 @@ fn f3_an_outage_beyond_all_clocks() {
     }
     let proxy = cloud.tunnel(&id)["culvert"]["proxy"].as_str().unwrap().parse().unwrap();
     Client::dial(proxy).unwrap().download(&base, 2, 100_000, "").unwrap();
+    cloud.await_end(&tunnel.id);
     assert_eq!(cloud.tunnel(&tunnel.id)["shutdown_reason"], "lost");
+    while cloud.process.children().len() > 1 {
+        assert!(begun.elapsed() < PATIENCE, "the endpoint of a lost tunnel stays");
+        fault_lasts(PAUSE);
+    }
     origin.open_gate();
     origin.close_connections();
     watch.replace("the endpoint", cloud.endpoint());

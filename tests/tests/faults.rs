@@ -122,6 +122,7 @@ fn f3_black_holes(driver: Driver) {
     });
     assert_eq!(trial.origin.counters().posts.len(), posted);
     each_came_once(&trial, uploads);
+    trial.expect_cause_at_sc(Cause::Silent);
     // One second and three are over before anybody has noticed.
     outlived(trial, OUTAGES.len() as u64 - 2);
 }
@@ -163,21 +164,14 @@ fn f1_f2_f6_every_byte_of_the_handshake(driver: Driver) {
     const LINKS: usize = 16;
     const FIRST_FRAMES_BYTES: u64 = 150;
     let step = if is_long() { 1 } else { 64 };
-    let trial = Trial::with(
+    let mut trial = Trial::with(
         CloudOptions::new(driver),
         &["--shards", "1", "--tunnel-connections", "16", "-v"],
     );
+    trial.cloud.await_links(LINKS);
+    trial.watch_anew();
     let relay = &trial.cloud.relay;
     let mut progress = Progress::of(&trial.tunnel, LINKS);
-    let since = Instant::now();
-    loop {
-        let log = trial.cloud.process.stderr();
-        if log.matches("link up").count() >= LINKS {
-            break;
-        }
-        assert!(since.elapsed() < PATIENCE, "not all links are up:\n{log}");
-        fault_lasts(Duration::from_millis(20));
-    }
     // What a fresh connection carries before it has anything to do, the handshake and HELLO among it, and a little of
     // what streams make it carry then.
     let bound = relay.least_carried(Which::Links).map(|n| n + FIRST_FRAMES_BYTES);
@@ -284,7 +278,7 @@ fn f3_a_dead_path_is_found_in_time(driver: Driver) {
     trial.wait_reported("streams", |n| n == 0);
     println!("without: {:?}", found(18));
     trial.tunnel.client().download(&base, 3, 1_000, "").unwrap();
-    trial.expect_cause(Cause::Silent);
+    trial.expect_cause_at_sc(Cause::Silent);
     trial.end();
 }
 
@@ -354,10 +348,12 @@ fn f1_f2_f6_blows_anywhere(driver: Driver) {
     const EACH: usize = 4;
     /// A link whose connection has ended soon waits before it dials again: several share the blows.
     const LINKS: usize = 4;
-    let trial = Trial::with(
+    let mut trial = Trial::with(
         CloudOptions::new(driver),
         &["--shards", "1", "--tunnel-connections", "4"],
     );
+    trial.cloud.await_links(LINKS);
+    trial.watch_anew();
     let relay = &trial.cloud.relay;
     let base = trial.origin.base();
     let uploads = AtomicU64::new(0);

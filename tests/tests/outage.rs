@@ -77,7 +77,7 @@ fn outage(driver: Driver, rule: Rule) {
         cloud.relay.stats().links > dials,
         "the link was never dialled again: there was no outage"
     );
-    trial.expect_cause(match rule {
+    trial.expect_cause_at_sc(match rule {
         Rule::BlackHole => Cause::Silent,
         _ => Cause::Cut,
     });

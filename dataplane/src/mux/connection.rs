@@ -26,7 +26,7 @@ impl Session {
         self.conn = Conn::Greeting;
         self.liveness.received(now);
         if self.finished {
-            return self.close(Cause::Drained);
+            return self.close(Cause::Unwanted);
         }
         self.hello_out = Some(self.hello(self.session, self.fresh));
     }
@@ -135,7 +135,7 @@ impl Session {
             && (hello.link, hello.links, hello.epoch) == (c.link, c.links, self.epoch);
         let same = self.session != [0; 16] && hello.session == self.session;
         if !fits || !(same || hello.session == self.fresh) {
-            return self.close(Cause::NoHello);
+            return self.close(Cause::WrongHello);
         }
         if same {
             // Before the link counts as up: HELLO alone is no progress.

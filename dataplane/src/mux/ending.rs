@@ -134,7 +134,7 @@ impl Session {
             self.finished = true;
             self.events.push_back(Event::Finished);
             if self.conn == Conn::Greeting {
-                self.close(Cause::Drained);
+                self.close(Cause::Unwanted);
             }
         }
         if self.goaway_queued || self.session == [0; 16] || self.failed {

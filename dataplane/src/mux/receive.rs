@@ -70,7 +70,7 @@ impl Session {
             };
             if let Err(Fault(reason, text)) = done {
                 if self.is_greeting() {
-                    self.close(Cause::NoHello);
+                    self.close(Cause::WrongHello);
                 } else {
                     self.fail(now, budget, reason, text);
                 }

@@ -46,8 +46,12 @@ pub struct Config {
 pub enum Cause {
     /// The path is dead.
     Silent,
-    /// The other side says no HELLO, or another one than it may.
+    /// The other side says no HELLO in time.
     NoHello,
+    /// It says another HELLO than it may, or something else before it.
+    WrongHello,
+    /// There was nothing to carry any more before both HELLOs were exchanged.
+    Unwanted,
     /// The session ended: without progress for too long.
     Lost,
     /// Nothing is left to carry.
@@ -59,14 +63,16 @@ pub enum Cause {
 impl Cause {
     /// At once: nothing that is ready is written any more, nor a close_notify.
     pub fn aborts(self) -> bool {
-        matches!(self, Self::Silent | Self::NoHello | Self::Lost)
+        !matches!(self, Self::Drained | Self::Failed)
     }
 
     /// For a log.
     pub fn text(self) -> &'static str {
         match self {
             Self::Silent => "no answer to PING in time",
-            Self::NoHello => "no HELLO that fits in time",
+            Self::NoHello => "no HELLO in time",
+            Self::WrongHello => "no HELLO that fits",
+            Self::Unwanted => "nothing to carry any more",
             Self::Lost => "no progress within the resume window",
             Self::Drained => "drained",
             Self::Failed => "its session ended",
@@ -199,7 +205,7 @@ pub struct Session {
     pub(super) config: Config,
     pub(super) random: u64,
     pub(super) conn: Conn,
-    /// `Close` was asked of the shell: `Some(true)` at once, `Some(false)` after a flush.
+    /// `Close` was asked of the shell, and why.
     pub(super) closing: Option<Cause>,
     /// The session ended while its connection still stands.
     pub(super) failed: bool,

@@ -61,6 +61,15 @@ pub(super) struct Link {
     pub counters: Arc<MemberCounters>,
 }
 
+/// Lowers its flag when it goes, in a panic too: a link that acts on no event any more would hang whatever it is given.
+struct Settling<'a>(&'a Cell<bool>);
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
 impl Link {
     /// Makes a link without a connection and starts its timer.
     pub fn start(shard: &Shard, config: mux::Config, counters: Arc<MemberCounters>) -> Rc<Self> {
@@ -131,12 +140,13 @@ impl Link {
         if self.settling.replace(true) {
             return;
         }
+        let settling = Settling(&self.settling);
         loop {
             let event = self.session.borrow_mut().poll_event();
             let Some(event) = event else { break };
             self.act(shard, event);
         }
-        self.settling.set(false);
+        drop(settling);
         shard.wake_unblocked();
         let next = self.session.borrow().poll_timeout();
         if let Some(next) = next

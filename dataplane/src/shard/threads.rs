@@ -299,12 +299,15 @@ pub(super) async fn announce_drained(shard: Shard) {
 
 /// Ends every connection and waits until its last read is done: a runtime must not be left with one in flight.
 pub(super) async fn end_links(shard: &Shard) {
+    const ENDS: &str = "this side ends";
     let links = shard.0.links.borrow().clone();
     let ended = async {
         for link in links {
+            // First: what is aborted is not told to have drained.
+            link.abort(ENDS);
             link.retire(shard);
             while link.is_connected() {
-                link.abort("this side ends");
+                link.abort(ENDS);
                 link.gone.wait().await;
             }
         }

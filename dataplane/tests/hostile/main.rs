@@ -100,7 +100,7 @@ fn judge(cell: &Cell, control: &Done) {
             shard.resumes_at(fed);
         }
         Expected::ConnectionError => {
-            assert_eq!(shard.events, [Event::Close(Cause::NoHello)]);
+            assert_eq!(shard.events, [Event::Close(Cause::WrongHello)]);
             shard.feed(&[frame_bytes(&Frame::Ping([0; 8]))]);
             shard.look();
             assert_eq!((shard.said.len(), shard.events.len()), (0, 1), "it says nothing more");

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dataplane::mux::frame::{self, Frame};
-use dataplane::mux::{Budget, BudgetConfig, Code, Event, GoAwayReason, Hello, Recv, Reject, Side, Timings};
+use dataplane::mux::{Budget, BudgetConfig, Cause, Code, Event, GoAwayReason, Hello, Recv, Reject, Side, Timings};
 
 use pair::{Pair, host};
 
@@ -240,6 +240,18 @@ fn a_drained_session_without_a_connection_is_over_with_its_last_stream() {
     p.tick(Duration::from_secs(2));
     assert_eq!(p.sc.session.poll_timeout(), None, "it does not dial again");
     assert_eq!(p.endpoint.session.poll_timeout(), None);
+}
+
+/// A HELLO would leave a session behind at the endpoint, which nobody comes back for.
+#[test]
+fn what_ends_before_its_hello_has_left_says_nothing() {
+    let mut p = Pair::new();
+    p.sc.session.handle_timeout(p.now, &mut p.sc.budget);
+    assert!(p.sc.saw(|e| *e == Event::Dial));
+    p.sc.session.connected(p.now, &mut p.sc.budget);
+    p.sc.session.go_away(p.now, GoAwayReason::Shutdown, "");
+    assert!(p.sc.saw(|e| *e == Event::Close(Cause::Unwanted)));
+    assert!(p.sc.transmit(p.now).is_empty());
 }
 
 #[test]
