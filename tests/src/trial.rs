@@ -187,8 +187,12 @@ impl Trial {
         // What `sc` keeps of them for reuse is nobody's leak; an answer that waits does not see its connection's end.
         self.origin.open_gate();
         self.origin.close_connections();
-        let (tunnel, origin) = (&self.tunnel, &self.origin);
-        self.watch.end_in_use(|| tunnel.serves(origin));
+        let (tunnel, base) = (&self.tunnel, self.origin.base());
+        self.watch.end_in_use(|| {
+            let mut client = tunnel.client();
+            client.download(&base, 1, 1 << 20, "").expect("the tunnel works");
+            client.upload(&base, 2, 1 << 20, false).expect("the tunnel works");
+        });
     }
 
     /// Checks what must hold in the end, and ends the tunnel.

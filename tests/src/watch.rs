@@ -10,7 +10,7 @@ const REST: Duration = Duration::from_secs(20);
 /// What is just closing, and connections between the parts that come and go by their own clocks.
 const FDS_SLACK: usize = 8;
 /// What allocators and windows may keep of a load.
-const MEMORY_SLACK_BYTES: u64 = 32 << 20;
+const MEMORY_SLACK_BYTES: u64 = 48 << 20;
 /// Operations that were just between two when the process had just started.
 const OPERATIONS_SLACK: usize = 4;
 

@@ -1,7 +1,7 @@
 //! Which frame of a stream leaves before which.
 
 use bytes::Bytes;
-use dataplane::limits::{CONTROL_RESERVE_BYTES, FRAME_HEADER_BYTES};
+use dataplane::limits::{CONTROL_RESERVE_BYTES, FRAME_HEADER_BYTES, FRAME_TEXT_BYTES_MAX};
 use dataplane::mux::frame::Frame;
 use dataplane::mux::{Event, Kind, Opened, StreamRef, TlsReport};
 
@@ -40,8 +40,13 @@ fn of_stream(frames: &[Frame]) -> Vec<&'static str> {
 /// Fills the reserve for frames other than DATA: what left for it.
 fn fill_reserve(p: &mut Pair, endpoint: bool) -> Bytes {
     let host = if endpoint {
-        // Short ones: no frame fits what they leave.
-        for _ in 0..CONTROL_RESERVE_BYTES / FRAME_HEADER_BYTES {
+        // Few enough to be no flood; short ones come last, so that no frame fits what they leave.
+        let text = "x".repeat(FRAME_TEXT_BYTES_MAX);
+        let long = FRAME_HEADER_BYTES + 5 + text.len();
+        for _ in 0..CONTROL_RESERVE_BYTES / long {
+            p.endpoint.session.settings_ack(1, true, &text);
+        }
+        for _ in 0..long / FRAME_HEADER_BYTES {
             p.endpoint.session.settings_ack(1, true, "");
         }
         &mut p.endpoint
