@@ -364,20 +364,40 @@ impl Cloud {
         self.adopt(Process::start(&mut command), folder)
     }
 
+    /// Waits until the same `sc` has another tunnel that is ready: where browsers connect then.
+    pub fn renewed(&self, tunnel: &Tunnel) -> SocketAddr {
+        let id = tunnel.process.line("another tunnel", |line| {
+            let id = line.strip_prefix("Tunnel ID: ")?;
+            (id != tunnel.id).then(|| id.to_owned())
+        });
+        let started = Instant::now();
+        loop {
+            let object = self.tunnel(&id);
+            if object["is_ready"] == true {
+                return proxy_of(&object);
+            }
+            assert!(started.elapsed() < PATIENCE, "{object}\n{}", tunnel.log());
+            fault_lasts(Duration::from_millis(50));
+        }
+    }
+
     /// Waits until a started `sc` is up.
     pub fn adopt(&self, process: Process, folder: TempDir) -> Tunnel {
         let id = process.line("its tunnel", |line| Some(line.strip_prefix("Tunnel ID: ")?.to_owned()));
         process.line("readiness", |line| line.ends_with(UP).then_some(()));
         let object = self.tunnel(&id);
-        let proxy = object["culvert"]["proxy"].as_str().and_then(|text| text.parse().ok());
-        let proxy = proxy.unwrap_or_else(|| panic!("no proxy address: {object}"));
         Tunnel {
             process,
             id,
-            proxy,
+            proxy: proxy_of(&object),
             folder,
         }
     }
+}
+
+fn proxy_of(object: &Value) -> SocketAddr {
+    let proxy = object["culvert"]["proxy"].as_str().and_then(|text| text.parse().ok());
+    proxy.unwrap_or_else(|| panic!("no proxy address: {object}"))
 }
 
 /// Starts `sc-cloud serve` behind `relay`, and waits until it serves.

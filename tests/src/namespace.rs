@@ -87,8 +87,7 @@ impl Inner {
             &["address", "add", &format!("{INNER}/24"), "dev", "inner"][..],
             &["link", "set", "inner", "up"],
         ] {
-            let status = inner.command("ip").args(arguments).status().expect("nsenter runs");
-            assert!(status.success(), "ip {arguments:?}");
+            inner.run("ip", arguments);
         }
         inner
     }
@@ -96,11 +95,7 @@ impl Inner {
     /// Gives the inside a further address, which the world reaches over their link.
     pub fn add_address(&self, address: Ipv4Addr) {
         let own = format!("{address}/32");
-        let added = self
-            .command("ip")
-            .args(["address", "add", &own, "dev", "inner"])
-            .status();
-        assert!(added.expect("nsenter runs").success(), "{own}");
+        self.run("ip", &["address", "add", &own, "dev", "inner"]);
         run("ip", &["route", "add", &own, "via", &INNER.to_string()]);
     }
 
@@ -115,8 +110,7 @@ impl Inner {
             )
         };
         run("nft", &[&chain("world")]);
-        let status = self.command("nft").arg(chain("inner")).status().expect("nsenter runs");
-        assert!(status.success(), "nft inside");
+        self.run("nft", &[&chain("inner")]);
     }
 
     /// Packets of both directions are no larger than those of a wire: the kernel joins what one sender has ready, and a loss
@@ -124,8 +118,13 @@ impl Inner {
     pub fn split_packets(&self) {
         let single = |device| ["link", "set", device, "gso_max_segs", "1"];
         run("ip", &single("world"));
-        let status = self.command("ip").args(single("inner")).status().expect("nsenter runs");
-        assert!(status.success(), "ip link inside");
+        self.run("ip", &single("inner"));
+    }
+
+    /// As [`run`], inside.
+    fn run(&self, program: &str, arguments: &[&str]) {
+        let status = self.command(program).args(arguments).status().expect("nsenter runs");
+        assert!(status.success(), "inside: {program} {arguments:?}");
     }
 
     /// The process inside: the child of `unshare --fork`.

@@ -295,12 +295,7 @@ fn what_nobody_has_seen_for_long_is_history() {
         (&"terminated".into(), &"lost".into())
     );
     // Its `sc` lives, and asks for another one.
-    let id = tunnel.process.line("another tunnel", |line| {
-        let id = line.strip_prefix("Tunnel ID: ")?;
-        (id != tunnel.id).then(|| id.to_owned())
-    });
-    let object = until(&cloud, &id, "ready", is_ready);
-    let proxy = object["culvert"]["proxy"].as_str().unwrap().parse().unwrap();
+    let proxy = cloud.renewed(&tunnel);
     Client::dial(proxy)
         .unwrap()
         .download(&origin.base(), 1, 1_000, "")

@@ -14,7 +14,7 @@ use tests::process::Process;
 both_drivers![loads_a_page_of_the_inside];
 
 fn loads_a_page_of_the_inside(driver: Driver) {
-    let module = if driver == Driver::IoUring { "io_uring" } else { "epoll" };
+    let module = driver.name();
     if !in_world(&format!("{module}::loads_a_page_of_the_inside")) {
         return;
     }

@@ -31,7 +31,7 @@ struct World {
 impl World {
     /// `sc` trusts the company's root. None outside of the test's own namespaces.
     fn enter(driver: Driver, test: &str) -> Option<Self> {
-        let module = if driver == Driver::IoUring { "io_uring" } else { "epoll" };
+        let module = driver.name();
         if !in_world(&format!("{module}::{test}")) {
             return None;
         }

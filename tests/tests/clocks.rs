@@ -173,19 +173,11 @@ fn f3_an_outage_beyond_all_clocks() {
         fault_lasts(lasts.saturating_sub(begun.elapsed()));
         cloud.relay.set(Which::All, Rule::Pass);
     });
-    let id = tunnel.process.line("another tunnel", |line| {
-        let id = line.strip_prefix("Tunnel ID: ")?;
-        (id != tunnel.id).then(|| id.to_owned())
-    });
-    let begun = Instant::now();
-    while cloud.tunnel(&id)["is_ready"] != true {
-        assert!(begun.elapsed() < PATIENCE, "{}", tunnel.log());
-        fault_lasts(PAUSE);
-    }
-    let proxy = cloud.tunnel(&id)["culvert"]["proxy"].as_str().unwrap().parse().unwrap();
+    let proxy = cloud.renewed(&tunnel);
     Client::dial(proxy).unwrap().download(&base, 2, 100_000, "").unwrap();
     cloud.await_end(&tunnel.id);
     assert_eq!(cloud.tunnel(&tunnel.id)["shutdown_reason"], "lost");
+    let begun = Instant::now();
     while cloud.process.children().len() > 1 {
         assert!(begun.elapsed() < PATIENCE, "the endpoint of a lost tunnel stays");
         fault_lasts(PAUSE);

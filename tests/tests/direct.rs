@@ -49,7 +49,7 @@ struct Stage {
 impl Stage {
     /// None outside of the world: the test has run there.
     fn set(driver: Driver, test: &str, arguments: &[&str]) -> Option<Self> {
-        let module = if driver == Driver::IoUring { "io_uring" } else { "epoll" };
+        let module = driver.name();
         if !in_world(&format!("{module}::{test}")) {
             return None;
         }

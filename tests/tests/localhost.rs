@@ -28,7 +28,7 @@ const OTHERS: [u16; 6] = [1, 25, 4445, 10_000, 30_303, 65_535];
 const IPV6_ONLY: u16 = 5173;
 
 fn each_port_is_the_tunnel_hosts(driver: Driver) {
-    let module = if driver == Driver::IoUring { "io_uring" } else { "epoll" };
+    let module = driver.name();
     if !in_world(&format!("{module}::each_port_is_the_tunnel_hosts")) {
         return;
     }

@@ -43,7 +43,7 @@ fn paths() -> Vec<Path> {
 
 /// No loss costs an exchange, and up to 5 % at most one link a minute is taken for dead.
 fn f5_lost_packets(driver: Driver) {
-    let module = if driver == Driver::IoUring { "io_uring" } else { "epoll" };
+    let module = driver.name();
     if !in_world(&format!("{module}::f5_lost_packets")) {
         return;
     }

@@ -47,7 +47,7 @@ fn get(tunnel: &Tunnel, name: &str) -> (u16, String, Duration) {
 }
 
 fn names_are_the_tunnel_hosts(driver: Driver) {
-    let module = if driver == Driver::IoUring { "io_uring" } else { "epoll" };
+    let module = driver.name();
     if !in_world(&format!("{module}::names_are_the_tunnel_hosts")) {
         return;
     }

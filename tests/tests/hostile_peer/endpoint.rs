@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use dataplane::limits::{FRAME_PAYLOAD_BYTES_MAX, FRAME_TEXT_BYTES_MAX, SESSION_ERRORS_MAX};
-use dataplane::mux::frame::{Code, Frame, GoAwayReason};
+use dataplane::mux::frame::{Code, Frame};
 use dataplane::mux::{Hello, Kind, Open, Side};
 use dataplane::tls::{Identity, server_config};
 use rustix::process::Signal;
@@ -147,12 +147,7 @@ impl Reached {
     }
 
     fn known(&self) -> Known {
-        Known {
-            stream: self.stream,
-            credit: self.credit,
-            received: self.link.received,
-            hello: self.link.hello.clone(),
-        }
+        self.link.known(self.stream, self.credit)
     }
 }
 
@@ -210,14 +205,7 @@ fn reach(state: State, line: &Line, sites: &Sites) -> Reached {
             reached.link.say_frame(&fin);
             reached.until("FIN", is_fin);
         }
-        State::Draining => {
-            let drain = Frame::GoAway {
-                last: u64::MAX,
-                reason: GoAwayReason::Drain,
-                text: Bytes::new(),
-            };
-            reached.link.say_frame(&drain);
-        }
+        State::Draining => reached.link.drains(),
         State::Resuming => reached.link = offered_again(reached.link, line),
         State::Resumed => {
             reached.link = offered_again(reached.link, line);
@@ -245,59 +233,22 @@ fn offered_again(mut link: Link, line: &Line) -> Link {
     link
 }
 
-/// Says what a case says: whole, or cut within a header or within the middle, into records of their own.
-fn say(reached: &mut Reached, case: &Case, cut: usize) {
-    let mut frames = (case.frames)(&reached.known());
-    if case.state == State::Greeting {
-        let hello = reached.link.greeting();
-        return reached
-            .link
-            .say(&[[hello].into_iter().chain(frames).flatten().collect()]);
-    }
-    let first = frames[0].clone();
-    let at = [0, 7, first.len() / 2][cut % 3];
-    if at > 0 {
-        reached.link.say(&[first.slice(..at)]);
-        frames[0] = first.slice(at..);
-    }
-    reached.link.say(&frames);
-}
-
 /// The session ends or goes on as expected, in time.
 fn judge(case: &Case, mut reached: Reached, cut: usize) {
-    say(&mut reached, case, cut);
+    let known = reached.known();
+    reached.link.say_case(case, &known, cut);
     let what = &case.what;
     let link = &mut reached.link;
-    let is_farewell = |f: &Frame| matches!(f, Frame::GoAway { .. });
     match case.expected {
         Expected::Unanswered => assert_eq!(link.rest(), (Vec::new(), false), "{what}"),
-        Expected::Violation(reason) => {
-            let (heard, announced) = link.rest();
-            let named = |f: &Frame| matches!(f, Frame::GoAway { reason: said, .. } if *said == reason);
-            assert!(
-                heard.last().is_some_and(named) && announced,
-                "{what}: {announced}, {heard:?}"
-            );
-        }
+        Expected::Violation(reason) => link.ends_as(reason, what),
         Expected::GoesOn => {
-            let heard = link.ping();
-            let goes_on = heard.as_ref().is_ok_and(|heard| !heard.iter().any(is_farewell));
-            assert!(goes_on, "{what}: {heard:?}");
-            dies(reached, case);
+            assert_eq!(link.goes_on(what), Ok(()), "{what}");
+            let again = (case.frames)(&reached.known()).swap_remove(0);
+            reached.link.dies_within(&again, what);
         }
         Expected::MayEnd => assert_ne!(link.ping(), Err(false), "{what}: the link is cut"),
     }
-}
-
-/// The endpoint dies while it says the same again: that ends a connection, and is nobody's fault.
-fn dies(mut reached: Reached, case: &Case) {
-    let first = (case.frames)(&reached.known()).swap_remove(0);
-    let link = &mut reached.link;
-    link.say(&[first.slice(..first.len() / 2)]);
-    link.hang_up();
-    let (heard, announced) = link.rest();
-    let farewell = heard.iter().any(|f| matches!(f, Frame::GoAway { .. }));
-    assert!(!farewell && !announced, "half of {}: {heard:?}", case.what);
 }
 
 /// Cases that links take one after the other, so that none waits for its back-off: it dials no more once the endpoint

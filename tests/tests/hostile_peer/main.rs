@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dataplane::mux::frame::{Code, Frame, GoAwayReason};
+use dataplane::mux::frame::{Code, Frame};
 use dataplane::mux::{Kind, Open, Opened, Side};
 use tests::both_drivers;
 use tests::cloud::{CloudOptions, Driver, fault_lasts};
@@ -184,12 +184,7 @@ impl Reached {
     }
 
     fn known(&self) -> Known {
-        Known {
-            stream: self.stream,
-            credit: self.credit,
-            received: self.link.received,
-            hello: self.link.hello.clone(),
-        }
+        self.link.known(self.stream, self.credit)
     }
 }
 
@@ -235,13 +230,8 @@ fn reach(state: State, member: &mut Member, trial: &Trial) -> Reached {
         }
         State::ResetSaid => reached.link.say_frame(&reset(reached.stream)),
         State::Draining => {
-            let drain = Frame::GoAway {
-                last: u64::MAX,
-                reason: GoAwayReason::Drain,
-                text: Bytes::new(),
-            };
             reached.link.say_frame(&Frame::Ack(reached.link.received));
-            reached.link.say_frame(&drain);
+            reached.link.drains();
         }
         State::Resumed => {
             reached.link = member.resume(reached.link);
@@ -270,47 +260,23 @@ fn refused(mut link: Link) -> Reached {
     }
 }
 
-/// Says what a case says: whole, or cut within a header or within the middle, into records of their own.
-fn say(reached: &mut Reached, case: &Case, cut: usize) {
-    let mut frames = (case.frames)(&reached.known());
-    if case.state == State::Greeting {
-        let hello = reached.link.greeting();
-        return reached
-            .link
-            .say(&[[hello].into_iter().chain(frames).flatten().collect()]);
-    }
-    let first = frames[0].clone();
-    let at = [0, 7, first.len() / 2][cut % 3];
-    if at > 0 {
-        reached.link.say(&[first.slice(..at)]);
-        frames[0] = first.slice(at..);
-    }
-    reached.link.say(&frames);
-}
-
 /// The link ends or goes on as expected, in time, and the browser whose request it carried hears of it.
 fn judge(case: &Case, mut reached: Reached, cut: usize) {
-    say(&mut reached, case, cut);
+    let known = reached.known();
+    reached.link.say_case(case, &known, cut);
+    let what = &case.what;
     let link = &mut reached.link;
     match case.expected {
-        Expected::Unanswered => assert_eq!(link.rest(), (Vec::new(), false)),
-        Expected::Violation(reason) => {
-            let (heard, announced) = link.rest();
-            let farewell = |f: &Frame| matches!(f, Frame::GoAway { reason: said, .. } if *said == reason);
-            assert!(
-                heard.last().is_some_and(farewell) && announced,
-                "{announced}, {heard:?}"
-            );
-        }
+        Expected::Unanswered => assert_eq!(link.rest(), (Vec::new(), false), "{what}"),
+        Expected::Violation(reason) => link.ends_as(reason, what),
         Expected::GoesOn => {
             if case.state == State::Silent {
                 link.until("HELLO", |f| matches!(f, Frame::Hello(_)));
             }
-            goes_on(link).expect("the link goes on");
+            assert_eq!(link.goes_on(what), Ok(()), "{what}");
         }
         Expected::MayEnd => {
-            let cut = goes_on(link).is_err_and(|announced| !announced);
-            assert!(!cut, "the link is cut");
+            assert_ne!(link.goes_on(what), Err(false), "{what}: the link is cut");
         }
     }
     // A browser whose stream nothing has ended would wait for the site.
@@ -320,13 +286,6 @@ fn judge(case: &Case, mut reached: Reached, cut: usize) {
     if let Some(browser) = reached.browser {
         browser.ends_well();
     }
-}
-
-fn goes_on(link: &mut Link) -> Result<(), bool> {
-    let heard = link.ping()?;
-    let farewell = heard.iter().any(|f| matches!(f, Frame::GoAway { .. }));
-    assert!(!farewell, "{heard:?}");
-    Ok(())
 }
 
 /// A link whose peer says half a HELLO.
@@ -355,11 +314,7 @@ fn deaths(member: &mut Member, trial: &Trial) -> usize {
     for case in &right {
         let mut reached = reach(case.state, member, trial);
         let frame = (case.frames)(&reached.known()).remove(0);
-        reached.link.say(&[frame.slice(..frame.len() / 2)]);
-        reached.link.hang_up();
-        let (heard, announced) = reached.link.rest();
-        let farewell = heard.iter().any(|f| matches!(f, Frame::GoAway { .. }));
-        assert!(!farewell && !announced, "half of {}: {heard:?}", case.what);
+        reached.link.dies_within(&frame, &case.what);
         // Its stream would wait for the session as long as in any outage: a fresh one ends it.
         let _fresh = member.up();
         reached.browser.expect("a browser").ends_well();
@@ -401,10 +356,7 @@ fn f7_all_streams_opened_at_once_end_nothing(driver: Driver) {
 fn beside_an_honest_one(driver: Driver, attack: impl FnOnce(&mut Member, &Trial)) {
     let options = CloudOptions::new(driver);
     let trial = Trial::with(options, &["--shards", "1", "-i", "pool", "--tunnel-pool"]);
-    let endpoints = trial.cloud.process.children();
-    let [endpoint] = endpoints[..] else {
-        panic!("one endpoint process expected: {endpoints:?}");
-    };
+    let endpoint = trial.cloud.endpoint();
     let fds = open_fds(endpoint);
     let (config, site) = (trial.origin.site.client_config(), trial.origin.https);
     // Opaque: one stream each, which the honest member carries from the first byte to the last, whoever joins the pool.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use dataplane::limits::FRAME_HEADER_BYTES;
-use dataplane::mux::frame::{self, Frame, Header};
+use dataplane::mux::frame::{self, Frame, GoAwayReason, Header};
 use dataplane::mux::{Hello, Kind, Open};
 use dataplane::time::Time;
 use dataplane::tls::{Handshake, Identity, Opener, Progress, Record, Sealer, client_config};
@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use tests::cloud::{Cloud, Tunnel, fault_lasts};
 use tests::http::dial;
 use tests::process::PATIENCE;
+
+use super::table::{Case, Known, State};
 
 /// The real programs answer, or end what they will not answer, in this time: the longest that they wait for anything here
 /// are the 5 s of a HELLO.
@@ -337,11 +339,78 @@ impl Link {
         }
     }
 
+    /// What an honest peer would name on this stream.
+    pub fn known(&self, stream: u64, credit: u64) -> Known {
+        Known {
+            stream,
+            credit,
+            received: self.received,
+            hello: self.hello.clone(),
+        }
+    }
+
+    /// Says what a case says: whole, or cut within a header or within the middle, into records of their own.
+    pub fn say_case(&mut self, case: &Case, known: &Known, cut: usize) {
+        let mut frames = (case.frames)(known);
+        if case.state == State::Greeting {
+            let hello = self.greeting();
+            return self.say(&[[hello].into_iter().chain(frames).flatten().collect()]);
+        }
+        let first = frames[0].clone();
+        let at = [0, 7, first.len() / 2][cut % 3];
+        if at > 0 {
+            self.say(&[first.slice(..at)]);
+            frames[0] = first.slice(at..);
+        }
+        self.say(&frames);
+    }
+
+    /// The other side's last words are GOAWAY of this reason, and it announces the end.
+    pub fn ends_as(&mut self, reason: GoAwayReason, what: &str) {
+        let (heard, announced) = self.rest();
+        let farewell = |f: &Frame| matches!(f, Frame::GoAway { reason: said, .. } if *said == reason);
+        assert!(
+            heard.last().is_some_and(farewell) && announced,
+            "{what}: {announced}, {heard:?}"
+        );
+    }
+
+    /// All said before has been taken without a farewell, or the link has ended.
+    pub fn goes_on(&mut self, what: &str) -> Result<(), bool> {
+        let heard = self.ping()?;
+        assert!(!heard.iter().any(is_farewell), "{what}: {heard:?}");
+        Ok(())
+    }
+
+    /// Says half of a frame, and dies: that ends a connection, and is nobody's fault.
+    pub fn dies_within(&mut self, frame: &Bytes, what: &str) {
+        self.say(&[frame.slice(..frame.len() / 2)]);
+        self.hang_up();
+        let (heard, announced) = self.rest();
+        assert!(
+            !heard.iter().any(is_farewell) && !announced,
+            "half of {what}: {heard:?}"
+        );
+    }
+
+    /// Opens nothing more.
+    pub fn drains(&mut self) {
+        self.say_frame(&Frame::GoAway {
+            last: u64::MAX,
+            reason: GoAwayReason::Drain,
+            text: Bytes::new(),
+        });
+    }
+
     /// Acknowledges all: from now on browsers' requests come here.
     pub fn goes_live(&mut self) {
         self.say_frame(&Frame::Ack(self.received));
         self.ping().expect("a live link");
     }
+}
+
+fn is_farewell(frame: &Frame) -> bool {
+    matches!(frame, Frame::GoAway { .. })
 }
 
 fn bytes_of(frame: &Frame) -> Bytes {
