@@ -454,6 +454,16 @@ fn yields_are_fair_and_panics_are_contained() {
             });
         }
         runtime::spawn(async { panic!("a planted defect") });
+        struct Defect;
+        impl Drop for Defect {
+            fn drop(&mut self) {
+                panic!("a planted defect of what is dropped");
+            }
+        }
+        runtime::spawn(async {
+            let _defect = Defect;
+            runtime::yield_now().await;
+        });
         for round in 1..=10 {
             runtime::yield_now().await;
             let passed = turns.get();
@@ -462,6 +472,11 @@ fn yields_are_fair_and_panics_are_contained() {
                 "{passed} turns after {round} rounds"
             );
         }
+        // Dropped with the runtime.
+        runtime::spawn(async {
+            let _defect = Defect;
+            runtime::sleep(Duration::from_secs(3_600)).await;
+        });
     });
 }
 

@@ -62,11 +62,6 @@ impl Watch {
         self.watched(name).process = process;
     }
 
-    /// The process of this name may hold so many descriptors more.
-    pub fn allow(&mut self, name: &str, fds: usize) {
-        self.watched(name).before.fds += fds;
-    }
-
     fn watched(&mut self, name: &str) -> &mut Watched {
         let watched = self.0.iter_mut().find(|w| w.name == name);
         watched.unwrap_or_else(|| panic!("nobody watches {name}"))

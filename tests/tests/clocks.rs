@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use tests::both_drivers;
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::{Answer, Client};
 use tests::is_long;
@@ -16,13 +17,13 @@ use tests::relay::{Cut, Rule, Which};
 use tests::trial::{Cause, Trial};
 use tests::watch::Watch;
 
+both_drivers![f3_an_outage_beyond_all_clocks];
+
 /// For a machine that does other things too.
 const MARGIN: Duration = Duration::from_secs(4);
 /// What `sc` gives streams that are left after its drain, and the cloud after DELETE.
 const CUT_AFTER: Duration = Duration::from_secs(2);
 const CLOUD_DRAIN: Duration = Duration::from_secs(5);
-/// The runtime of a shard stays with the process when its tunnel is over: tasks may still wait for sockets of sites.
-const RUNTIME_FDS: usize = 9;
 /// Between two looks at what tells of no change.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -41,7 +42,7 @@ fn scale() -> Scale {
     if is_long() {
         return Scale {
             cloud: &[],
-            client: &["--shards", "1"],
+            client: &["--shards=2"],
             resume: seconds(45),
             lost: seconds(90),
             drain: seconds(300),
@@ -57,7 +58,7 @@ fn scale() -> Scale {
             "--orphan-timeout=3s",
         ],
         client: &[
-            "--shards=1",
+            "--shards=2",
             "--resume-window=3s",
             "--lost-timeout=4s",
             "--drain-timeout=2s",
@@ -69,16 +70,16 @@ fn scale() -> Scale {
     }
 }
 
-fn cloud(scale: &Scale) -> Cloud {
+fn cloud(scale: &Scale, driver: Driver) -> Cloud {
     Cloud::with(CloudOptions {
         arguments: scale.cloud.iter().map(ToString::to_string).collect(),
-        ..CloudOptions::new(Driver::Epoll)
+        ..CloudOptions::new(driver)
     })
 }
 
-fn start() -> (Scale, Cloud, Tunnel, Origin) {
+fn start(driver: Driver) -> (Scale, Cloud, Tunnel, Origin) {
     let scale = scale();
-    let cloud = cloud(&scale);
+    let cloud = cloud(&scale, driver);
     let tunnel = cloud.start_tunnel_with(scale.client);
     (scale, cloud, tunnel, Origin::start())
 }
@@ -99,7 +100,7 @@ fn tunnel_down(answer: &Answer) {
 /// An outage longer than the resume window ends what was open, and what waited is told; then all works again.
 #[test]
 fn the_resume_window() {
-    let (scale, cloud, tunnel, origin) = start();
+    let (scale, cloud, tunnel, origin) = start(Driver::Epoll);
     let trial = Trial::of(cloud, origin, tunnel);
     let Trial {
         cloud, origin, tunnel, ..
@@ -147,10 +148,10 @@ fn the_resume_window() {
 }
 
 /// An outage that takes REST too and outlasts every clock: what was open is cut and told, the cloud reaps the tunnel, and
-/// `sc` asks for another one as soon as it can.
-#[test]
-fn f3_an_outage_beyond_all_clocks() {
-    let (scale, cloud, tunnel, origin) = start();
+/// `sc` asks for another one as soon as it can. Nothing of the first is left with it, which is more than is allowed for
+/// what comes and goes: two shards had a dozen descriptors.
+fn f3_an_outage_beyond_all_clocks(driver: Driver) {
+    let (scale, cloud, tunnel, origin) = start(driver);
     let lasts = if is_long() {
         Duration::from_secs(120)
     } else {
@@ -185,7 +186,6 @@ fn f3_an_outage_beyond_all_clocks() {
     origin.open_gate();
     origin.close_connections();
     watch.replace("the endpoint", cloud.endpoint());
-    watch.allow("sc", RUNTIME_FDS);
     watch.end();
     tunnel.stop();
 }
@@ -194,7 +194,7 @@ fn f3_an_outage_beyond_all_clocks() {
 #[test]
 fn f13_reaping() {
     let scale = scale();
-    let cloud = cloud(&scale);
+    let cloud = cloud(&scale, Driver::Epoll);
     let mut watch = Watch::default();
     watch.add("sc-cloud", cloud.process.id());
     let tunnel = cloud.start_tunnel_with(scale.client);
@@ -218,7 +218,7 @@ fn f13_reaping() {
 /// `sc` waits for an open stream as long as it says, and cuts it then.
 #[test]
 fn draining() {
-    let (scale, _cloud, mut tunnel, origin) = start();
+    let (scale, _cloud, mut tunnel, origin) = start(Driver::Epoll);
     let (proxy, base) = (tunnel.proxy, origin.base());
     let download = thread::spawn(move || Client::dial(proxy)?.download(&base, 1, 3_000_000, "&held"));
     origin.wait("the body", |c| c.held == 1);
@@ -238,7 +238,7 @@ fn draining() {
 /// `sc-cloud serve` is gone: what is open goes on at its endpoint for a while, and `sc` asks for a new tunnel.
 #[test]
 fn orphans() {
-    let (scale, mut cloud, tunnel, origin) = start();
+    let (scale, mut cloud, tunnel, origin) = start(Driver::Epoll);
     let (proxy, base) = (tunnel.proxy, origin.base());
     let download = thread::spawn(move || Client::dial(proxy)?.download(&base, 1, 3_000_000, "&held"));
     origin.wait("the body", |c| c.held == 1);

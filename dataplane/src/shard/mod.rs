@@ -29,6 +29,7 @@ pub mod runtime;
 mod seats;
 pub mod signal;
 pub mod stream;
+mod tasks;
 pub(crate) mod threads;
 pub mod timers;
 pub mod transport;

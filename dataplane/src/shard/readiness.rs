@@ -44,6 +44,7 @@ pub(super) async fn keep(epoll: OwnedFd) {
         events: RefCell::new(Vec::with_capacity(READY_EVENTS_MAX)),
     });
     SET.set(Some(set.clone()));
+    let _ends = Ends;
     loop {
         if set.bell.readable().await.is_err() {
             // The kernel has no memory for it now; nobody else asks for these sockets.
@@ -52,6 +53,14 @@ pub(super) async fn keep(epoll: OwnedFd) {
         while set.collect() == READY_EVENTS_MAX {
             runtime::yield_now().await;
         }
+    }
+}
+
+struct Ends;
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        SET.take();
     }
 }
 

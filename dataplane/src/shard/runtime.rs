@@ -16,14 +16,15 @@
 //! can do nothing else than what stands here (`ring.rs`).
 //!
 //! monoio stays sound under these rules: no `BufReader`/`BufWriter`, no listeners, no foreign wakers (threads talk by
-//! eventfd), no runtime dropped while a link's read or write is in flight, [`yield_now`] by a helper task.
+//! eventfd), no runtime dropped under its tasks or while a link's read or write is in flight (`tasks.rs`), [`yield_now`]
+//! by a helper task.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::mem::ManuallyDrop;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -40,6 +41,7 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use super::readiness::{self, Watch};
 use super::ring;
 use super::signal::Signal;
+use super::tasks::{self, Operation, Task};
 use crate::limits::TURNS_MAX;
 use crate::time::Time;
 
@@ -93,26 +95,31 @@ impl Runtime {
         }
     }
 
-    /// Runs `main` to its end. All reads and writes of links must have ended by then.
+    /// Runs `main` to its end, which is the end of all tasks that it has started. Links that shall lose nothing have
+    /// ended before.
     pub fn run<F: Future>(self, main: F) -> F::Output {
-        let Self { mut built, set } = self;
+        let Self { built, set } = self;
+        // If something is left under way, or `main` panics, what the runtime holds goes with the process.
+        let mut built = ManuallyDrop::new(built);
         let main = async {
             spawn(pass_turns());
             spawn(readiness::keep(set));
             // The set is there before anything that goes by it.
             yield_now().await;
-            main.await
+            let output = main.await;
+            (output, tasks::end().await)
         };
-        let output = match &mut built {
+        let (output, rests) = match &mut *built {
             Built::IoUring { runtime, defers } => {
                 DEFERS.set(*defers);
                 runtime.block_on(main)
             }
             Built::Epoll(r) => r.block_on(main),
         };
-        // Tasks may still wait for local sockets, and dropping a runtime under them is not sound: what it holds goes
-        // with the process.
-        std::mem::forget(built);
+        DEFERS.set(None);
+        if rests {
+            drop(ManuallyDrop::into_inner(built));
+        }
         output
     }
 }
@@ -186,13 +193,13 @@ fn epoll() -> io::Result<Built> {
 
 /// Starts a task on this shard. A panic ends the task and nothing else.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
-    drop(monoio::spawn(Contained(Box::pin(future))));
+    drop(monoio::spawn(Timed(Task::new(future))));
 }
 
-/// Keeps a task's panic inside the task: a bug met by one stream must not take the shard's other streams with it.
-struct Contained(Pin<Box<dyn Future<Output = ()>>>);
+/// A task that sees the clock stand still, and the ring emptied however long it and others keep waking each other.
+struct Timed(Task);
 
-impl Future for Contained {
+impl Future for Timed {
     type Output = ();
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(ring) = DEFERS.get() {
@@ -203,7 +210,7 @@ impl Future for Contained {
             }
         }
         CLOCK.set(Clock::Unread);
-        let polled = catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))).unwrap_or(Poll::Ready(()));
+        let polled = Pin::new(&mut self.0).poll(cx);
         CLOCK.set(Clock::NoTask);
         polled
     }
@@ -486,22 +493,25 @@ impl Socket {
     }
 
     /// Links only: appends to `buffer` up to its capacity; 0 is the end. One at a time, and to be awaited to its end.
-    pub async fn read_link(&self, mut buffer: BytesMut) -> (io::Result<usize>, BytesMut) {
+    pub async fn read_link(&self, buffer: BytesMut) -> (io::Result<usize>, BytesMut) {
+        let mut incoming = Incoming {
+            bytes: buffer,
+            _operation: Operation::begin(),
+        };
         loop {
-            let length = buffer.len();
             // SAFETY: making the operation is all that happens under this `&mut`; its future works on a counted
             // reference to the descriptor.
-            let read = unsafe { &mut *self.inner.get() }.read(buffer.slice_mut(length..));
-            let (result, slice) = read.await;
-            buffer = slice.into_inner();
+            let read = unsafe { &mut *self.inner.get() }.read(incoming);
+            let (result, returned) = read.await;
+            incoming = returned;
             match result {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if let Err(e) = self.readable().await {
-                        return (Err(e), buffer);
+                        return (Err(e), incoming.bytes);
                     }
                 }
-                result => return (result, buffer),
+                result => return (result, incoming.bytes),
             }
         }
     }
@@ -542,11 +552,36 @@ const EMPTY: libc::iovec = libc::iovec {
     iov_len: 0,
 };
 
+/// Where bytes of a link arrive: behind those that are there.
+struct Incoming {
+    bytes: BytesMut,
+    _operation: Operation,
+}
+
+// SAFETY: the pointer and the length are those of the spare capacity, whose allocation neither moves nor changes while
+// the runtime owns the value; `set_init` counts what has been written there.
+unsafe impl IoBufMut for Incoming {
+    fn write_ptr(&mut self) -> *mut u8 {
+        self.bytes.spare_capacity_mut().as_mut_ptr().cast()
+    }
+
+    fn bytes_total(&mut self) -> usize {
+        self.bytes.capacity() - self.bytes.len()
+    }
+
+    unsafe fn set_init(&mut self, count: usize) {
+        let length = self.bytes.len() + count;
+        // SAFETY: promised by the caller: the kernel wrote `count` bytes.
+        unsafe { self.bytes.set_len(length) };
+    }
+}
+
 /// Bytes of a link on their way, with the slice that the kernel reads them by.
 struct Outgoing {
     bytes: Vec<u8>,
     /// What is still to be written: boxed, so that it stays in place while the operation moves.
     slice: Box<libc::iovec>,
+    _operation: Operation,
 }
 
 impl Outgoing {
@@ -555,7 +590,11 @@ impl Outgoing {
             iov_base: bytes.as_mut_ptr().cast(),
             iov_len: bytes.len(),
         });
-        Self { bytes, slice }
+        Self {
+            bytes,
+            slice,
+            _operation: Operation::begin(),
+        }
     }
 
     fn advance(&mut self, written: usize) {

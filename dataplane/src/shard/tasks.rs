@@ -1,0 +1,152 @@
+//! What a shard's thread has under way: its tasks, and the operations whose buffers the kernel holds. A runtime can be
+//! let go once there are none, and the end of one lets none be: nothing of a tunnel outlives it, in a process that goes on
+//! to the next.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use super::signal::Signal;
+use super::timers;
+use crate::limits::END_MAX;
+
+thread_local! {
+    /// Never dropped with its thread: a runtime that could not be let go has tasks that refer to it.
+    static UNDERWAY: ManuallyDrop<Underway> = const {
+        ManuallyDrop::new(Underway {
+            wakers: RefCell::new(Vec::new()),
+            free: RefCell::new(Vec::new()),
+            operations: Cell::new(0),
+            is_ending: Cell::new(false),
+            rests: Signal::new(),
+        })
+    };
+}
+
+struct Underway {
+    /// One place for each task, with its waker once it has been polled.
+    wakers: RefCell<Vec<Option<Waker>>>,
+    free: RefCell<Vec<u32>>,
+    operations: Cell<usize>,
+    is_ending: Cell<bool>,
+    /// Nothing is left of what is to end.
+    rests: Signal,
+}
+
+impl Underway {
+    fn note_rest(&self) {
+        if self.is_ending.get() && self.is_at_rest() {
+            self.rests.raise();
+        }
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.operations.get() == 0 && self.wakers.borrow().len() == self.free.borrow().len()
+    }
+}
+
+/// Ends all tasks of this thread's runtime, those too that begin meanwhile, and waits until the kernel holds no buffer.
+/// False if it still does after [`END_MAX`]: the runtime is not to be let go.
+pub(super) async fn end() -> bool {
+    UNDERWAY.with(|u| u.is_ending.set(true));
+    let wakers = UNDERWAY.with(|u| u.wakers.borrow().clone());
+    wakers.into_iter().flatten().for_each(Waker::wake);
+    if !UNDERWAY.with(|u| u.is_at_rest()) {
+        timers::timeout(END_MAX, poll_fn(|cx| UNDERWAY.with(|u| u.rests.poll(cx)))).await;
+    }
+    UNDERWAY.with(|u| {
+        u.is_ending.set(false);
+        let rests = u.is_at_rest();
+        if rests {
+            u.wakers.take();
+            u.free.take();
+        }
+        rests
+    })
+}
+
+/// A task that its runtime's end ends, and whose panic ends nothing else: a bug met by one stream must not take the
+/// shard's other streams with it.
+pub(super) struct Task {
+    future: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    place: u32,
+    /// Its waker is in its place.
+    is_known: bool,
+}
+
+impl Task {
+    pub fn new(future: impl Future<Output = ()> + 'static) -> Self {
+        let place = UNDERWAY.with(|u| {
+            u.free.borrow_mut().pop().unwrap_or_else(|| {
+                let mut wakers = u.wakers.borrow_mut();
+                wakers.push(None);
+                (wakers.len() - 1) as u32
+            })
+        });
+        Self {
+            future: Some(Box::pin(future)),
+            place,
+            is_known: false,
+        }
+    }
+}
+
+impl Future for Task {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let is_ending = UNDERWAY.with(|u| {
+            if !self.is_known {
+                u.wakers.borrow_mut()[self.place as usize] = Some(cx.waker().clone());
+                self.is_known = true;
+            }
+            u.is_ending.get()
+        });
+        let Some(future) = &mut self.future else {
+            return Poll::Ready(());
+        };
+        let polled = catch_unwind(AssertUnwindSafe(|| match is_ending {
+            true => Poll::Ready(()),
+            false => future.as_mut().poll(cx),
+        }))
+        .unwrap_or(Poll::Ready(()));
+        if polled.is_ready() {
+            // Here, where what panics as it is dropped ends nothing else either.
+            let future = self.future.take();
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(future)));
+        }
+        polled
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        UNDERWAY.with(|u| {
+            let waker = u.wakers.borrow_mut()[self.place as usize].take();
+            drop(waker);
+            u.free.borrow_mut().push(self.place);
+            u.note_rest();
+        });
+    }
+}
+
+/// An operation whose buffer the kernel holds. Belongs to the buffer, which outlives a future that is dropped.
+pub(super) struct Operation(());
+
+impl Operation {
+    pub fn begin() -> Self {
+        UNDERWAY.with(|u| u.operations.set(u.operations.get() + 1));
+        Self(())
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        UNDERWAY.with(|u| {
+            u.operations.set(u.operations.get() - 1);
+            u.note_rest();
+        });
+    }
+}
