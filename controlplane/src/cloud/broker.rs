@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
@@ -211,8 +211,9 @@ impl ShardSender {
     }
 }
 
-/// Accepts on `listener` and passes on, until the endpoint is gone.
-pub async fn run(listener: Arc<Listener>, mut shards: Vec<ShardSender>) {
+/// Accepts on `listener` and passes on, until the endpoint is gone: the other end of its `control` is closed. What it
+/// has accepted then and not passed waits for the next endpoint.
+pub async fn run(listener: Arc<Listener>, control: Arc<Seqpacket>, mut shards: Vec<ShardSender>) {
     let most = batch_max(shards.len().max(1));
     let mut accepted = Accepted::on(&listener);
     let mut many = false;
@@ -221,7 +222,7 @@ pub async fn run(listener: Arc<Listener>, mut shards: Vec<ShardSender>) {
             while !accepted.of(kind).is_empty() {
                 let next = accepted.of(kind).len().min(most);
                 let sockets: Vec<_> = accepted.of(kind)[..next].iter().map(AsFd::as_fd).collect();
-                if pass(&mut shards, kind, &sockets).await.is_err() {
+                if pass(&control, &mut shards, kind, &sockets).await.is_err() {
                     return;
                 }
                 accepted.of(kind).drain(..next);
@@ -272,8 +273,13 @@ impl Drop for Accepted<'_> {
 
 /// Passes to the least loaded shard that has room, and waits while none has: meanwhile the listener's own queue holds
 /// the browsers.
-async fn pass(shards: &mut [ShardSender], kind: u8, sockets: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
+async fn pass(control: &Seqpacket, shards: &mut [ShardSender], kind: u8, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
     loop {
+        // A ring lets go of a dead shard's socket some milliseconds after its process has ended, and what was passed there
+        // meanwhile is reset.
+        if control.is_closed() {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         shards.sort_by_key(|s| s.passed);
         for shard in shards.iter_mut() {
             match shard.socket.try_send(&[kind], sockets) {
@@ -308,6 +314,14 @@ mod tests {
         crate::runtime::Runtime::epoll().unwrap().block_on(test)
     }
 
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+    /// The broker's end, and the endpoint's.
+    fn control() -> (Arc<Seqpacket>, OwnedFd) {
+        let (own, theirs) = seqpacket::pair().unwrap();
+        (Arc::new(Seqpacket::new(own).unwrap()), theirs)
+    }
+
     fn listener() -> Arc<Listener> {
         Arc::new(Listener::new(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap())
     }
@@ -316,9 +330,10 @@ mod tests {
     fn only_the_own_connection_is_a_probe() {
         run_test(async {
             let listener = listener();
-            let (sender, endpoint) = ShardSender::pair(1).unwrap();
-            let endpoint = Seqpacket::new(endpoint).unwrap();
-            let broker = tokio::spawn(run(Arc::clone(&listener), vec![sender]));
+            let (control, theirs) = control();
+            let (sender, shard) = ShardSender::pair(1).unwrap();
+            let shard = Seqpacket::new(shard).unwrap();
+            let broker = tokio::spawn(run(Arc::clone(&listener), control, vec![sender]));
             let browser = TcpStream::connect(listener.address).unwrap();
             let probe = listener.probe().await.unwrap();
             let expected = [
@@ -327,7 +342,7 @@ mod tests {
             ];
             let (mut seen, mut buffer) = (Vec::new(), Vec::new());
             while seen.len() < expected.len() {
-                let sockets = endpoint.receive(&mut buffer).await.unwrap().unwrap();
+                let sockets = shard.receive(&mut buffer).await.unwrap().unwrap();
                 for socket in sockets {
                     let flags = rustix::fs::fcntl_getfl(&socket).unwrap();
                     assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
@@ -339,20 +354,36 @@ mod tests {
             let mut expected = expected.to_vec();
             expected.sort();
             assert_eq!(seen, expected);
-            drop((probe, endpoint));
+            drop(probe);
             assert!(listener.probes().is_empty());
-            // Without an endpoint the broker stops at the next browser, and the next endpoint gets it.
-            let last = TcpStream::connect(listener.address).unwrap();
-            broker.await.unwrap();
-            let (sender, endpoint) = ShardSender::pair(1).unwrap();
-            let endpoint = Seqpacket::new(endpoint).unwrap();
-            let broker = tokio::spawn(run(Arc::clone(&listener), vec![sender]));
-            let sockets = endpoint.receive(&mut buffer).await.unwrap().unwrap();
-            let peers: Vec<_> = sockets
-                .into_iter()
-                .map(|s| TcpStream::from(s).peer_addr().unwrap())
-                .collect();
-            assert_eq!(peers, [last.local_addr().unwrap()]);
+            // Without an endpoint the broker stops at the next browser, and the next endpoint gets it, whatever the kernel
+            // has closed of the last one's.
+            let mut expected = Vec::new();
+            let mut stop = |broker: tokio::task::JoinHandle<()>| {
+                let last = TcpStream::connect(listener.address).unwrap();
+                expected.push(last.local_addr().unwrap());
+                async move {
+                    tokio::time::timeout(PATIENCE, broker).await.unwrap().unwrap();
+                    last
+                }
+            };
+            drop(theirs);
+            let first = stop(broker).await;
+            let (control, _theirs) = self::control();
+            let (sender, shard) = ShardSender::pair(1).unwrap();
+            drop(shard);
+            let second = stop(tokio::spawn(run(Arc::clone(&listener), control, vec![sender]))).await;
+            let (control, _theirs) = self::control();
+            let (sender, shard) = ShardSender::pair(1).unwrap();
+            let shard = Seqpacket::new(shard).unwrap();
+            let broker = tokio::spawn(run(Arc::clone(&listener), control, vec![sender]));
+            let mut peers = Vec::new();
+            while peers.len() < expected.len() {
+                let sockets = shard.receive(&mut buffer).await.unwrap().unwrap();
+                peers.extend(sockets.into_iter().map(|s| TcpStream::from(s).peer_addr().unwrap()));
+            }
+            assert_eq!(peers, expected);
+            drop((first, second));
             broker.abort();
         });
     }

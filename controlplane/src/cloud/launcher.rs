@@ -109,7 +109,7 @@ pub async fn run(mut life: Life) {
 /// One endpoint process with what belongs to it.
 struct Running {
     process: Process,
-    control: Seqpacket,
+    control: Arc<Seqpacket>,
     fingerprint: String,
     lines: Bucket,
     /// New rules, as far as they have come.
@@ -128,7 +128,7 @@ struct Dialled {
 }
 
 impl Running {
-    fn new(process: Process, control: Seqpacket) -> Self {
+    fn new(process: Process, control: Arc<Seqpacket>) -> Self {
         Self {
             process,
             control,
@@ -270,7 +270,8 @@ impl Life {
             Err(text) => return End::Died(text),
         };
         // It goes on while the endpoint drains: new browsers are told so by the endpoint.
-        let broker = Task(tokio::spawn(broker::run(Arc::clone(&self.listener), shards)));
+        let broker = broker::run(Arc::clone(&self.listener), Arc::clone(&running.control), shards);
+        let broker = Task(tokio::spawn(broker));
         loop {
             let deadline = self.seats.iter().filter_map(|s| s.deadline).min();
             let result = tokio::select! {

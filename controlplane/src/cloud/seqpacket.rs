@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -78,14 +79,20 @@ impl Seqpacket {
         let mut guard = self.0.writable().await?;
         // A poll that finds no room clears the readiness; one that finds some keeps it.
         let _ = guard.try_io(|fd| {
-            let mut poll = [rustix::event::PollFd::new(fd.get_ref(), rustix::event::PollFlags::OUT)];
-            let now = rustix::event::Timespec::default();
-            match rustix::event::poll(&mut poll, Some(&now))? {
+            let mut poll = [PollFd::new(fd.get_ref(), PollFlags::OUT)];
+            match rustix::event::poll(&mut poll, Some(&Timespec::default()))? {
                 0 => Err(io::Error::from(io::ErrorKind::WouldBlock)),
                 _ => Ok(()),
             }
         });
         Ok(())
+    }
+
+    /// Whether the other end is closed, as it is with the end of its process. It may have left messages.
+    pub fn is_closed(&self) -> bool {
+        let mut poll = [PollFd::new(self.0.get_ref(), PollFlags::RDHUP)];
+        // Interrupted: as open as a moment ago.
+        rustix::event::poll(&mut poll, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// Receives one message into `buffer` and its descriptors (closed on exec); `None` when the other end is closed.
@@ -160,7 +167,12 @@ mod tests {
             assert_eq!(buffer, b"first");
             assert_eq!(b.receive(&mut buffer).await.unwrap().unwrap().len(), 2);
             assert_eq!(buffer, b"second");
+            a.send(b"last", &[]).await.unwrap();
+            assert!(!b.is_closed());
             drop(a);
+            assert!(b.is_closed(), "with a message unread");
+            b.receive(&mut buffer).await.unwrap().unwrap();
+            assert_eq!(buffer, b"last");
             assert!(b.receive(&mut buffer).await.unwrap().is_none());
             assert!(b.send(b"x", &[]).await.is_err());
         });

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::cloud::broker::ShardSender;
 use crate::cloud::seqpacket::{self, Seqpacket};
 
 /// The broker's end of each.
 pub struct Sockets {
-    pub control: Seqpacket,
+    pub control: Arc<Seqpacket>,
     pub shards: Vec<ShardSender>,
     pub theirs: Ends,
 }
@@ -27,7 +28,7 @@ impl Sockets {
         let pairs: Result<Vec<_>, _> = (0..shards).map(|_| ShardSender::pair(shards)).collect();
         let (shards, browsers) = pairs?.into_iter().unzip();
         Ok(Self {
-            control: Seqpacket::new(own)?,
+            control: Arc::new(Seqpacket::new(own)?),
             shards,
             theirs: Ends { control, browsers },
         })
