@@ -18,6 +18,8 @@ const DIFFERENCE_CHARS_MAX: usize = 64;
 pub const LIST_ENTRIES_MAX: usize = 20_000;
 /// `metadata` and `extra_info` together, as JSON.
 pub const METADATA_BYTES_MAX: usize = 64 * 1024;
+/// Each of both: what is kept stands deeper, and is read back from 128 levels at most.
+pub const METADATA_LEVELS_MAX: usize = 32;
 /// A whole request body: the rules of SETTINGS and what stands beside them.
 pub const BODY_BYTES_MAX: usize = limits::SETTINGS_BYTES_MAX + 256 * 1024;
 
@@ -153,6 +155,12 @@ impl TunnelRequest {
                 "metadata and extra_info: {extra} bytes, at most {METADATA_BYTES_MAX}"
             ));
         }
+        for (name, value) in [("metadata", &self.metadata), ("extra_info", &self.extra_info)] {
+            let levels = value.as_ref().map_or(0, levels);
+            if levels > METADATA_LEVELS_MAX {
+                return Err(format!("{name}: nested {levels} deep, at most {METADATA_LEVELS_MAX}"));
+            }
+        }
         let rules = self.settings_json().len();
         if rules > limits::SETTINGS_BYTES_MAX {
             return Err(format!(
@@ -212,6 +220,16 @@ pub fn rules(json: &[u8]) -> Result<dataplane::rules::Rules, String> {
     let mut request = TunnelRequest::default();
     request.take_rules(json)?;
     request.rules()
+}
+
+/// Of lists and objects; 0 for what is neither.
+fn levels(value: &Value) -> usize {
+    let deepest = match value {
+        Value::Array(values) => values.iter().map(levels).max(),
+        Value::Object(fields) => fields.values().map(levels).max(),
+        _ => return 0,
+    };
+    1 + deepest.unwrap_or(0)
 }
 
 fn domains(name: &str, list: &Option<Vec<String>>, knows_all: bool) -> Result<Domains, String> {
@@ -570,6 +588,13 @@ mod tests {
             ..Default::default()
         };
         assert!(chatty.check().is_err());
+        let nested = |levels| TunnelRequest {
+            extra_info: Some((0..levels).fold(Value::Null, |inner, _| Value::Array(vec![inner]))),
+            ..Default::default()
+        };
+        assert_eq!(nested(METADATA_LEVELS_MAX).check(), Ok(()));
+        let text = nested(METADATA_LEVELS_MAX + 1).check().unwrap_err();
+        assert_eq!(text, "extra_info: nested 33 deep, at most 32");
         let line = TunnelRequest {
             tunnel_identifier: Some("a\nb".into()),
             ..Default::default()
