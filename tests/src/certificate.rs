@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PKCS_RSA_SHA256, date_time_ymd};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, SupportedCipherSuite};
 
 /// A company's own root.
 pub struct Company {
@@ -36,7 +36,16 @@ impl Company {
 
     /// A leaf for the names given (DNS names or addresses), after `change`.
     pub fn site(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Site {
-        let key = KeyPair::generate().expect("a P-256 key");
+        self.site_of(KeyPair::generate().expect("a P-256 key"), names, change)
+    }
+
+    /// … whose leaf is of RSA.
+    pub fn rsa_site(&self, names: &[&str]) -> Site {
+        let key = KeyPair::generate_for(&PKCS_RSA_SHA256).expect("an RSA key");
+        self.site_of(key, names, |_| {})
+    }
+
+    fn site_of(&self, key: KeyPair, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Site {
         let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names");
         change(&mut params);
@@ -145,6 +154,19 @@ pub fn client_config_of(
         .with_root_certificates(roots(trusted))
         .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
+    Arc::new(config)
+}
+
+/// … by the suites of TLS 1.2 that want a signature of RSA.
+pub fn rsa_client_config(trusted: &[CertificateDer<'static>]) -> Arc<ClientConfig> {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    let is_rsa = |suite: &SupportedCipherSuite| format!("{:?}", suite.suite()).contains("ECDHE_RSA");
+    provider.cipher_suites.retain(is_rsa);
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .expect("versions")
+        .with_root_certificates(roots(trusted))
+        .with_no_client_auth();
     Arc::new(config)
 }
 

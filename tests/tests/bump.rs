@@ -28,6 +28,7 @@ both_drivers![
     other_defects_are_the_browsers_to_judge,
     whoever_changes_its_certificate_gets_nothing,
     what_is_not_https_goes_through,
+    who_takes_no_ecdsa_sees_the_site,
     hosts_can_be_left_alone,
     a_known_site_is_dialled_with_the_first_request,
     what_cannot_be_reached_is_a_page,
@@ -304,6 +305,20 @@ fn what_is_not_https_goes_through(driver: Driver) {
         .expect("the site's own leaf")
         .to_string();
     assert!(error.contains("UnknownIssuer"), "{error}");
+}
+
+/// The tunnel's leaves are of ECDSA: whoever takes none sees the site's own.
+fn who_takes_no_ecdsa_sees_the_site(driver: Driver) {
+    let world = World::start(driver);
+    let origin = Origin::of(world.company.rsa_site(NAMES));
+    let company = tls::read(&world.cloud.state.path().join("company.pem")).unwrap();
+    let old = certificate::rsa_client_config(&company);
+    // Twice: the second time the site is known.
+    for _ in 0..2 {
+        let mut client = world.browser_of(&origin, &old).unwrap();
+        client.download("", 1, 1_000, "").unwrap();
+        world.browser(&origin).unwrap().download("", 1, 1_000, "").unwrap();
+    }
 }
 
 fn hosts_can_be_left_alone(driver: Driver) {

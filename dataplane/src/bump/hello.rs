@@ -1,6 +1,7 @@
 //! What a browser's ClientHello says (RFC 8446 section 4.1.2).
 
-use rustls::server::Acceptor;
+use rustls::server::{Acceptor, ClientHello};
+use rustls::{CipherSuite, SignatureScheme};
 
 use crate::limits::HELLO_BYTES_MAX;
 
@@ -11,6 +12,8 @@ pub struct Hello {
     pub name: Option<String>,
     /// HTTP/1.1 will do: it is offered, or nothing is.
     pub http11: bool,
+    /// It takes a leaf of ours: ECDSA with P-256, under a suite that is spoken here.
+    pub ecdsa: bool,
 }
 
 /// There is none, or one that is too long.
@@ -34,6 +37,7 @@ impl Hello {
                     http11: hello
                         .alpn()
                         .is_none_or(|mut names| names.any(|name| name == b"http/1.1")),
+                    ecdsa: takes_ecdsa(&hello),
                 }));
             }
         }
@@ -45,7 +49,7 @@ impl Hello {
 
     /// Whether it can be answered in the place of this host, as CONNECT names it.
     pub fn fits(&self, host: &str) -> bool {
-        self.http11 && self.is_for(host)
+        self.http11 && self.ecdsa && self.is_for(host)
     }
 
     fn is_for(&self, host: &str) -> bool {
@@ -54,11 +58,29 @@ impl Hello {
     }
 }
 
+/// Those of TLS 1.3 say nothing of signatures, those of TLS 1.2 do.
+fn takes_ecdsa(hello: &ClientHello<'_>) -> bool {
+    let suits = |suite: &CipherSuite| {
+        matches!(
+            suite,
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+                | CipherSuite::TLS13_AES_256_GCM_SHA384
+                | CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+                | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384
+                | CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+        )
+    };
+    let schemes = hello.signature_schemes();
+    schemes.contains(&SignatureScheme::ECDSA_NISTP256_SHA256) && hello.cipher_suites().iter().any(suits)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use proptest::prelude::*;
+    use rustls::crypto::CryptoProvider;
     use rustls::crypto::aws_lc_rs::default_provider;
     use rustls::{ClientConfig, ClientConnection, RootCertStore};
     use rustls_pki_types::ServerName;
@@ -66,7 +88,11 @@ mod tests {
     use super::*;
 
     fn hello(name: &str, protocols: &[&str]) -> Vec<u8> {
-        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        hello_of(default_provider(), name, protocols)
+    }
+
+    fn hello_of(provider: CryptoProvider, name: &str, protocols: &[&str]) -> Vec<u8> {
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(RootCertStore::empty())
@@ -96,6 +122,28 @@ mod tests {
             assert!(read.is_for(name) && read.is_for(&format!("{}.", name.to_uppercase())));
             assert_eq!(read.is_for("b.test"), sni.is_none());
         }
+    }
+
+    #[test]
+    fn who_takes_no_ecdsa_is_left_to_the_site() {
+        let fits = |change: &dyn Fn(&mut CryptoProvider)| {
+            let mut provider = default_provider();
+            change(&mut provider);
+            let bytes = hello_of(provider, "a.test", &[]);
+            Hello::read(&bytes).unwrap().unwrap().fits("a.test")
+        };
+        let has = |suite: &rustls::SupportedCipherSuite, part: &str| format!("{:?}", suite.suite()).contains(part);
+        assert!(fits(&|_| ()));
+        assert!(fits(&|p| p.cipher_suites.retain(|s| has(s, "TLS13"))));
+        assert!(fits(&|p| p.cipher_suites.retain(|s| has(s, "ECDHE_ECDSA"))));
+        assert!(!fits(&|p| p.cipher_suites.retain(|s| has(s, "ECDHE_RSA"))));
+        assert!(!fits(&|p| {
+            let all = p.signature_verification_algorithms.mapping.iter().copied();
+            let rsa: Vec<_> = all
+                .filter(|(scheme, _)| format!("{scheme:?}").contains("RSA"))
+                .collect();
+            p.signature_verification_algorithms.mapping = rsa.leak();
+        }));
     }
 
     #[test]
