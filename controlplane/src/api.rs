@@ -119,16 +119,26 @@ impl TunnelRequest {
         taken.no_proxy_caching = Some(rules.no_proxy_caching);
         taken.use_caching_proxy = Some(!rules.no_proxy_caching);
         taken.no_ssl_bump_domains = Some(rules.no_ssl_bump_domains);
-        taken.check()?;
+        taken.check_sizes()?;
         *self = taken;
         Ok(())
     }
 
-    /// Checks every size.
+    /// Checks what a caller sends: every size, and how deep it is nested.
     ///
     /// # Errors
     /// A sentence for the caller that names the field.
     pub fn check(&self) -> Result<(), String> {
+        for (name, value) in [("metadata", &self.metadata), ("extra_info", &self.extra_info)] {
+            let levels = value.as_ref().map_or(0, levels);
+            if levels > METADATA_LEVELS_MAX {
+                return Err(format!("{name}: nested {levels} deep, at most {METADATA_LEVELS_MAX}"));
+            }
+        }
+        self.check_sizes()
+    }
+
+    fn check_sizes(&self) -> Result<(), String> {
         let texts = [
             ("tunnel_identifier", &self.tunnel_identifier),
             ("shared", &self.shared),
@@ -154,12 +164,6 @@ impl TunnelRequest {
             return Err(format!(
                 "metadata and extra_info: {extra} bytes, at most {METADATA_BYTES_MAX}"
             ));
-        }
-        for (name, value) in [("metadata", &self.metadata), ("extra_info", &self.extra_info)] {
-            let levels = value.as_ref().map_or(0, levels);
-            if levels > METADATA_LEVELS_MAX {
-                return Err(format!("{name}: nested {levels} deep, at most {METADATA_LEVELS_MAX}"));
-            }
         }
         let rules = self.settings_json().len();
         if rules > limits::SETTINGS_BYTES_MAX {

@@ -261,8 +261,8 @@ pub const UNWAITED_MAX: u32 = 16;
 pub const TURNS_MAX: u32 = 64;
 /// A stopping shard waits this long for its links' last reads and writes.
 pub const STOP_MAX: Duration = Duration::from_secs(3);
-/// … and this long, once its tasks have ended, for the kernel to give back their buffers.
-pub const END_MAX: Duration = Duration::from_secs(3);
+/// … and this long for its tasks to end and the kernel to give back their buffers.
+pub const END_MAX: Duration = Duration::from_secs(1);
 /// Members of one pool, each with its own links.
 pub const MEMBERS_MAX: usize = 256;
 /// Links of one member.

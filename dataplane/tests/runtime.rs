@@ -477,6 +477,7 @@ fn yields_are_fair_and_panics_are_contained() {
             let _defect = Defect;
             runtime::sleep(Duration::from_secs(3_600)).await;
         });
+        runtime::yield_now().await;
     });
 }
 

@@ -72,7 +72,7 @@ pub(super) async fn serve(
         // No TLS after all, or the site speaks first.
         Either::Left(None) | Either::Right(()) => return Bumped::Opaque,
     };
-    // Another name than the CONNECT's, or only protocols that are not spoken here: that is between the two.
+    // Another name than the CONNECT's, or only protocols or signatures that are not spoken here: that is between the two.
     if !hello.fits(host) {
         return Bumped::Opaque;
     }

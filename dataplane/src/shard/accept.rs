@@ -115,11 +115,13 @@ fn frame_bytes(header: Header) -> usize {
 /// The cut-over: the old socket is shut down, its last read completes and is fed, and only then the session goes on.
 async fn take_over(shard: &Shard, secured: Secured, hello: &Hello, rest: Bytes) -> Result<(), Error> {
     let link = shard.link_for(hello);
-    while link.cutting.get() {
-        link.cut_over_ended.wait().await;
+    if !link.cut_over.begin().await {
+        return Err(Error::Peer("a newer connection of this link has come".to_owned()));
     }
-    link.ask(shard, |s, _, _| s.check_hello(hello)).map_err(rejected)?;
-    link.cutting.set(true);
+    if let Err(reject) = link.ask(shard, |s, _, _| s.check_hello(hello)) {
+        link.cut_over.end();
+        return Err(rejected(reject));
+    }
     link.with(shard, |s, _, _| s.begin_cut_over());
     while link.is_connected() {
         link.abort("the other side has dialled anew");
@@ -132,8 +134,7 @@ async fn take_over(shard: &Shard, secured: Secured, hello: &Hello, rest: Bytes) 
             s.handle_bytes(now, b, rest);
         }
     });
-    link.cutting.set(false);
-    link.cut_over_ended.raise();
+    link.cut_over.end();
     Ok(())
 }
 

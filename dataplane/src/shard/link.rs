@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::connection::{self, Connection};
+use super::cut_over::CutOver;
 use super::linked::{Shaken, StreamCell};
 use super::mailbox::{Event, Level};
 use super::pair::{self, Either};
@@ -38,9 +39,7 @@ pub(super) struct Link {
     connection: RefCell<Option<Rc<Connection>>>,
     /// Raised when the connection is gone: a cut-over waits for it.
     pub gone: Signal,
-    /// A cut-over is under way; the next one waits for `cut_over_ended`.
-    pub cutting: Cell<bool>,
-    pub cut_over_ended: Signal,
+    pub cut_over: CutOver,
     /// Events are being acted on.
     settling: Cell<bool>,
     timer: Signal,
@@ -84,8 +83,7 @@ impl Link {
             cells: RefCell::default(),
             connection: RefCell::default(),
             gone: Signal::new(),
-            cutting: Cell::new(false),
-            cut_over_ended: Signal::new(),
+            cut_over: CutOver::default(),
             settling: Cell::new(false),
             timer: Signal::new(),
             armed: Cell::new(None),
@@ -501,7 +499,7 @@ async fn keep_time(shard: Shard, link: Rc<Link>) {
         let deadline = link.session.borrow().poll_timeout();
         link.armed.set(deadline);
         match deadline {
-            None if link.retired.get() && !link.is_connected() && !link.cutting.get() => break,
+            None if link.retired.get() && !link.is_connected() && !link.cut_over.is_underway() => break,
             None => link.timer.wait().await,
             Some(deadline) => match pair::select(link.timer.wait(), runtime::sleep_until(deadline)).await {
                 Either::Left(()) => {}

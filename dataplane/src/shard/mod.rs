@@ -13,6 +13,7 @@
 mod accept;
 pub mod buffers;
 mod connection;
+mod cut_over;
 mod dial;
 mod landings;
 mod link;

@@ -32,7 +32,7 @@ pub(super) fn make() -> io::Result<OwnedFd> {
     Ok(epoll::create(epoll::CreateFlags::CLOEXEC)?)
 }
 
-/// Makes the set this thread's, and tells its sockets what happens to them; never ends.
+/// Makes the set this thread's, and tells its sockets what happens to them; ends with the runtime.
 pub(super) async fn keep(epoll: OwnedFd) {
     // Without one, each wait is the runtime's own.
     let Ok(bell) = Socket::new(epoll) else { return };

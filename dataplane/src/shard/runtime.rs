@@ -17,7 +17,8 @@
 //!
 //! monoio stays sound under these rules: no `BufReader`/`BufWriter`, no listeners, no foreign wakers (threads talk by
 //! eventfd), no runtime dropped under its tasks or while a link's read or write is in flight (`tasks.rs`), [`yield_now`]
-//! by a helper task.
+//! by a helper task. One read is always in flight, that of monoio's own eventfd; it leaks the 8 bytes that it reads into,
+//! which whoever takes another version of it must see again.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::future::{Future, poll_fn};

@@ -49,7 +49,8 @@ impl Underway {
 }
 
 /// Ends all tasks of this thread's runtime, those too that begin meanwhile, and waits until the kernel holds no buffer.
-/// False if it still does after [`END_MAX`]: the runtime is not to be let go.
+/// False if something is left after [`END_MAX`]: the runtime is not to be let go, nor another one that is run on this
+/// thread.
 pub(super) async fn end() -> bool {
     UNDERWAY.with(|u| u.is_ending.set(true));
     let wakers = UNDERWAY.with(|u| u.wakers.borrow().clone());
@@ -147,6 +148,44 @@ impl Drop for Operation {
         UNDERWAY.with(|u| {
             u.operations.set(u.operations.get() - 1);
             u.note_rest();
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+    use crate::shard::runtime::{self, Driver, Runtime};
+
+    fn run(test: impl Future<Output = ()>) {
+        Runtime::new(Driver::Epoll).unwrap().run(test);
+    }
+
+    #[test]
+    fn an_end_waits_until_the_kernel_has_given_back_the_last_buffer() {
+        run(async {
+            let operations = [Operation::begin(), Operation::begin()];
+            runtime::spawn(std::future::pending());
+            let mut end = pin!(end());
+            for operation in operations {
+                let cx = &mut Context::from_waker(Waker::noop());
+                assert!(end.as_mut().poll(cx).is_pending());
+                drop(operation);
+            }
+            assert!(end.await);
+        });
+        // The second time nothing is under way any more.
+        run(async { assert!(end().await) });
+    }
+
+    #[test]
+    fn an_end_does_not_wait_for_ever() {
+        run(async {
+            let held = Operation::begin();
+            assert!(!end().await);
+            drop(held);
         });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -230,19 +231,18 @@ fn live(
         return;
     }
     let (index, events) = (seed.index, seed.events.clone());
+    let failed = |text: &dyn Display| {
+        let _ = events.send(Event::Failed(format!("shard {index} ended: {text}")));
+    };
     let ended = catch_unwind(AssertUnwindSafe(|| {
-        runtime.run(async move {
+        runtime.run(async {
             let (shard, browsers) = seed.grow(role());
             begin(&shard);
-            run(shard, inbox, browsers).await
-        })
+            // Told at once: the end of all its tasks takes a while.
+            run(shard, inbox, browsers).await.unwrap_or_else(|e| failed(&e));
+        });
     }));
-    let text = match ended {
-        Ok(Ok(())) => return,
-        Ok(Err(e)) => e.to_string(),
-        Err(_) => "a defect in this program".to_owned(),
-    };
-    let _ = events.send(Event::Failed(format!("shard {index} ended: {text}")));
+    ended.unwrap_or_else(|_| failed(&"a defect in this program"));
 }
 
 impl Seed {
@@ -297,7 +297,7 @@ pub(super) async fn announce_drained(shard: Shard) {
     }
 }
 
-/// Ends every connection and waits until its last read is done: a runtime must not be left with one in flight.
+/// Ends every connection and waits until its last read is done: what a read brings that the runtime's end breaks off is lost.
 pub(super) async fn end_links(shard: &Shard) {
     const ENDS: &str = "this side ends";
     let links = shard.0.links.borrow().clone();
