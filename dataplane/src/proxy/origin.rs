@@ -168,6 +168,25 @@ mod tests {
     }
 
     #[test]
+    fn a_key_minds_what_is_wrong_with_a_certificate_and_which_one_is() {
+        let key = |verdict, leaf| {
+            Key::secure(
+                b"a",
+                443,
+                &Shown {
+                    verdict,
+                    leaf: [leaf; 32],
+                },
+            )
+        };
+        assert_eq!(key(0, 1), key(0, 2), "all good ones are alike");
+        assert_eq!(key(1, 1), key(1, 1));
+        assert_ne!(key(1, 1), key(1, 2));
+        assert_ne!(key(1, 1), key(2, 1));
+        assert_ne!(key(0, 1), Key::new(b"a", 443));
+    }
+
+    #[test]
     fn the_newest_living_connection_is_taken() {
         let (mut pool, key) = (Pool::default(), Key::new(b"a", 80));
         for n in 0..3 {
