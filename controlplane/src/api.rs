@@ -471,8 +471,13 @@ impl DeleteArguments {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Lists in lists.
+    pub fn lists(levels: usize) -> Value {
+        (0..levels).fold(Value::Null, |inner, _| Value::Array(vec![inner]))
+    }
 
     #[test]
     fn counts_of_an_earlier_version_are_read() {
@@ -593,7 +598,7 @@ mod tests {
         };
         assert!(chatty.check().is_err());
         let nested = |levels| TunnelRequest {
-            extra_info: Some((0..levels).fold(Value::Null, |inner, _| Value::Array(vec![inner]))),
+            extra_info: Some(lists(levels)),
             ..Default::default()
         };
         assert_eq!(nested(METADATA_LEVELS_MAX).check(), Ok(()));

@@ -2,8 +2,9 @@
 
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -69,6 +70,14 @@ fn tokio_on_epoll() -> io::Result<tokio::runtime::Runtime> {
 pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` owns one descriptor, which stays open and the same until it is dropped, with the `AsyncFd`.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// Whether a descriptor has one of these now. Its end and its errors count as any.
+///
+/// # Errors
+/// What poll(2) said, interruption included.
+pub fn has_now(fd: &impl AsFd, flags: PollFlags) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(fd, flags)], Some(&Timespec::default()))? > 0)
 }
 
 #[cfg(test)]

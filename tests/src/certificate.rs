@@ -148,26 +148,29 @@ pub fn client_config_of(
     versions: &[&'static rustls::SupportedProtocolVersion],
     protocols: &[&str],
 ) -> Arc<ClientConfig> {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(versions)
-        .expect("versions")
-        .with_root_certificates(roots(trusted))
-        .with_no_client_auth();
+    let mut config = config_by(provider(), trusted, versions);
     config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
     Arc::new(config)
 }
 
 /// … by the suites of TLS 1.2 that want a signature of RSA.
 pub fn rsa_client_config(trusted: &[CertificateDer<'static>]) -> Arc<ClientConfig> {
-    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    let mut provider = (*provider()).clone();
     let is_rsa = |suite: &SupportedCipherSuite| format!("{:?}", suite.suite()).contains("ECDHE_RSA");
     provider.cipher_suites.retain(is_rsa);
-    let config = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(&[&rustls::version::TLS12])
+    Arc::new(config_by(Arc::new(provider), trusted, &[&rustls::version::TLS12]))
+}
+
+fn config_by(
+    provider: Arc<rustls::crypto::CryptoProvider>,
+    trusted: &[CertificateDer<'static>],
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> ClientConfig {
+    ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
         .expect("versions")
         .with_root_certificates(roots(trusted))
-        .with_no_client_auth();
-    Arc::new(config)
+        .with_no_client_auth()
 }
 
 /// A browser whose user goes on whatever the certificate is.

@@ -148,8 +148,8 @@ fn the_resume_window() {
 }
 
 /// An outage that takes REST too and outlasts every clock: what was open is cut and told, the cloud reaps the tunnel, and
-/// `sc` asks for another one as soon as it can. Nothing of the first is left with it, which is more than is allowed for
-/// what comes and goes: two shards had a dozen descriptors.
+/// `sc` asks for another one as soon as it can. Nothing of the first stays with it: the runtimes of two shards have more
+/// descriptors than a watch lets pass.
 fn f3_an_outage_beyond_all_clocks(driver: Driver) {
     let (scale, cloud, tunnel, origin) = start(driver);
     let lasts = if is_long() {

@@ -323,17 +323,16 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Option<KeptEndpoint>> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
     use crate::api::METADATA_LEVELS_MAX;
+    use crate::api::tests::lists;
     use crate::cloud::store;
 
     fn tunnel(id: &str, endpoint: &str) -> KeptTunnel {
         let mut request = TunnelRequest {
             tunnel_identifier: Some("x".into()),
             // As deep as may be.
-            metadata: Some((0..METADATA_LEVELS_MAX).fold(Value::Null, |inner, _| Value::Array(vec![inner]))),
+            metadata: Some(lists(METADATA_LEVELS_MAX)),
             ..Default::default()
         };
         assert_eq!(request.check(), Ok(()));

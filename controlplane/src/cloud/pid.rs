@@ -3,13 +3,13 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::PollFlags;
 use rustix::process::{Pid as Id, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::Child;
 
-use crate::runtime::watch;
+use crate::runtime::{has_now, watch};
 
 /// One process of this machine, ever. Its id alone is given to others after its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,8 +88,7 @@ impl Drop for Process {
 }
 
 fn has_ended(pidfd: &OwnedFd) -> bool {
-    let mut poll = [PollFd::new(pidfd, PollFlags::IN)];
-    rustix::event::poll(&mut poll, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    has_now(pidfd, PollFlags::IN).unwrap_or(false)
 }
 
 fn kill(pidfd: &OwnedFd) {

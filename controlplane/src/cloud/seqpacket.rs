@@ -5,7 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::PollFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::limits::{MESSAGE_BYTES_MAX, MESSAGE_FDS_MAX};
-use crate::runtime::watch;
+use crate::runtime::{has_now, watch};
 
 /// One end, on the control thread.
 pub struct Seqpacket(AsyncFd<OwnedFd>);
@@ -78,21 +78,17 @@ impl Seqpacket {
     pub async fn writable(&self) -> io::Result<()> {
         let mut guard = self.0.writable().await?;
         // A poll that finds no room clears the readiness; one that finds some keeps it.
-        let _ = guard.try_io(|fd| {
-            let mut poll = [PollFd::new(fd.get_ref(), PollFlags::OUT)];
-            match rustix::event::poll(&mut poll, Some(&Timespec::default()))? {
-                0 => Err(io::Error::from(io::ErrorKind::WouldBlock)),
-                _ => Ok(()),
-            }
+        let _ = guard.try_io(|fd| match has_now(fd.get_ref(), PollFlags::OUT)? {
+            false => Err(io::Error::from(io::ErrorKind::WouldBlock)),
+            true => Ok(()),
         });
         Ok(())
     }
 
     /// Whether the other end is closed, as it is with the end of its process. It may have left messages.
     pub fn is_closed(&self) -> bool {
-        let mut poll = [PollFd::new(self.0.get_ref(), PollFlags::RDHUP)];
         // Interrupted: as open as a moment ago.
-        rustix::event::poll(&mut poll, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        has_now(self.0.get_ref(), PollFlags::RDHUP).unwrap_or(false)
     }
 
     /// Receives one message into `buffer` and its descriptors (closed on exec); `None` when the other end is closed.

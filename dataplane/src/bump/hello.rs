@@ -1,7 +1,8 @@
 //! What a browser's ClientHello says (RFC 8446 section 4.1.2).
 
+use rustls::crypto::aws_lc_rs::DEFAULT_CIPHER_SUITES;
 use rustls::server::{Acceptor, ClientHello};
-use rustls::{CipherSuite, SignatureScheme};
+use rustls::{SignatureAlgorithm, SignatureScheme, SupportedCipherSuite};
 
 use crate::limits::HELLO_BYTES_MAX;
 
@@ -58,21 +59,14 @@ impl Hello {
     }
 }
 
-/// Those of TLS 1.3 say nothing of signatures, those of TLS 1.2 do.
+/// Suites of TLS 1.3 say nothing of signatures, those of TLS 1.2 do.
 fn takes_ecdsa(hello: &ClientHello<'_>) -> bool {
-    let suits = |suite: &CipherSuite| {
-        matches!(
-            suite,
-            CipherSuite::TLS13_AES_128_GCM_SHA256
-                | CipherSuite::TLS13_AES_256_GCM_SHA384
-                | CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
-                | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
-                | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384
-                | CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
-        )
+    let suits = |spoken: &SupportedCipherSuite| {
+        spoken.usable_for_signature_algorithm(SignatureAlgorithm::ECDSA)
+            && hello.cipher_suites().contains(&spoken.suite())
     };
     let schemes = hello.signature_schemes();
-    schemes.contains(&SignatureScheme::ECDSA_NISTP256_SHA256) && hello.cipher_suites().iter().any(suits)
+    schemes.contains(&SignatureScheme::ECDSA_NISTP256_SHA256) && DEFAULT_CIPHER_SUITES.iter().any(suits)
 }
 
 #[cfg(test)]

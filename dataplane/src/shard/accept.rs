@@ -115,13 +115,10 @@ fn frame_bytes(header: Header) -> usize {
 /// The cut-over: the old socket is shut down, its last read completes and is fed, and only then the session goes on.
 async fn take_over(shard: &Shard, secured: Secured, hello: &Hello, rest: Bytes) -> Result<(), Error> {
     let link = shard.link_for(hello);
-    if !link.cut_over.begin().await {
+    let Some(_turn) = link.cut_over.begin().await else {
         return Err(Error::Peer("a newer connection of this link has come".to_owned()));
-    }
-    if let Err(reject) = link.ask(shard, |s, _, _| s.check_hello(hello)) {
-        link.cut_over.end();
-        return Err(rejected(reject));
-    }
+    };
+    link.ask(shard, |s, _, _| s.check_hello(hello)).map_err(rejected)?;
     link.with(shard, |s, _, _| s.begin_cut_over());
     while link.is_connected() {
         link.abort("the other side has dialled anew");
@@ -134,7 +131,6 @@ async fn take_over(shard: &Shard, secured: Secured, hello: &Hello, rest: Bytes) 
             s.handle_bytes(now, b, rest);
         }
     });
-    link.cut_over.end();
     Ok(())
 }
 

@@ -14,28 +14,23 @@ pub(super) struct CutOver {
 }
 
 impl CutOver {
-    /// Waits until no cut-over is under way, and begins one. False if another connection has come since: that one goes
+    /// Waits until no cut-over is under way, and begins one. None if another connection has come since: that one goes
     /// before, for the other side has given up this one. May be dropped.
-    pub async fn begin(&self) -> bool {
+    pub async fn begin(&self) -> Option<Turn<'_>> {
         let own = self.comers.get().wrapping_add(1);
         self.comers.set(own);
         self.wake();
         poll_fn(|cx| {
             if self.comers.get() != own {
-                return Poll::Ready(false);
+                return Poll::Ready(None);
             }
             if self.underway.replace(true) {
                 self.waiter.set(Some(cx.waker().clone()));
                 return Poll::Pending;
             }
-            Poll::Ready(true)
+            Poll::Ready(Some(Turn(self)))
         })
         .await
-    }
-
-    pub fn end(&self) {
-        self.underway.set(false);
-        self.wake();
     }
 
     pub fn is_underway(&self) -> bool {
@@ -46,6 +41,16 @@ impl CutOver {
         if let Some(waiter) = self.waiter.take() {
             waiter.wake();
         }
+    }
+}
+
+/// A cut-over, which ends as this is dropped.
+pub(super) struct Turn<'a>(&'a CutOver);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.underway.set(false);
+        self.0.wake();
     }
 }
 
@@ -68,16 +73,20 @@ mod tests {
         let [mut first, mut second, mut third] = wakers.each_ref().map(Context::from_waker);
 
         let (mut a, mut b, mut c) = (pin!(turns.begin()), pin!(turns.begin()), pin!(turns.begin()));
-        assert_eq!(a.as_mut().poll(&mut first), Poll::Ready(true));
+        let Poll::Ready(Some(turn)) = a.as_mut().poll(&mut first) else {
+            panic!("nobody else is there");
+        };
         assert!(b.as_mut().poll(&mut second).is_pending() && turns.is_underway());
         assert!(c.as_mut().poll(&mut third).is_pending());
         assert_eq!(woken(), [0, 1, 0]);
-        assert_eq!(b.as_mut().poll(&mut second), Poll::Ready(false));
-        turns.end();
+        assert!(matches!(b.as_mut().poll(&mut second), Poll::Ready(None)));
+        drop(turn);
         assert_eq!(woken(), [0, 1, 1]);
-        assert_eq!(c.as_mut().poll(&mut third), Poll::Ready(true));
+        let Poll::Ready(Some(turn)) = c.as_mut().poll(&mut third) else {
+            panic!("it is its turn");
+        };
         assert!(turns.is_underway());
-        turns.end();
+        drop(turn);
         assert!(!turns.is_underway());
     }
 }
