@@ -16,6 +16,7 @@ pub mod process;
 pub mod relay;
 pub mod seccomp;
 pub mod simulation;
+pub mod socket;
 pub mod tls;
 pub mod trial;
 pub mod watch;

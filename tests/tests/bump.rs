@@ -18,6 +18,7 @@ use tests::http::{Answer, Client, connect, dial};
 use tests::origin::Origin;
 use tests::process::PATIENCE;
 use tests::relay::{Cut, Rule, Which};
+use tests::socket::held_as;
 use tests::tls;
 use tests::websocket::WebSocket;
 
@@ -27,6 +28,9 @@ both_drivers![
     bad_certificates_stay_bad,
     other_defects_are_the_browsers_to_judge,
     whoever_changes_its_certificate_gets_nothing,
+    what_is_kept_of_a_site_serves_only_who_was_shown_the_same,
+    a_renewed_certificate_disturbs_nobody,
+    what_cannot_be_looked_into_is_dropped_by_its_name,
     what_is_not_https_goes_through,
     who_takes_no_ecdsa_sees_the_site,
     hosts_can_be_left_alone,
@@ -93,6 +97,16 @@ impl World {
 
     fn log(&self) -> String {
         fs::read_to_string(self.tunnel.folder.path().join("sc.log")).unwrap()
+    }
+}
+
+/// Waits until something holds.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < PATIENCE, "{what}: in vain");
+        // The front limits the connections of one address.
+        fault_lasts(Duration::from_millis(50));
     }
 }
 
@@ -231,12 +245,11 @@ fn other_defects_are_the_browsers_to_judge(driver: Driver) {
     origin.set_tls(asking);
     let refused = world.browser_of(&origin, &trust).and_then(|mut c| c.get("/"));
     refused.expect_err("the browser has no certificate either");
-    // It is written beside the traffic.
-    let since = Instant::now();
-    while !world.log().contains("certificate") {
-        assert!(since.elapsed() < PATIENCE, "{}", world.log());
-        std::thread::yield_now();
-    }
+    let place = format!("localhost:{}", origin.https.port());
+    let asked = "tls: localhost: the site asks for a client certificate";
+    until("sc says why", || world.log().contains(asked));
+    let left = format!("{place}: TLS with it is left to browsers for a while; the log of sc says why");
+    until("the endpoint says so", || world.cloud.process.stderr().contains(&left));
     // What was learnt holds for the next connection, without another look.
     origin.set_tls(origin.site.server_config());
     let mut client = world.browser_of(&origin, &trust).unwrap();
@@ -282,6 +295,88 @@ fn whoever_changes_its_certificate_gets_nothing(driver: Driver) {
         let mut client = world.browser_of(&origin, &careless).unwrap();
         client.download("", 1, 1_000, "").unwrap();
     }
+}
+
+/// Also where connections to the site are open that somebody else was shown.
+fn what_is_kept_of_a_site_serves_only_who_was_shown_the_same(driver: Driver) {
+    let world = World::start(driver);
+    let careless = certificate::careless();
+    let good = world.company.site(NAMES, |_| {});
+    let expired = world.company.site(NAMES, certificate::expired);
+    let expired_too = world.company.site(NAMES, certificate::expired);
+    for (was, is) in [(&good, &expired), (&expired, &good), (&expired, &expired_too)] {
+        let origin = world.origin();
+        origin.set_tls(was.server_config());
+        let mut early = world.browser_of(&origin, &careless).unwrap();
+        early.download("", 1, 1_000, "").unwrap();
+        origin.set_tls(is.server_config());
+        // Its connection to the site goes on, and ends with the answer.
+        early.download("", 1, 1_000, "&field=Connection:close").unwrap();
+        assert_eq!(origin.counters().connections, 1);
+        // The next one is still shown what was seen a moment ago, and the one after it what is.
+        let mut between = world.browser_of(&origin, &careless).unwrap();
+        assert_blocked(&between.get("/bytes?seed=1&length=10").unwrap(), "verdict-changed");
+        let mut late = world.browser_of(&origin, &careless).unwrap();
+        late.download("", 1, 1_000, "").unwrap();
+
+        let before = origin.counters();
+        let answer = early.request("POST", "/upload", &[], b"secret").unwrap();
+        assert_eq!(answer.status(), 502);
+        assert_blocked(&answer, "verdict-changed");
+        assert_eq!(origin.counters().requests, before.requests, "nothing was sent");
+        late.download("", 1, 1_000, "").unwrap();
+        let connections = origin.counters().connections - before.connections;
+        assert_eq!(
+            connections, 1,
+            "the one that was refused; the other one was there to be taken"
+        );
+    }
+}
+
+/// One that is as good as the one before.
+fn a_renewed_certificate_disturbs_nobody(driver: Driver) {
+    let world = World::start(driver);
+    let origin = world.origin();
+    let mut client = world.browser(&origin).unwrap();
+    client.download("", 1, 1_000, "").unwrap();
+    origin.set_tls(world.company.site(NAMES, |_| {}).server_config());
+    origin.close_connections();
+    let posted = client.request("POST", "/upload", &[], b"x").unwrap();
+    assert_eq!((posted.status(), posted.json()["length"].as_u64()), (200, Some(1)));
+}
+
+/// `-F` on what is seen to stay opaque only when the answer to CONNECT has been: of its URLs `https://HOST:PORT/` is known.
+fn what_cannot_be_looked_into_is_dropped_by_its_name(driver: Driver) {
+    let world = World::with(driver, &["-F", "^https://localhost:[0-9]+/$"]);
+    let origin = world.origin();
+    // Where TLS ends here each URL is seen for what it is.
+    let mut client = world.browser(&origin).unwrap();
+    client.download("", 1, 1_000, "").unwrap();
+    assert_blocked(&client.get("/").unwrap(), "blocked");
+    let asking = world.origin();
+    asking.set_tls(asking.site.server_config_of(&[&version::TLS12], true));
+    let trust = asking.site.client_config();
+    let cut = world.browser_of(&asking, &trust).err().expect("it is cut");
+    let cuts = [io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof];
+    assert!(cuts.contains(&cut.kind()), "{cut}");
+    // Now it is known before.
+    let site = format!("localhost:{}", asking.https.port());
+    let refused = connect(world.tunnel.proxy, &site).unwrap().expect_err("it is opaque");
+    assert_blocked(&refused, "blocked");
+    let http = format!("localhost:{}", asking.http.port());
+    let mut socket = connect(world.tunnel.proxy, &http).unwrap().unwrap();
+    socket.write_all(b"neither TLS nor HTTP").unwrap();
+    let mut came = Vec::new();
+    let _ = socket.read_to_end(&mut came);
+    assert_eq!(came, b"");
+    assert_eq!(asking.counters().requests, 0);
+    // A name that no rule has is relayed: the site itself wants the browser's certificate.
+    let by_address = tls::client_through(world.tunnel.proxy, &trust, "127.0.0.1", asking.https.port());
+    let answered = by_address.and_then(|client| client.expect("CONNECT is answered with 200").get("/"));
+    let alert = answered.expect_err("the browser has none").to_string();
+    assert!(alert.contains("ertificate"), "{alert}");
+    let counted = || world.cloud.tunnel(&world.tunnel.id)["culvert"]["errors"]["blocked"] == 4;
+    until("all four are counted", counted);
 }
 
 fn what_is_not_https_goes_through(driver: Driver) {
@@ -371,12 +466,24 @@ fn what_cannot_be_reached_is_a_page(driver: Driver) {
 }
 
 fn apps_that_pin_their_site_are_left_alone(driver: Driver) {
-    let world = World::start(driver);
+    let wanted = Origin::start();
+    let auth = format!("localhost:{}:ada:secret", wanted.https.port());
+    let world = World::with(driver, &["-a", &auth]);
+    let inspected = World::with(driver, &["-F", "/unwanted"]);
     let origin = world.origin();
     let pinned = origin.site.client_config();
+    // Where requests are to be looked at it is not given up: the site of `-a`, and all under `-F`.
+    wanted.set_tls(world.company.site(NAMES, |_| {}).server_config());
+    let within = inspected.origin();
+    let refuses = |world: &World, origin: &Origin| {
+        let error = world.browser_of(origin, &pinned).err().expect("not the pinned one");
+        assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+    };
     // Refusals close upon each other are one.
     let started = Instant::now();
     let mut client = loop {
+        refuses(&world, &wanted);
+        refuses(&inspected, &within);
         match world.browser_of(&origin, &pinned) {
             Ok(client) => break client,
             Err(error) => assert!(error.to_string().contains("UnknownIssuer"), "{error}"),
@@ -386,16 +493,13 @@ fn apps_that_pin_their_site_are_left_alone(driver: Driver) {
     };
     assert!(started.elapsed() >= 2 * PINNED_APART);
     client.download("", 1, 1_000, "").unwrap();
-    // Where requests are to be looked at it is not given up.
-    let world = World::with(driver, &["-F", "/unwanted"]);
-    let origin = world.origin();
-    let pinned = origin.site.client_config();
-    for _ in 0..4 {
-        world
-            .browser_of(&origin, &pinned)
-            .err()
-            .expect("not the site's own leaf");
-    }
+    let left = format!(
+        "localhost:{}: its clients refuse the tunnel's certificate: left alone for a while",
+        origin.https.port()
+    );
+    until("it is logged", || world.cloud.process.stderr().contains(&left));
+    world.browser(&wanted).unwrap().download("", 1, 1_000, "").unwrap();
+    inspected.browser(&within).unwrap().download("", 1, 1_000, "").unwrap();
 }
 
 fn a_site_that_speaks_first_is_relayed(driver: Driver) {
@@ -495,21 +599,6 @@ fn a_site_that_cannot_be_bumped_any_more_is_left_alone(driver: Driver) {
     client.download("", 1, 1_000, "").unwrap();
 }
 
-/// The process at the other end of a connection on loopback.
-fn is_peer(process: u32, socket: &TcpStream) -> bool {
-    // Its own port alone may be that of other connections too.
-    let [near, far] = [socket.peer_addr(), socket.local_addr()].map(|end| format!(":{:04X}", end.unwrap().port()));
-    let table = fs::read_to_string(format!("/proc/{process}/net/tcp")).unwrap();
-    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let row = rows
-        .into_iter()
-        .find(|row| row[1].ends_with(&near) && row[2].ends_with(&far));
-    let name = format!("socket:[{}]", row.expect("the connection is there")[9]);
-    let fds = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
-    fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok())
-        .any(|link| link.as_os_str() == name.as_str())
-}
-
 fn another_tunnel_of_the_pool_looks(driver: Driver) {
     let world = World::with(driver, &["-i", "pool", "--tunnel-pool"]);
     let company = world.cloud.state.path().join("company.pem");
@@ -534,7 +623,7 @@ fn another_tunnel_of_the_pool_looks(driver: Driver) {
         let silent = told.recv_timeout(PATIENCE).unwrap();
         let looks = [&world.tunnel, &second]
             .into_iter()
-            .find(|tunnel| is_peer(tunnel.process.id(), &silent))
+            .find(|tunnel| held_as(tunnel.process.id(), &silent).is_some())
             .expect("one of the two");
         looks.process.signal(Signal::KILL);
         let mut client = browser.join().unwrap().unwrap().expect("CONNECT is answered with 200");

@@ -1,5 +1,6 @@
 //! The endpoint's response cache, as browsers and sites see it.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -11,6 +12,8 @@ use tests::both_drivers;
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::{Answer, Client, Connection, PATIENCE, connect, dial};
 use tests::origin::Origin;
+use tests::process::is_closed_to_us;
+use tests::socket::watched_by;
 
 both_drivers![
     what_is_stored_is_not_asked_for_again,
@@ -175,13 +178,30 @@ fn nothing_of_a_session_crosses(driver: Driver) {
     assert_eq!(world.asked("public"), 1);
 }
 
+/// Browsers that are served by one shard and by the other.
+fn on_both_shards(world: &World, browsers: usize) -> Vec<Client> {
+    let url = format!("{}/echo-head", world.origin.base());
+    let endpoint = world.cloud.endpoint();
+    let mut shards = BTreeSet::new();
+    let clients = (0..browsers).map(|_| {
+        let socket = dial(world.tunnel.proxy).unwrap();
+        let mut client = Client::over(socket.try_clone().unwrap());
+        // What comes alone goes to the shard that got fewest.
+        assert_eq!(client.get(&url).unwrap().status(), 200);
+        shards.extend(watched_by(endpoint, &socket));
+        client
+    });
+    let clients = clients.collect();
+    assert!(shards.len() == 2 || is_closed_to_us(endpoint), "{shards:?}");
+    clients
+}
+
 fn what_changes_on_one_shard_is_gone_on_the_other(driver: Driver) {
     let mut options = CloudOptions::new(driver);
     options.endpoint_shards = 2;
     let world = World::with(options, &["--shards", "2"]);
     let url = world.url("a", FRESH);
-    // The broker gives browsers to the shards in turn.
-    let mut clients: Vec<Client> = (0..6).map(|_| world.tunnel.client()).collect();
+    let mut clients = on_both_shards(&world, 6);
     let mut asked = 0;
     for poster in 0..clients.len() {
         for client in &mut clients {
@@ -201,7 +221,7 @@ fn equal_requests_go_once(driver: Driver) {
     options.endpoint_shards = 2;
     let world = World::with(options, &["--shards", "2"]);
     let url = world.url("a", &format!("{FRESH}&held"));
-    let mut clients: Vec<Client> = (0..BROWSERS).map(|_| world.tunnel.client()).collect();
+    let mut clients = on_both_shards(&world, BROWSERS);
     for client in &mut clients {
         client.send("GET", &url, &[], &[]).unwrap();
     }
