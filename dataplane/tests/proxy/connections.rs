@@ -25,7 +25,7 @@ fn bytes_pass_both_ways_and_each_direction_ends_by_itself() {
         browser.send(format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\n\r\n").as_bytes());
         assert_eq!(browser.answer("CONNECT").status, 200);
         let body = pattern(LENGTH, 5);
-        let (mut writer, sent) = (browser.0.get_ref().try_clone().unwrap(), body.clone());
+        let (mut writer, sent) = (browser.socket().try_clone().unwrap(), body.clone());
         let sender = std::thread::spawn(move || {
             writer.write_all(&sent).unwrap();
             writer.shutdown(Shutdown::Write).unwrap();
@@ -46,7 +46,7 @@ fn what_is_sent_before_the_answer_reaches_only_a_site_that_was_reached() {
         let mut browser = tunnel.browser();
         browser.send(format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\n\r\nearly").as_bytes());
         assert_eq!(browser.answer("CONNECT").status, 200);
-        browser.0.get_ref().shutdown(Shutdown::Write).unwrap();
+        browser.socket().shutdown(Shutdown::Write).unwrap();
         assert_eq!(browser.rest(), (b"earlybye".to_vec(), true));
 
         let closed = {
@@ -90,7 +90,7 @@ fn a_browser_that_resets_is_seen_as_cut_by_the_site() {
         browser.send(format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\n\r\n").as_bytes());
         assert_eq!(browser.answer("CONNECT").status, 200);
         browser.0.read_exact(&mut [0; 1]).unwrap();
-        let socket = socket2::SockRef::from(browser.0.get_ref());
+        let socket = socket2::SockRef::from(browser.socket());
         socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(browser);
         assert!(told.recv_timeout(PATIENCE).unwrap(), "a cut looks like an end");
@@ -166,7 +166,7 @@ fn plain_http_in_a_connect_is_served_as_requests() {
         browser.send(format!("GET /ws HTTP/1.1\r\nHost: {site}\r\n{upgrade}\r\n").as_bytes());
         assert_eq!(browser.answer("GET").status, 101);
         browser.send(b"frames");
-        browser.0.get_ref().shutdown(Shutdown::Write).unwrap();
+        browser.socket().shutdown(Shutdown::Write).unwrap();
         assert_eq!(browser.rest(), (b"framesbye".to_vec(), true));
     });
 }
@@ -251,8 +251,8 @@ fn a_killed_process_ends_nothing_cleanly() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let mut browser = Browser(BufReader::new(listener.accept().unwrap().0));
-    browser.0.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut browser = Browser::over(listener.accept().unwrap().0);
+    browser.socket().set_read_timeout(Some(PATIENCE)).unwrap();
     browser.send(format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\n\r\n").as_bytes());
     assert_eq!(browser.answer("CONNECT").status, 200);
     browser.0.read_exact(&mut [0; 1]).unwrap();

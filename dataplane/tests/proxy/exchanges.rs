@@ -1,16 +1,17 @@
 //! Requests and answers that go well.
 
 use std::io::{BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::tunnel::{PATIENCE, field, on_both_drivers, pattern, read_chunks, read_head, site};
+use crate::tls::Connection;
+use crate::tunnel::{PATIENCE, field, is_asked, on_both_drivers, pattern, read_chunks, read_head, site};
+use crate::way::in_every_way;
 
 /// Answers each request with its target, on connections that stay open.
-fn echo_targets(mut connection: BufReader<TcpStream>) {
-    loop {
+fn echo_targets(mut connection: BufReader<Connection>) {
+    while is_asked(&mut connection) {
         let head = read_head(&mut connection);
         let Some(target) = head.split(' ').nth(1) else { return };
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{target}", target.len());
@@ -20,22 +21,20 @@ fn echo_targets(mut connection: BufReader<TcpStream>) {
 
 #[test]
 fn requests_share_connections_on_both_sides() {
-    on_both_drivers(|tunnel| {
+    in_every_way(|tunnel, way| {
         let connections = Arc::new(AtomicUsize::new(0));
         let counted = connections.clone();
-        let site = site(move |connection| {
+        let site = way.site(move |connection| {
             counted.fetch_add(1, Ordering::SeqCst);
             echo_targets(connection);
         });
         let before = tunnel.endpoint.report().requests;
-        let mut browser = tunnel.browser();
+        let mut browser = site.browser(tunnel);
         for n in 0..5 {
-            browser.get(&format!("http://{site}/{n}?q"));
+            browser.send(site.head("GET", &format!("/{n}?q"), "").as_bytes());
             assert_eq!(browser.answer("GET").body, format!("/{n}?q").as_bytes());
         }
-        let pipelined: String = (0..20)
-            .map(|n| format!("GET http://{site}/{n} HTTP/1.1\r\nHost: x\r\n\r\n"))
-            .collect();
+        let pipelined: String = (0..20).map(|n| site.head("GET", &format!("/{n}"), "")).collect();
         browser.send(pipelined.as_bytes());
         for n in 0..20 {
             assert_eq!(browser.answer("GET").body, format!("/{n}").as_bytes());
@@ -47,8 +46,11 @@ fn requests_share_connections_on_both_sides() {
 
 #[test]
 fn the_site_sees_origin_form_and_no_hop_by_hop_fields() {
-    on_both_drivers(|tunnel| {
-        let site = site(|mut connection| {
+    in_every_way(|tunnel, way| {
+        let site = way.site(|mut connection| {
+            if !is_asked(&mut connection) {
+                return;
+            }
             let head = read_head(&mut connection);
             let answer = format!(
                 "HTTP/1.1 200 OK\r\nKeep-Alive: timeout=5\r\nX-Own: 1\r\nContent-Length: {}\r\n\r\n{head}",
@@ -56,11 +58,12 @@ fn the_site_sees_origin_form_and_no_hop_by_hop_fields() {
             );
             connection.get_mut().write_all(answer.as_bytes()).unwrap();
         });
-        let mut browser = tunnel.browser();
+        let mut browser = site.browser(tunnel);
         browser.send(
             format!(
-                "GET http://{site}/a HTTP/1.1\r\nHost: other\r\nProxy-Connection: keep-alive\r\n\
-                 Connection: X-Secret\r\nX-Secret: 1\r\nX-Kept: 1\r\n\r\n"
+                "GET {} HTTP/1.1\r\nHost: other\r\nProxy-Connection: keep-alive\r\n\
+                 Connection: X-Secret\r\nX-Secret: 1\r\nX-Kept: 1\r\n\r\n",
+                site.url("/a")
             )
             .as_bytes(),
         );
@@ -76,22 +79,19 @@ fn the_site_sees_origin_form_and_no_hop_by_hop_fields() {
 #[test]
 fn chunks_and_trailers_pass_as_they_are() {
     const CHUNKS: &[u8] = b"5;a=b\r\nhello\r\n1\r\n!\r\n0\r\nX-Sum: 1\r\n\r\n";
-    on_both_drivers(|tunnel| {
-        let site = site(|mut connection| {
-            loop {
+    in_every_way(|tunnel, way| {
+        let site = way.site(|mut connection| {
+            while is_asked(&mut connection) {
                 let head = read_head(&mut connection);
-                if head.is_empty() {
-                    return;
-                }
                 assert_eq!(field(&head, "Transfer-Encoding"), Some("chunked"));
                 let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
                 answer.extend(read_chunks(&mut connection));
                 connection.get_mut().write_all(&answer).unwrap();
             }
         });
-        let mut browser = tunnel.browser();
+        let mut browser = site.browser(tunnel);
         for _ in 0..3 {
-            let head = format!("POST http://{site}/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+            let head = site.head("POST", "/", "Transfer-Encoding: chunked\r\n");
             browser.send(&[head.as_bytes(), CHUNKS].concat());
             assert_eq!(browser.answer("POST").body, CHUNKS);
         }
@@ -100,15 +100,18 @@ fn chunks_and_trailers_pass_as_they_are() {
 
 #[test]
 fn an_http_1_0_browser_gets_the_content_without_chunks() {
-    on_both_drivers(|tunnel| {
-        let site = site(|mut connection| {
+    in_every_way(|tunnel, way| {
+        let site = way.site(|mut connection| {
+            if !is_asked(&mut connection) {
+                return;
+            }
             assert!(read_head(&mut connection).starts_with("GET / HTTP/1.1\r\n"));
             let answer = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
                            3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
             connection.get_mut().write_all(answer).unwrap();
         });
-        let mut browser = tunnel.browser();
-        browser.send(format!("GET http://{site}/ HTTP/1.0\r\n\r\n").as_bytes());
+        let mut browser = site.browser(tunnel);
+        browser.send(format!("GET {} HTTP/1.0\r\n\r\n", site.target("/")).as_bytes());
         let answer = browser.answer("GET");
         assert_eq!((answer.status, answer.body.as_slice()), (200, &b"abcde"[..]));
         assert_eq!(answer.field("Transfer-Encoding"), None);
@@ -117,9 +120,9 @@ fn an_http_1_0_browser_gets_the_content_without_chunks() {
 
 #[test]
 fn answers_without_a_body_leave_the_connection_usable() {
-    on_both_drivers(|tunnel| {
-        let site = site(|mut connection| {
-            loop {
+    in_every_way(|tunnel, way| {
+        let site = way.site(|mut connection| {
+            while is_asked(&mut connection) {
                 let head = read_head(&mut connection);
                 let answer = match head.split(' ').nth(1) {
                     None => return,
@@ -130,14 +133,14 @@ fn answers_without_a_body_leave_the_connection_usable() {
                 connection.get_mut().write_all(answer.as_bytes()).unwrap();
             }
         });
-        let mut browser = tunnel.browser();
+        let mut browser = site.browser(tunnel);
         for (method, path, status) in [
             ("HEAD", "/", 200),
             ("GET", "/204", 204),
             ("GET", "/304", 304),
             ("HEAD", "/", 200),
         ] {
-            browser.send(format!("{method} http://{site}{path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+            browser.send(site.head(method, path, "").as_bytes());
             assert_eq!(browser.answer(method).status, status);
         }
     });
@@ -145,8 +148,11 @@ fn answers_without_a_body_leave_the_connection_usable() {
 
 #[test]
 fn the_browser_waits_for_the_sites_own_100_continue() {
-    on_both_drivers(|tunnel| {
-        let site = site(|mut connection| {
+    in_every_way(|tunnel, way| {
+        let site = way.site(|mut connection| {
+            if !is_asked(&mut connection) {
+                return;
+            }
             let head = read_head(&mut connection);
             assert_eq!(field(&head, "Expect"), Some("100-continue"));
             let socket = connection.get_mut();
@@ -158,9 +164,8 @@ fn the_browser_waits_for_the_sites_own_100_continue() {
             let answer = [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", &body[..]].concat();
             connection.get_mut().write_all(&answer).unwrap();
         });
-        let mut browser = tunnel.browser();
-        let head =
-            format!("PUT http://{site}/ HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n");
+        let mut browser = site.browser(tunnel);
+        let head = site.head("PUT", "/", "Content-Length: 4\r\nExpect: 100-continue\r\n");
         browser.send(head.as_bytes());
         let hints = browser.answer("PUT");
         assert_eq!((hints.status, hints.field("Link")), (103, Some("<a>")));
@@ -188,7 +193,7 @@ fn bodies_of_any_size_pass_both_ways_exactly() {
         let mut browser = tunnel.browser();
         let body = pattern(LENGTH, 7);
         browser.send(format!("POST http://{site}/ HTTP/1.1\r\nHost: x\r\nContent-Length: {LENGTH}\r\n\r\n").as_bytes());
-        let mut writer = browser.0.get_ref().try_clone().unwrap();
+        let mut writer = browser.socket().try_clone().unwrap();
         let sent = body.clone();
         let sender = std::thread::spawn(move || writer.write_all(&sent).unwrap());
         assert!(browser.answer("POST").body == body, "the body differs");
@@ -217,7 +222,7 @@ fn a_slow_browser_gets_every_byte() {
             connection.get_mut().write_all(b"0\r\n\r\n").unwrap();
         });
         let mut browser = tunnel.browser();
-        socket2::SockRef::from(browser.0.get_ref())
+        socket2::SockRef::from(browser.socket())
             .set_recv_buffer_size(200_000)
             .unwrap();
         browser.get(&format!("http://{site}/"));
@@ -234,21 +239,12 @@ fn a_slow_browser_gets_every_byte() {
 }
 
 #[test]
-fn a_half_closed_browser_is_answered() {
-    on_both_drivers(|tunnel| {
-        let site = site(echo_targets);
-        let mut browser = tunnel.browser();
-        browser.get(&format!("http://{site}/half"));
-        browser.0.get_ref().shutdown(Shutdown::Write).unwrap();
-        assert_eq!(browser.answer("GET").body, b"/half");
-        assert_eq!(browser.rest(), (Vec::new(), true));
-    });
-}
-
-#[test]
 fn an_answer_before_the_request_is_complete_is_delivered_and_ends_the_connection() {
-    on_both_drivers(|tunnel| {
-        let site = site(|mut connection| {
+    in_every_way(|tunnel, way| {
+        let site = way.site(|mut connection| {
+            if !is_asked(&mut connection) {
+                return;
+            }
             read_head(&mut connection);
             connection
                 .get_mut()
@@ -257,9 +253,8 @@ fn an_answer_before_the_request_is_complete_is_delivered_and_ends_the_connection
             // It waits for the end that its client makes.
             std::io::copy(&mut connection, &mut std::io::sink()).unwrap_or(0);
         });
-        let mut browser = tunnel.browser();
-        browser
-            .send(format!("POST http://{site}/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000000\r\n\r\n").as_bytes());
+        let mut browser = site.browser(tunnel);
+        browser.send(site.head("POST", "/", "Content-Length: 9000000000\r\n").as_bytes());
         browser.send(&pattern(10_000, 1));
         let answer = browser.answer("POST");
         assert_eq!((answer.status, answer.body.as_slice()), (413, &b"big"[..]));
@@ -280,48 +275,47 @@ fn the_self_test_is_for_the_broker_alone() {
     });
 }
 
+const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+
 #[test]
 fn what_is_sent_with_an_upgrade_waits_for_101() {
-    on_both_drivers(|tunnel| {
-        let site = site(|mut connection| {
+    in_every_way(|tunnel, way| {
+        let site = way.site(|mut connection| {
+            if !is_asked(&mut connection) {
+                return;
+            }
             let head = read_head(&mut connection);
             assert_eq!(
                 (field(&head, "Upgrade"), field(&head, "Connection")),
                 (Some("websocket"), Some("Upgrade"))
             );
-            connection
-                .get_ref()
-                .set_read_timeout(Some(Duration::from_millis(200)))
-                .unwrap();
+            let soon = Some(Duration::from_millis(200));
+            connection.get_ref().socket().set_read_timeout(soon).unwrap();
             assert!(connection.read(&mut [0; 1]).is_err(), "bytes before 101");
-            connection.get_ref().set_read_timeout(None).unwrap();
-            let answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nhello";
-            connection.get_mut().write_all(answer).unwrap();
-            let mut writer = connection.get_ref().try_clone().unwrap();
-            std::io::copy(&mut connection, &mut writer).unwrap();
-            writer.shutdown(Shutdown::Write).unwrap();
+            connection.get_ref().socket().set_read_timeout(Some(PATIENCE)).unwrap();
+            let answer = format!("HTTP/1.1 101 Switching Protocols\r\n{UPGRADE}\r\nhello");
+            connection.get_mut().write_all(answer.as_bytes()).unwrap();
+            let mut came = Vec::new();
+            // In TLS the end is announced too.
+            connection.read_to_end(&mut came).unwrap();
+            connection.get_mut().write_all(&came).unwrap();
+            connection.get_mut().finish();
         });
-        let mut browser = tunnel.browser();
-        let head = format!(
-            "GET http://{site}/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nearly"
-        );
-        browser.send(head.as_bytes());
+        let mut browser = site.browser(tunnel);
+        browser.send((site.head("GET", "/ws", UPGRADE) + "early").as_bytes());
         assert_eq!(browser.answer("GET").status, 101);
         browser.send(b" late");
-        browser.0.get_ref().shutdown(Shutdown::Write).unwrap();
+        browser.finish();
         assert_eq!(browser.rest(), (b"helloearly late".to_vec(), true));
     });
 }
 
 #[test]
 fn a_refused_upgrade_leaves_an_ordinary_connection() {
-    on_both_drivers(|tunnel| {
-        let site = site(echo_targets);
-        let mut browser = tunnel.browser();
-        let upgrade =
-            format!("GET http://{site}/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
-        let next = format!("GET http://{site}/next HTTP/1.1\r\nHost: x\r\n\r\n");
-        browser.send(&[upgrade.as_bytes(), next.as_bytes()].concat());
+    in_every_way(|tunnel, way| {
+        let site = way.site(echo_targets);
+        let mut browser = site.browser(tunnel);
+        browser.send((site.head("GET", "/ws", UPGRADE) + &site.head("GET", "/next", "")).as_bytes());
         assert_eq!(browser.answer("GET").body, b"/ws");
         assert_eq!(browser.answer("GET").body, b"/next");
     });

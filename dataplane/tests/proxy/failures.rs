@@ -11,7 +11,8 @@ use dataplane::client::{ClientConfig, Driver};
 use dataplane::rules::{Domains, FastFail, Routes, Rules};
 use dataplane::settings::{Settings, Times};
 
-use crate::tunnel::{PATIENCE, SETTINGS, Tunnel, on_both_drivers, read_head, site, timed};
+use crate::tunnel::{PATIENCE, SETTINGS, Tunnel, is_asked, on_both_drivers, read_head, site, timed};
+use crate::way::in_every_way;
 
 #[test]
 fn requests_with_two_readings_get_400_and_nothing_of_them_is_sent_on() {
@@ -81,19 +82,6 @@ fn a_body_that_breaks_its_framing_gets_400_and_the_site_sees_a_cut() {
             let body = told.recv_timeout(PATIENCE).unwrap();
             assert!(!body.ends_with(b"0\r\n\r\n"), "{bad}");
         }
-    });
-}
-
-#[test]
-fn long_targets_and_heads_are_named() {
-    on_both_drivers(|tunnel| {
-        let mut browser = tunnel.browser();
-        browser.get(&format!("http://x/{}", "a".repeat(17_000)));
-        assert_eq!(browser.answer("GET").status, 414);
-        let mut browser = tunnel.browser();
-        let field = format!("X: {}\r\n", "a".repeat(1_000)).repeat(70);
-        browser.send(format!("GET http://x/ HTTP/1.1\r\nHost: x\r\n{field}").as_bytes());
-        assert_eq!(browser.answer("GET").status, 431);
     });
 }
 
@@ -237,61 +225,8 @@ fn without_a_client_there_is_no_tunnel() {
 }
 
 #[test]
-fn a_cut_answer_never_looks_complete() {
-    on_both_drivers(|tunnel| {
-        let cuts: [(&str, &[u8]); 3] = [
-            ("/length", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"),
-            (
-                "/chunked",
-                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
-            ),
-            ("/close", b"HTTP/1.1 200 OK\r\n\r\nhalf"),
-        ];
-        let site = site(move |mut connection| {
-            let head = read_head(&mut connection);
-            let target = head.split(' ').nth(1).unwrap();
-            let (_, bytes) = cuts.iter().find(|(path, _)| *path == target).unwrap();
-            connection.get_mut().write_all(bytes).unwrap();
-            // It is gone with a reset once its client has had the bytes.
-            connection.read_exact(&mut [0; 1]).unwrap_or_default();
-            let socket = socket2::SockRef::from(connection.get_ref());
-            socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
-        });
-        for (path, _) in cuts {
-            let mut browser = tunnel.browser();
-            let head = format!("POST http://{site}{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n");
-            browser.send(head.as_bytes());
-            let head = read_head(&mut browser.0);
-            assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-            browser.0.read_exact(&mut [0; 4]).unwrap();
-            browser.send(b"x");
-            let (_, clean) = browser.rest();
-            assert!(!clean, "{path}: a cut looks like an end");
-        }
-    });
-}
-
-#[test]
-fn a_short_answer_is_cut_even_if_the_site_closes_cleanly() {
-    on_both_drivers(|tunnel| {
-        let site = site(|mut connection| {
-            read_head(&mut connection);
-            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf";
-            connection.get_mut().write_all(answer).unwrap();
-        });
-        let mut browser = tunnel.browser();
-        browser.send(format!("GET http://{site}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes());
-        let (bytes, clean) = browser.rest();
-        let text = String::from_utf8_lossy(&bytes);
-        // The end of the stream may overtake what came before it: then there is a page instead.
-        let named = text.starts_with("HTTP/1.1 502 ") && text.contains("\r\nCulvert-Error: site-reset\r\n");
-        assert!(!clean || named, "{text}");
-    });
-}
-
-#[test]
 fn answers_that_are_not_http_are_named() {
-    on_both_drivers(|tunnel| {
+    in_every_way(|tunnel, way| {
         for bad in [
             &b"SSH-2.0-OpenSSH_9.2\r\n"[..],
             b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -301,11 +236,14 @@ fn answers_that_are_not_http_are_named() {
             b"HTTP/1.1 200 OK\r\nCache-Control: max-age=9\r\nTransfer-Encoding: x-own, chunked\r\n\r\n0\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nCache-Control: max-age=9\r\nTransfer-Encoding: br\r\n\r\nx",
         ] {
-            let site = site(move |mut connection| {
+            let site = way.site(move |mut connection| {
+                if !is_asked(&mut connection) {
+                    return;
+                }
                 read_head(&mut connection);
                 connection.get_mut().write_all(bad).unwrap();
             });
-            let answer = tunnel.get(&format!("http://{site}/"));
+            let answer = site.get(tunnel, "/");
             assert_eq!((answer.status, answer.field("Culvert-Error")), (502, Some("protocol")));
         }
     });
@@ -387,7 +325,7 @@ fn a_browser_that_resets_while_it_waits_ends_the_request_at_the_site() {
         let mut browser = tunnel.browser();
         browser.get(&format!("http://{site}/wait"));
         told.recv_timeout(PATIENCE).expect("the request arrives");
-        let socket = socket2::SockRef::from(browser.0.get_ref());
+        let socket = socket2::SockRef::from(browser.socket());
         socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(browser);
         told.recv_timeout(PATIENCE / 4).expect("the site's connection ends");
@@ -416,11 +354,11 @@ fn a_browser_that_closed_while_it_waits_ends_the_request_at_the_site() {
             let mut browser = tunnel.browser();
             browser.get(&format!("http://{site}/{path}"));
             told.recv_timeout(PATIENCE).expect("the request arrives");
-            browser.0.get_ref().shutdown(Shutdown::Write).unwrap();
+            browser.socket().shutdown(Shutdown::Write).unwrap();
             browser
         });
         // The kernel remembers a closed connection for 60 s unless told otherwise.
-        forget_soon(closes.0.get_ref());
+        forget_soon(closes.socket());
         drop(closes);
         told.recv_timeout(PATIENCE).expect("the site's connection ends");
         go.send(()).unwrap();

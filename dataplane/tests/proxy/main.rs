@@ -1,11 +1,15 @@
 //! The proxy and its mirror at `sc`, with browsers and sites that are raw sockets.
 
 mod connections;
+mod ends;
 mod exchanges;
 mod failures;
 mod leftovers;
+mod limits;
 mod recorder;
 mod reload;
 mod secure;
 mod smuggling;
+mod tls;
 mod tunnel;
+mod way;

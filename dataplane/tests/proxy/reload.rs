@@ -45,14 +45,23 @@ fn holding() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
 }
 
 pub fn switch(tunnel: &Tunnel, version: u32, rules: Rules) {
-    let settings = Arc::new(Settings {
-        version,
-        rules: Arc::new(rules),
-        ..Settings::default()
-    });
-    tunnel.endpoint.switch(&settings, &Vec::new().into());
+    let rules = Arc::new(rules);
+    adopt(
+        tunnel,
+        Settings {
+            version,
+            rules,
+            ..Settings::default()
+        },
+    );
+}
+
+/// Has the endpoint do all by other settings.
+pub fn adopt(tunnel: &Tunnel, settings: Settings) {
+    let version = settings.version.to_string();
+    tunnel.endpoint.switch(&Arc::new(settings), &Vec::new().into());
     // Error pages name the version.
-    let is_in_force = |answer: Answer| answer.field("Culvert-Settings") == Some(&version.to_string());
+    let is_in_force = |answer: Answer| answer.field("Culvert-Settings") == Some(&version);
     let polled = (0..100_000).any(|_| is_in_force(tunnel.get("https://a.test/")));
     assert!(polled, "the rules are not in force");
 }

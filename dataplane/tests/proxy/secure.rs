@@ -7,90 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dataplane::bump::{Trust, TunnelCa};
-use dataplane::client::{ClientConfig as Sc, Driver};
-use dataplane::rules::{Domains, Rules};
+use dataplane::client::Driver;
+use dataplane::rules::{FastFail, Rules};
 use dataplane::settings::{Settings, Times};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedKey, IsCa, KeyPair, generate_simple_self_signed};
-use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
-use rustls_pki_types::{PrivateKeyDer, ServerName};
+use rcgen::{CertifiedKey, generate_simple_self_signed};
 use socket2::SockRef;
 
 use crate::reload::switch;
-use crate::tunnel::{Browser, SETTINGS, Tunnel, field, read_head, site, timed};
-
-/// A tunnel, and what its browsers trust: its CA alone. `sc` takes any certificate.
-fn bumping(driver: Driver) -> (Tunnel, Arc<ClientConfig>) {
-    bumping_within(driver, Times::default())
-}
-
-/// The same, where `sc` waits so long.
-fn bumping_within(driver: Driver, times: Times) -> (Tunnel, Arc<ClientConfig>) {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let certificate = params.self_signed(&key).unwrap();
-    let ca = TunnelCa {
-        chain: vec![certificate.der().clone()],
-        key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-    };
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate.der().clone()).unwrap();
-    let browser = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let (tunnel, sc) = Tunnel::under(driver, Some(ca));
-    let trust = Trust {
-        roots: Arc::new(RootCertStore::empty()),
-        insecure: domains("all"),
-    };
-    let sc = timed(Sc { trust, ..sc }, times);
-    (tunnel.joined_by(sc), Arc::new(browser))
-}
-
-fn domains(list: &str) -> Domains {
-    Domains::parse(&[list.to_owned()], true).unwrap()
-}
-
-type Secured<C> = BufReader<StreamOwned<C, TcpStream>>;
-
-/// A site with a certificate that nobody knows.
-fn secure_site(serve: impl Fn(Secured<ServerConnection>) + Send + Sync + 'static) -> SocketAddr {
-    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
-    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![cert.der().clone()], key)
-        .unwrap();
-    let config = Arc::new(config);
-    site(move |socket| {
-        let connection = ServerConnection::new(config.clone()).unwrap();
-        serve(BufReader::new(StreamOwned::new(connection, socket.into_inner())));
-    })
-}
-
-/// A browser's CONNECT, and its TLS with whoever answers.
-fn connected(
-    mut browser: Browser,
-    trust: &Arc<ClientConfig>,
-    site: SocketAddr,
-) -> std::io::Result<Secured<ClientConnection>> {
-    let authority = format!("localhost:{}", site.port());
-    browser.send(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes());
-    assert_eq!(browser.answer("CONNECT").status, 200);
-    let mut socket = browser.0.into_inner();
-    let name = ServerName::try_from("localhost").unwrap();
-    let mut connection = ClientConnection::new(trust.clone(), name).unwrap();
-    while connection.is_handshaking() {
-        connection.complete_io(&mut socket)?;
-    }
-    Ok(BufReader::new(StreamOwned::new(connection, socket)))
-}
+use crate::tls::{Connection, bumping, bumping_within, connected, domains, secure_site};
+use crate::tunnel::{Browser, SETTINGS, Tunnel, field, read_head, site};
 
 /// One that answers each POST.
 fn answering_site() -> SocketAddr {
@@ -119,13 +44,13 @@ fn rules_that_leave_a_site_alone_reach_browsers_within() {
         ..Rules::default()
     };
     for driver in [Driver::Epoll, Driver::Auto] {
-        let (tunnel, trust) = bumping(driver);
+        let tunnel = bumping(driver);
         let site = answering_site();
-        let mut client = connected(tunnel.browser(), &trust, site).unwrap();
+        let mut client = connected(&tunnel, tunnel.browser(), site).unwrap();
         client.get_mut().write_all(&request(site)).unwrap();
         let answer = read_head(&mut client);
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        let mut idle = connected(tunnel.browser(), &trust, site).unwrap();
+        let mut idle = connected(&tunnel, tunnel.browser(), site).unwrap();
         let asked = request(site);
         let (begun, rest) = asked.split_at(20);
         client.get_mut().write_all(begun).unwrap();
@@ -146,9 +71,9 @@ fn rules_that_leave_a_site_alone_reach_browsers_within() {
 #[test]
 fn the_client_leaves_alone_what_its_own_rules_do() {
     for driver in [Driver::Epoll, Driver::Auto] {
-        let (tunnel, trust) = bumping(driver);
+        let tunnel = bumping(driver);
         let site = answering_site();
-        let mut within = connected(tunnel.browser(), &trust, site).unwrap();
+        let mut within = connected(&tunnel, tunnel.browser(), site).unwrap();
         let mut post = || {
             within.get_mut().write_all(&request(site)).unwrap();
             read_head(&mut within)
@@ -168,12 +93,57 @@ fn the_client_leaves_alone_what_its_own_rules_do() {
             field(&answer, "Culvert-Error") == Some("denied") && answer.starts_with("HTTP/1.1 403")
         });
         let elsewhere = secure_site(|mut socket| drop(socket.fill_buf().map(<[u8]>::len)));
-        let shown = connected(tunnel.browser(), &trust, elsewhere).unwrap_err();
+        let shown = connected(&tunnel, tunnel.browser(), elsewhere).unwrap_err();
         let shown = shown.to_string();
         assert!(
             shown.contains("invalid peer certificate"),
             "not the site's own: {shown}"
         );
+        tunnel.stop();
+    }
+}
+
+/// As above: what `-F` drops is looked for in requests that come out of TLS as well.
+#[test]
+fn the_client_drops_within_what_its_own_rules_do() {
+    for driver in [Driver::Epoll, Driver::Auto] {
+        let tunnel = bumping(driver);
+        let secret = Arc::new(AtomicUsize::new(0));
+        let count = secret.clone();
+        let site = secure_site(move |mut socket| {
+            loop {
+                let head = read_head(&mut socket);
+                if head.is_empty() {
+                    return;
+                }
+                count.fetch_add(usize::from(head.starts_with("GET /secret")), Ordering::SeqCst);
+                socket.get_mut().write_all(ANSWER.as_bytes()).unwrap();
+            }
+        });
+        let get = |path: &str| {
+            let mut within = connected(&tunnel, tunnel.browser(), site).unwrap();
+            let head = format!("GET {path} HTTP/1.1\r\nHost: localhost:{}\r\n\r\n", site.port());
+            within.get_mut().write_all(head.as_bytes()).unwrap();
+            read_head(&mut within)
+        };
+        assert!(get("/secret").starts_with("HTTP/1.1 200"));
+        let rules = Rules {
+            fast_fail: FastFail::compile(&["^https://localhost:[0-9]+/secret".to_owned()]).unwrap(),
+            ..Rules::default()
+        };
+        tunnel.client().reload(Arc::new(Settings {
+            version: SETTINGS + 1,
+            rules: Arc::new(rules),
+            ..Settings::default()
+        }));
+        until("the rules are in force", || {
+            field(&get("/secret"), "Culvert-Error") == Some("denied")
+        });
+        let before = secret.load(Ordering::SeqCst);
+        let answer = get("/secret?x");
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+        assert_eq!(secret.load(Ordering::SeqCst), before);
+        assert!(get("/public").starts_with("HTTP/1.1 200"));
         tunnel.stop();
     }
 }
@@ -186,7 +156,7 @@ fn a_cut_does_not_wait_for_a_browser_that_reads_nothing() {
             idle: Duration::from_millis(500),
             ..Times::default()
         };
-        let (tunnel, trust) = bumping_within(driver, times);
+        let tunnel = bumping_within(driver, times);
         let site = secure_site(move |mut socket| {
             if !read_head(&mut socket).is_empty() {
                 let head = "HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n";
@@ -198,7 +168,7 @@ fn a_cut_does_not_wait_for_a_browser_that_reads_nothing() {
         let (near, far) = small_pair();
         tunnel.hand_over(&near, 0);
         drop(near);
-        let mut client = connected(Browser(BufReader::new(far)), &trust, site).unwrap();
+        let mut client = connected(&tunnel, Browser::over(far), site).unwrap();
         let request = format!("GET / HTTP/1.1\r\nHost: localhost:{}\r\n\r\n", site.port());
         client.get_mut().write_all(request.as_bytes()).unwrap();
         client.fill_buf().unwrap();
@@ -211,7 +181,7 @@ fn a_cut_does_not_wait_for_a_browser_that_reads_nothing() {
 #[test]
 fn a_site_that_closes_while_it_is_looked_at_leaves_nothing_open() {
     for driver in [Driver::Epoll, Driver::Auto] {
-        let (tunnel, trust) = bumping(driver);
+        let tunnel = bumping(driver);
         let rounds = AtomicU32::new(0);
         let site = site(move |socket| {
             let round = rounds.fetch_add(1, Ordering::Relaxed);
@@ -223,7 +193,7 @@ fn a_site_that_closes_while_it_is_looked_at_leaves_nothing_open() {
         });
         for _ in 0..240 {
             // A page inside TLS, or the end.
-            drop(connected(tunnel.browser(), &trust, site));
+            drop(connected(&tunnel, tunnel.browser(), site));
         }
         until("all is over at sc", || tunnel.client_report().streams_open == 0);
         tunnel.stop();
@@ -347,23 +317,23 @@ fn shown(output: &mut impl BufRead, begin: &str) -> String {
 #[test]
 fn a_site_that_asks_for_a_certificate_late_is_left_to_browsers() {
     for driver in [Driver::Epoll, Driver::Auto] {
-        let (tunnel, trust) = bumping(driver);
+        let tunnel = bumping(driver);
         let mut asking = Renegotiating::start();
-        let mut client = connected(tunnel.browser(), &trust, asking.site).unwrap();
+        let mut client = connected(&tunnel, tunnel.browser(), asking.site).unwrap();
         client.get_mut().write_all(&request(asking.site)).unwrap();
         asking.renegotiate();
         let answer = read_head(&mut client);
         assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
         assert_eq!(field(&answer, "Culvert-Error"), Some("tls"));
         assert_eq!(field(&answer, "Connection"), Some("close"));
-        is_left_alone(&tunnel, &trust, asking.site);
+        is_left_alone(&tunnel, asking.site);
         tunnel.stop();
     }
 }
 
 /// The next browser is on its own with the site.
-fn is_left_alone(tunnel: &Tunnel, trust: &Arc<ClientConfig>, site: SocketAddr) {
-    let own = connected(tunnel.browser(), trust, site).unwrap_err().to_string();
+fn is_left_alone(tunnel: &Tunnel, site: SocketAddr) {
+    let own = connected(tunnel, tunnel.browser(), site).unwrap_err().to_string();
     assert!(own.contains("invalid peer certificate"), "not the site's own: {own}");
 }
 
@@ -372,11 +342,11 @@ const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 #[test]
 fn a_site_that_denies_what_it_asks_a_certificate_for_is_left_to_browsers() {
     for (driver, status) in [(Driver::Epoll, 401), (Driver::Auto, 403)] {
-        let (tunnel, trust) = bumping(driver);
+        let tunnel = bumping(driver);
         let mut asking = Renegotiating::start();
-        let mut client = connected(tunnel.browser(), &trust, asking.site).unwrap();
-        let mut public = connected(tunnel.browser(), &trust, asking.site).unwrap();
-        let post = |client: &mut Secured<ClientConnection>, site| client.get_mut().write_all(&request(site)).unwrap();
+        let mut client = connected(&tunnel, tunnel.browser(), asking.site).unwrap();
+        let mut public = connected(&tunnel, tunnel.browser(), asking.site).unwrap();
+        let post = |client: &mut BufReader<Connection>, site| client.get_mut().write_all(&request(site)).unwrap();
         // It only wanted new keys, as it turns out; but it must not ask a second time on that connection.
         post(&mut client, asking.site);
         asking.renegotiate_deaf();
@@ -391,7 +361,7 @@ fn a_site_that_denies_what_it_asks_a_certificate_for_is_left_to_browsers() {
         assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
         assert_eq!(field(&answer, "Culvert-Error"), Some("tls"));
         assert_eq!(field(&answer, "Connection"), Some("close"));
-        is_left_alone(&tunnel, &trust, asking.site);
+        is_left_alone(&tunnel, asking.site);
         // Who was shown a leaf before goes on.
         post(&mut public, asking.site);
         asking.await_request();
@@ -409,14 +379,14 @@ fn a_site_that_asks_for_a_certificate_and_then_says_nothing_is_left_to_browsers(
             first_byte: Duration::from_secs(1),
             ..Times::default()
         };
-        let (tunnel, trust) = bumping_within(driver, times);
+        let tunnel = bumping_within(driver, times);
         let mut asking = Renegotiating::start();
-        let mut client = connected(tunnel.browser(), &trust, asking.site).unwrap();
+        let mut client = connected(&tunnel, tunnel.browser(), asking.site).unwrap();
         client.get_mut().write_all(&request(asking.site)).unwrap();
         asking.renegotiate_deaf();
         let answer = read_head(&mut client);
         assert_eq!(field(&answer, "Culvert-Error"), Some("tls"), "{answer}");
-        is_left_alone(&tunnel, &trust, asking.site);
+        is_left_alone(&tunnel, asking.site);
         tunnel.stop();
     }
 }

@@ -1,16 +1,13 @@
 //! The classes of messages with which requests were smuggled through proxies: what of them reaches the site, byte for byte.
 
-use std::io::Read;
-use std::net::TcpListener;
-
-use crate::recorder::{Recorder, hidden, is_refused, passes, passes_with, statuses};
-use crate::tunnel::on_both_drivers;
+use crate::recorder::{Recorder, Silent, hidden, is_refused, passes, passes_with, statuses};
+use crate::way::{Way, in_every_way};
 
 /// RFC 9112 section 6.3; pingora 2026-2835, HTTP/1.0 with Transfer-Encoding.
 #[test]
 fn lengths_beside_codings_reach_nobody() {
-    on_both_drivers(|tunnel| {
-        let recorder = Recorder::start();
+    in_every_way(|tunnel, way| {
+        let recorder = Recorder::start(way);
         let refused = |fields, body| is_refused(tunnel, &recorder, 400, fields, body);
         refused("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n");
         refused("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", "0\r\n\r\n");
@@ -39,8 +36,8 @@ fn lengths_beside_codings_reach_nobody() {
             "0\r\n\r\n",
         );
 
-        let address = recorder.address;
-        let old = format!("POST http://{address}/a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+        let target = recorder.site.target("/a");
+        let old = format!("POST {target} HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
         assert_eq!(recorder.exchange(tunnel, old.as_bytes()), (vec![400], String::new()));
     });
 }
@@ -48,8 +45,8 @@ fn lengths_beside_codings_reach_nobody() {
 /// RFC 9112 section 6.3; haproxy 2023-40225 (empty), `+5` (pingora 2026-2835, hyper).
 #[test]
 fn lengths_that_are_not_one_number_reach_nobody() {
-    on_both_drivers(|tunnel| {
-        let recorder = Recorder::start();
+    in_every_way(|tunnel, way| {
+        let recorder = Recorder::start(way);
         for length in [
             "",
             "+5",
@@ -99,8 +96,8 @@ fn lengths_that_are_not_one_number_reach_nobody() {
 /// haproxy 2023-25725 (empty name) and 2021-40346 (length overflow of a name): fields that hide others.
 #[test]
 fn names_of_any_length_hide_nothing() {
-    on_both_drivers(|tunnel| {
-        let recorder = Recorder::start();
+    in_every_way(|tunnel, way| {
+        let recorder = Recorder::start(way);
         for fields in [
             ": x\r\nContent-Length: 5\r\n",
             ":\r\nContent-Length: 5\r\n",
@@ -125,8 +122,8 @@ fn names_of_any_length_hide_nothing() {
 /// RFC 9112 sections 2.2 and 5: one way to end a line, and no line that goes on.
 #[test]
 fn heads_with_odd_lines_reach_nobody() {
-    on_both_drivers(|tunnel| {
-        let recorder = Recorder::start();
+    in_every_way(|tunnel, way| {
+        let recorder = Recorder::start(way);
         for fields in [
             "X: y\nContent-Length: 5\r\n",
             "X: y\rContent-Length: 5\r\n",
@@ -141,9 +138,9 @@ fn heads_with_odd_lines_reach_nobody() {
         ] {
             is_refused(tunnel, &recorder, 400, fields, "hello");
         }
-        let address = recorder.address;
-        let host = format!("Host: {address}\r\n\r\n");
-        let url = format!("http://{address}/a");
+        let site = recorder.site;
+        let host = format!("Host: {site}\r\n\r\n");
+        let url = site.target("/a");
         for (start, status) in [
             (format!("\r\nGET {url} HTTP/1.1\r\n"), 400),
             (format!(" GET {url} HTTP/1.1\r\n"), 400),
@@ -155,16 +152,18 @@ fn heads_with_odd_lines_reach_nobody() {
             (format!("GET {url}\r\n"), 400),
             (format!("GET {url}#f HTTP/1.1\r\n"), 400),
             (format!("GET {url}\0 HTTP/1.1\r\n"), 400),
-            (format!("GET http://{address}@other.test/ HTTP/1.1\r\n"), 400),
-            (format!("GET http://other.test@{address}/ HTTP/1.1\r\n"), 400),
+            (format!("GET http://{site}@other.test/ HTTP/1.1\r\n"), 400),
+            (format!("GET http://other.test@{site}/ HTTP/1.1\r\n"), 400),
             (format!("GET {url} HTTP/0.9\r\n"), 505),
             (format!("GET {url} HTTP/1.2\r\n"), 505),
             (format!("GET {url} HTTP/2.0\r\n"), 505),
             (format!("GET {url} http/1.1\r\n"), 400),
-            ("GET /a HTTP/1.1\r\n".to_owned(), 400),
+            ("GET a HTTP/1.1\r\n".to_owned(), 400),
+            ("GET * HTTP/1.1\r\n".to_owned(), 400),
+            ("GET ftp://other.test/a HTTP/1.1\r\n".to_owned(), 501),
         ] {
             let got = recorder.exchange(tunnel, format!("{start}{host}").as_bytes());
-            assert_eq!(got, (vec![status], String::new()), "{start:?}");
+            assert_eq!(got, (vec![status], String::new()), "{way:?} {start:?}");
         }
     });
 }
@@ -172,9 +171,9 @@ fn heads_with_odd_lines_reach_nobody() {
 /// RFC 9112 section 7.1: whatever is well formed goes on as it came, however odd.
 #[test]
 fn chunks_extensions_and_trailers_pass_byte_for_byte() {
-    on_both_drivers(|tunnel| {
-        let recorder = Recorder::start();
-        let (inner, _) = hidden(recorder.address);
+    in_every_way(|tunnel, way| {
+        let recorder = Recorder::start(way);
+        let (inner, _) = hidden(recorder.site);
         let length = inner.len();
         let single: String = inner.chars().map(|c| format!("1\r\n{c}\r\n")).collect();
         for body in [
@@ -196,7 +195,11 @@ fn chunks_extensions_and_trailers_pass_byte_for_byte() {
 #[test]
 fn bodies_are_cut_where_they_break() {
     const GOOD: &str = "2;a=b\r\nok\r\n";
-    on_both_drivers(|tunnel| {
+    in_every_way(|tunnel, way| {
+        let silent = Silent::start(way, GOOD.len());
+        let site = silent.site;
+        let (next, _) = hidden(site);
+        let fields = "Transfer-Encoding: chunked\r\n";
         for bad in [
             "+5\r\nhello\r\n0\r\n\r\n",
             "-1\r\n",
@@ -226,41 +229,35 @@ fn bodies_are_cut_where_they_break() {
             "0\r\nTransfer-Encoding: chunked\r\n\r\n",
             "0\r\nHost: other.test\r\n\r\n",
         ] {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let address = listener.local_addr().unwrap();
-            let (next, _) = hidden(address);
-            let rest = format!("HTTP/1.1\r\nHost: {address}\r\nTransfer-Encoding: chunked\r\n\r\n{GOOD}");
-            let mut browser = tunnel.browser();
-            browser.send(format!("POST http://{address}/a {rest}").as_bytes());
-            let (mut connection, _) = listener.accept().unwrap();
-            let want = format!("POST /a {rest}");
-            let mut got = vec![0; want.len()];
-            connection.read_exact(&mut got).unwrap();
+            let mut browser = site.browser(tunnel);
+            browser.send(format!("{}{GOOD}", site.head("POST", "/a", fields)).as_bytes());
+            let want = format!("{}{GOOD}", site.head_at_site("POST", "/a", fields));
+            assert_eq!(silent.told(), want);
             browser.send(format!("{bad}{next}").as_bytes());
-            assert_eq!(statuses(&mut browser), [400], "{bad:?}");
+            assert_eq!(statuses(&mut browser), [400], "{way:?} {bad:?}");
             // Cut, or ended in the middle of the body: never is there one byte more.
-            let _ = connection.read_to_end(&mut got);
-            assert_eq!(String::from_utf8_lossy(&got), want, "{bad:?}");
+            assert_eq!(silent.told(), want, "{way:?} {bad:?}");
         }
     });
 }
 
 #[test]
 fn requests_in_a_body_are_its_bytes_and_what_follows_it_is_the_next_request() {
-    on_both_drivers(|tunnel| {
-        let recorder = Recorder::start();
-        let (inner, _) = hidden(recorder.address);
+    in_every_way(|tunnel, way| {
+        let recorder = Recorder::start(way);
+        let (inner, _) = hidden(recorder.site);
         let length = format!("Content-Length: {}\r\n", inner.len());
         passes(tunnel, &recorder, &length, &inner);
         // Whatever the method: what does not count as a body for one side is a request for it.
-        let (next, next_at_site) = hidden(recorder.address);
+        let site = recorder.site;
+        let (next, next_at_site) = hidden(site);
         for method in ["GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "get"] {
-            let rest = format!("HTTP/1.1\r\nHost: {}\r\n{length}\r\n{inner}", recorder.address);
-            let mut browser = tunnel.browser();
-            browser.send(format!("{method} http://{}/a {rest}{next}", recorder.address).as_bytes());
+            let mut browser = recorder.browser(tunnel);
+            browser.send(format!("{}{inner}{next}", site.head(method, "/a", &length)).as_bytes());
             assert_eq!(browser.answer(method).status, 200);
             assert_eq!(browser.answer("GET").status, 200);
-            assert_eq!(recorder.take(), format!("{method} /a {rest}{next_at_site}"));
+            let want = format!("{}{inner}{next_at_site}", site.head_at_site(method, "/a", &length));
+            assert_eq!(recorder.take(), want);
         }
     });
 }
@@ -270,56 +267,77 @@ fn names_order_and_odd_fields_are_untouched() {
     const FIELDS: &str = "zETA: 1\r\nAlpha:2\r\nalpha: \t3 \t\r\nX-Empty:\r\nX_Under: \u{e4}\u{65e5}\r\nCookie: a=b;  c\r\n\
         Cookie: d\r\nTransfer_Encoding: chunked\r\nContent-Length-X: 9\r\nVia: 1.0 x\r\nMax-Forwards: 0\r\n\
         ACCEPT: */*,,\r\nTrailer: x\r\n";
-    on_both_drivers(|tunnel| {
-        let recorder = Recorder::start();
+    in_every_way(|tunnel, way| {
+        let recorder = Recorder::start(way);
         passes(tunnel, &recorder, FIELDS, "");
-        let address = recorder.address;
-        // Hop-by-hop fields stay behind, those that Connection lists too, wherever they are.
+        let site = recorder.site;
+        // Hop-by-hop fields stay behind, those that Connection lists too, wherever they are. A target in absolute form says
+        // more than Host, also where browsers send another form.
         let sent = format!(
-            "GET http://{address}?q HTTP/1.1\r\nX-Hop: 1\r\nA: 1\r\nconnection: x-hop, TE,,keep-alive\r\nHost: other.test\r\n\
+            "GET {} HTTP/1.1\r\nX-Hop: 1\r\nA: 1\r\nconnection: x-hop, TE,,keep-alive\r\nHost: other.test\r\n\
              TE: trailers\r\nKeep-Alive: 5\r\nB: 2\r\nProxy-Authorization: Basic x\r\nProxy-Connection: x-second\r\n\
-             X-SECOND: 2\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\nC: 3\r\n\r\n"
+             X-SECOND: 2\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\nC: 3\r\n\r\n",
+            site.url("?q")
         );
-        let want = format!("GET /?q HTTP/1.1\r\nA: 1\r\nHost: {address}\r\nB: 2\r\nC: 3\r\n\r\n");
+        let want = format!("GET /?q HTTP/1.1\r\nA: 1\r\nHost: {site}\r\nB: 2\r\nC: 3\r\n\r\n");
         assert_eq!(recorder.exchange(tunnel, sent.as_bytes()), (vec![200], want));
     });
 }
 
+/// In origin form it names no site: the CONNECT around it does.
 #[test]
 fn an_http_1_0_browser_sends_one_request() {
-    on_both_drivers(|tunnel| {
-        let recorder = Recorder::start();
-        let address = recorder.address;
-        let (next, _) = hidden(address);
+    in_every_way(|tunnel, way| {
+        let recorder = Recorder::start(way);
+        let site = recorder.site;
+        let (next, _) = hidden(site);
         let sent = format!(
-            "POST http://{address}/a HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n\
-             ok{next}"
+            "POST {} HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok{next}",
+            site.target("/a")
         );
-        let want = format!("POST /a HTTP/1.1\r\nHost: {address}\r\nContent-Length: 2\r\n\r\nok");
+        let want = site.head_at_site("POST", "/a", "Content-Length: 2\r\n") + "ok";
         assert_eq!(recorder.exchange(tunnel, sent.as_bytes()), (vec![200], want));
     });
 }
 
+/// In a CONNECT each request is for its site, whatever it says; at the proxy's port each has to say whom it is for.
 #[test]
-fn heads_that_are_too_large_reach_nobody() {
-    on_both_drivers(|tunnel| {
-        let recorder = Recorder::start();
-        let address = recorder.address;
-        let host = format!("HTTP/1.1\r\nHost: {address}\r\n");
-        let many = "X: y\r\n".repeat(128);
-        let large = format!("X: {}\r\n", "y".repeat(66_000));
-        let options = format!("Connection: {}\r\n", vec!["x"; 33].join(","));
-        for (message, status) in [
-            (format!("GET http://{address}/{} {host}\r\n", "a".repeat(17_000)), 414),
-            (format!("GET http://{address}/a {host}{many}\r\n"), 431),
-            (format!("GET http://{address}/a {host}{large}\r\n"), 431),
-            (format!("GET http://{address}/a {host}{options}\r\n"), 431),
-            (format!("GET http://{address}/a {host}Expect: 200-ok\r\n\r\n"), 417),
-            (format!("{} http://{address}/a {host}\r\n", "A".repeat(33)), 501),
+fn requests_for_other_sites_reach_nobody() {
+    in_every_way(|tunnel, way| {
+        let recorder = Recorder::start(way);
+        let site = recorder.site;
+        let host = format!("Host: {site}\r\n");
+        let capitals = format!("HOST: {}\r\n", site.to_string().to_uppercase());
+        let (name, port) = host.trim().rsplit_once(':').unwrap();
+        let other_scheme = match way {
+            Way::Tls => format!("GET http://{site}/a"),
+            Way::Absolute | Way::Connect => format!("GET https://{site}/a"),
+        };
+        for (start, fields, at_port, within) in [
+            ("GET /a", host.as_str(), 400, 200),
+            ("GET /a", &capitals, 400, 200),
+            ("OPTIONS *", &host, 400, 200),
+            ("GET /a", "", 400, 400),
+            ("GET /a", "Host:\r\n", 400, 400),
+            ("GET /a", "Host: other.test\r\n", 400, 421),
+            ("GET /a", &format!("Host: other.test:{port}\r\n"), 400, 421),
+            // The scheme's own port.
+            ("GET /a", &format!("{name}\r\n"), 400, 421),
+            ("GET http://probe.culvert.invalid/a", &host, 403, 421),
+            (&other_scheme, &host, 403, 421),
         ] {
-            let (next, _) = hidden(address);
-            let got = recorder.exchange(tunnel, format!("{message}{next}").as_bytes());
-            assert_eq!(got, (vec![status], String::new()), "{}", &message[..60]);
+            let sent = format!("{start} HTTP/1.1\r\n{fields}\r\n");
+            let want = match (way, within) {
+                (Way::Absolute, _) => (vec![at_port], String::new()),
+                (Way::Connect | Way::Tls, 200) => (vec![200], sent.clone()),
+                (Way::Connect | Way::Tls, status) => (vec![status], String::new()),
+            };
+            assert_eq!(recorder.exchange(tunnel, sent.as_bytes()), want, "{way:?} {sent:?}");
+        }
+        if way != Way::Absolute {
+            let sent = format!("CONNECT {site} HTTP/1.1\r\n{host}\r\n{}", hidden(site).0);
+            let want = (vec![400], String::new());
+            assert_eq!(recorder.exchange(tunnel, sent.as_bytes()), want, "{way:?}");
         }
     });
 }

@@ -16,6 +16,8 @@ use dataplane::stats::Report;
 use dataplane::tls::Identity;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
 
+use crate::tls::Connection;
+
 const NAME: &str = "0123456789abcdef.tunnel.culvert";
 
 /// A test that waits this long for something waits in vain.
@@ -28,6 +30,8 @@ pub struct Tunnel {
     client: Option<Client>,
     pub endpoint: Arc<Endpoint>,
     pub member: [u8; 16],
+    /// What its browsers trust, if their TLS ends here.
+    pub trust: Option<Arc<rustls::ClientConfig>>,
     broker: OwnedFd,
 }
 
@@ -122,6 +126,7 @@ impl Tunnel {
             client: None,
             endpoint,
             member,
+            trust: None,
             broker,
         };
         (tunnel, config)
@@ -133,12 +138,12 @@ impl Tunnel {
 
     /// A browser's connection to the proxy port.
     pub fn browser(&self) -> Browser {
-        Browser(BufReader::new(self.connect(0)))
+        Browser::over(self.connect(0))
     }
 
     /// The answer to a request of the broker's own.
     pub fn probe(&self, url: &str) -> Answer {
-        let mut browser = Browser(BufReader::new(self.connect(1)));
+        let mut browser = Browser::over(self.connect(1));
         browser.send(format!("GET {url} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
         browser.answer("GET")
     }
@@ -147,6 +152,8 @@ impl Tunnel {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let browser = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         browser.set_read_timeout(Some(PATIENCE)).unwrap();
+        // As browsers do, and what is sent in parts comes at once.
+        browser.set_nodelay(true).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         self.hand_over(&accepted, kind);
         browser
@@ -212,7 +219,7 @@ pub fn on_both_drivers(test: impl Fn(&Tunnel)) {
 }
 
 /// The browser's end of a connection.
-pub struct Browser(pub BufReader<TcpStream>);
+pub struct Browser(pub BufReader<Connection>);
 
 /// A whole answer.
 #[derive(Debug)]
@@ -234,6 +241,11 @@ pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
         let (n, value) = line.split_once(':')?;
         n.eq_ignore_ascii_case(name).then_some(value.trim())
     })
+}
+
+/// Waits for a request: whoever has no more to ask may also break off.
+pub fn is_asked(reader: &mut impl BufRead) -> bool {
+    reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty())
 }
 
 /// Reads up to and with the empty line; what came if the connection ends before.
@@ -277,6 +289,19 @@ fn read_trailers(reader: &mut impl BufRead) -> String {
 }
 
 impl Browser {
+    pub fn over(socket: TcpStream) -> Self {
+        Self(BufReader::new(Connection::Plain(socket)))
+    }
+
+    pub fn socket(&self) -> &TcpStream {
+        self.0.get_ref().socket()
+    }
+
+    /// Says that it sends no more.
+    pub fn finish(&mut self) {
+        self.0.get_mut().finish();
+    }
+
     pub fn send(&mut self, bytes: &[u8]) {
         self.0.get_mut().write_all(bytes).unwrap();
     }

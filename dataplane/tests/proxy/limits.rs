@@ -1,0 +1,131 @@
+//! Requests that are too large, too slow, or expect too much.
+
+use std::time::Duration;
+
+use dataplane::settings::Times;
+
+use crate::recorder::{Recorder, Silent, hidden};
+use crate::tunnel::Browser;
+use crate::way::{in_every_way, in_every_way_within};
+
+#[test]
+fn heads_that_are_too_large_reach_nobody() {
+    in_every_way(|tunnel, way| {
+        let recorder = Recorder::start(way);
+        let site = recorder.site;
+        let many = "X: y\r\n".repeat(128);
+        let large = format!("X: {}\r\n", "y".repeat(66_000));
+        let options = format!("Connection: {}\r\n", vec!["x"; 33].join(","));
+        for (message, status) in [
+            (site.head("GET", &format!("/{}", "a".repeat(17_000)), ""), 414),
+            (site.head("GET", "/a", &many), 431),
+            (site.head("GET", "/a", &large), 431),
+            (site.head("GET", "/a", &options), 431),
+            (site.head("GET", "/a", "Expect: 200-ok\r\n"), 417),
+            (site.head(&"A".repeat(33), "/a", ""), 501),
+        ] {
+            let (next, _) = hidden(site);
+            let got = recorder.exchange(tunnel, format!("{message}{next}").as_bytes());
+            assert_eq!(got, (vec![status], String::new()), "{way:?} {}", &message[..60]);
+        }
+    });
+}
+
+/// Nobody waits for the end of what is too large already.
+#[test]
+fn heads_that_never_end_are_refused() {
+    in_every_way(|tunnel, way| {
+        let recorder = Recorder::start(way);
+        let site = recorder.site;
+        let target = site.target("/");
+        let field = format!("X: {}\r\n", "a".repeat(1_000));
+        for (begun, status) in [
+            (format!("GET {target}{}", "a".repeat(17_000)), 414),
+            (
+                format!("GET {target} HTTP/1.1\r\nHost: {site}\r\n{}", field.repeat(70)),
+                431,
+            ),
+        ] {
+            let mut browser = recorder.browser(tunnel);
+            browser.send(begun.as_bytes());
+            let answer = browser.answer("GET");
+            assert_eq!((answer.status, answer.field("Connection")), (status, Some("close")));
+            assert_eq!(browser.rest(), (Vec::new(), true), "{way:?}");
+            assert_eq!(recorder.reached(tunnel), "");
+        }
+    });
+}
+
+fn is_too_late(mut browser: Browser, what: &str) {
+    let answer = browser.answer("POST");
+    assert_eq!(
+        (answer.status, answer.field("Culvert-Error"), answer.field("Connection")),
+        (408, Some("request-timeout"), Some("close")),
+        "{what}"
+    );
+    assert_eq!(browser.rest(), (Vec::new(), true), "{what}");
+}
+
+#[test]
+fn heads_that_take_too_long_reach_nobody() {
+    let times = Times {
+        browser_head: Duration::from_secs(1),
+        ..Times::default()
+    };
+    in_every_way_within(times, |tunnel, way| {
+        let recorder = Recorder::start(way);
+        let site = recorder.site;
+        let head = site.head("POST", "/late", "Content-Length: 0\r\n");
+        let (line, _) = head.split_once('\n').unwrap();
+        // Less could be the beginning of anything in a CONNECT.
+        let (target, _) = head.split_at("POST ".len() + 1);
+        // Each is the first of its connection, and the second of another.
+        let begun = [target, line, &head[..head.len() - 1]].map(|part| {
+            let [mut first, mut second] = [site.browser(tunnel), site.browser(tunnel)];
+            let get = site.head("GET", "/first", "");
+            second.send(get.as_bytes());
+            assert_eq!(second.answer("GET").status, 200);
+            first.send(part.as_bytes());
+            second.send(part.as_bytes());
+            [first, second]
+        });
+        assert_eq!(
+            recorder.take(),
+            site.head_at_site("GET", "/first", "").repeat(begun.len())
+        );
+        for browser in begun.into_iter().flatten() {
+            is_too_late(browser, &format!("{way:?}"));
+        }
+        assert_eq!(recorder.reached(tunnel), "");
+    });
+}
+
+/// The site sees the request cut where it paused.
+#[test]
+fn bodies_that_pause_too_long_are_cut() {
+    let times = Times {
+        browser_body: Duration::from_secs(1),
+        ..Times::default()
+    };
+    in_every_way_within(times, |tunnel, way| {
+        let begun = [
+            ("Content-Length: 10\r\n", ""),
+            ("Content-Length: 10\r\n", "hello"),
+            ("Transfer-Encoding: chunked\r\n", "a\r\nhello"),
+            ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n"),
+            ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\nX: y\r\n"),
+        ]
+        .map(|(fields, part)| {
+            let silent = Silent::start(way, part.len());
+            let mut browser = silent.site.browser(tunnel);
+            browser.send((silent.site.head("POST", "/a", fields) + part).as_bytes());
+            let want = silent.site.head_at_site("POST", "/a", fields) + part;
+            (silent, browser, want)
+        });
+        for (silent, browser, want) in begun {
+            assert_eq!(silent.told(), want);
+            is_too_late(browser, &format!("{way:?} {want:?}"));
+            assert_eq!(silent.told(), want, "more came than was sent");
+        }
+    });
+}
