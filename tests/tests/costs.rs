@@ -1,18 +1,30 @@
 //! What browsers and sites send that is meant to be dear: 200 connections at a time, held open. It costs either program at
 //! most four times what was sent, and 64 KiB a stream.
 
-use std::io::{ErrorKind, Read, Write};
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 use socket2::SockRef;
 use tests::both_drivers;
-use tests::cloud::{Cloud, Driver, fault_lasts};
-use tests::http::dial;
+use tests::certificate::Site;
+use tests::cloud::{Cloud, Driver, Tunnel, fault_lasts};
+use tests::http::{connect, dial};
 use tests::origin::Origin;
-use tests::process::{memory_bytes, raise_own_limit};
+use tests::process::{PATIENCE, memory_bytes, raise_own_limit};
+use tests::tls;
 
-both_drivers![what_is_sent_is_not_multiplied];
+both_drivers![
+    what_is_sent_is_not_multiplied,
+    what_is_stored_is_not_multiplied,
+    what_is_opaque_is_not_multiplied,
+    what_is_sent_in_tls_is_not_multiplied,
+];
 
 const CONNECTIONS: usize = 200;
 const STREAM_BYTES: u64 = 64 * 1024;
@@ -22,43 +34,77 @@ const LOOK: Duration = Duration::from_millis(300);
 /// Buffers of the test's own sockets: what the kernel holds is nobody's memory here.
 const SOCKET_BYTES: usize = 16 * 1024;
 
+/// Where a browser writes.
+#[derive(Clone, Copy)]
+enum Way {
+    /// To the proxy, for a whole URL.
+    Url,
+    /// Into a CONNECT for the site.
+    Connect,
+    /// Into TLS in it, where each write is a record of its own. The site speaks TLS as well.
+    Secured,
+}
+
 /// One connection's part.
 struct Attack {
     what: &'static str,
+    way: Way,
     /// `SITE` stands for the site's address.
     request: String,
     /// As many bytes a write; 0 for all at once.
     step: usize,
-    /// None if no site is reached.
-    answer: Option<Vec<u8>>,
+    /// None if nothing that is sent reaches a site.
+    answer: Option<String>,
+    /// Bytes of the answer's content that the cache takes while the browser reads. 0: it does not read.
+    stored: u64,
 }
 
-fn attacks() -> Vec<Attack> {
-    let get = "GET http://SITE/ HTTP/1.1\r\nHost: x\r\n";
-    let chunked = "POST http://SITE/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let ok = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let extended = format!("1;{}\r\nx\r\n", "e".repeat(4_000)).repeat(8);
-    let tiny = "1\r\nx\r\n".repeat(5_000);
-    let unread = |what, request: String, step| Attack {
+/// The site does not read.
+fn unread(what: &'static str, way: Way, request: String, step: usize) -> Attack {
+    Attack {
+        answer: Some(String::new()),
+        ..unfinished(what, way, request, step)
+    }
+}
+
+fn unfinished(what: &'static str, way: Way, request: String, step: usize) -> Attack {
+    Attack {
         what,
-        request,
-        step,
-        answer: Some(Vec::new()),
-    };
-    let unfinished = |what, request: String, step| Attack {
-        what,
+        way,
         request,
         step,
         answer: None,
-    };
-    let answered = |what, request: &str, step, answer: String| Attack {
-        what,
-        request: request.to_owned(),
-        step,
-        answer: Some(answer.into_bytes()),
-    };
+        stored: 0,
+    }
+}
+
+fn answered(what: &'static str, way: Way, request: &str, step: usize, answer: String) -> Attack {
+    Attack {
+        answer: Some(answer),
+        ..unfinished(what, way, request.to_owned(), step)
+    }
+}
+
+const GET: &str = "GET http://SITE/ HTTP/1.1\r\nHost: x\r\n";
+const CHUNKED: &str = "POST http://SITE/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+const OK: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+fn tiny_chunks(count: usize) -> String {
+    "1\r\nx\r\n".repeat(count)
+}
+
+fn field(length: usize) -> String {
+    format!("X: {}", "a".repeat(length))
+}
+
+fn of_plain_http() -> Vec<Attack> {
+    let extended = format!("1;{}\r\nx\r\n", "e".repeat(4_000)).repeat(8);
+    let (tiny, some_tiny) = (tiny_chunks(5_000), tiny_chunks(250));
+    let unfinished = |what, request, step| unfinished(what, Way::Url, request, step);
+    let unread = |what, request, step| unread(what, Way::Url, request, step);
+    let answered = |what, request, step, answer| answered(what, Way::Url, request, step, answer);
+    let (get, chunked, ok) = (GET, CHUNKED, OK);
     let whole = format!("{get}\r\n");
-    let field = |length: usize| format!("X: {}", "a".repeat(length));
     vec![
         unfinished("many fields", format!("{get}{}", "a:\r\n".repeat(120)), 0),
         unfinished("many fields, byte by byte", format!("{get}{}", "a:\r\n".repeat(120)), 1),
@@ -67,7 +113,7 @@ fn attacks() -> Vec<Attack> {
         unread("a head of 64 KiB", format!("{get}{}\r\n\r\n", field(65_000)), 0),
         unread("chunk extensions", format!("{chunked}{extended}"), 0),
         unread("tiny chunks", format!("{chunked}{tiny}"), 0),
-        unread("tiny chunks, byte by byte", format!("{chunked}{}", &tiny[..1_500]), 1),
+        unread("tiny chunks, byte by byte", format!("{chunked}{some_tiny}"), 1),
         unread("pipelined requests", format!("{whole}{}", whole.repeat(1_500)), 0),
         unread(
             "pipelined requests, byte by byte",
@@ -99,7 +145,7 @@ fn attacks() -> Vec<Attack> {
             "a site's tiny chunks, byte by byte",
             &whole,
             1,
-            format!("{ok}{}", &tiny[..1_500]),
+            format!("{ok}{}", some_tiny),
         ),
         answered("a site's chunk extensions", &whole, 0, format!("{ok}{extended}")),
         answered(
@@ -117,94 +163,338 @@ fn attacks() -> Vec<Attack> {
     ]
 }
 
-/// Writes what the socket takes; returns how much.
-fn write(socket: &TcpStream, bytes: &[u8], step: usize) -> u64 {
-    let mut written = 0;
-    socket.set_nonblocking(true).unwrap();
-    for piece in bytes.chunks(if step == 0 { bytes.len().max(1) } else { step }) {
-        match (&*socket).write(piece) {
-            Ok(n) => written += n as u64,
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
-                ) =>
-            {
-                break;
-            }
-            Err(e) => panic!("{e}"),
-        }
-    }
-    socket.set_nonblocking(false).unwrap();
-    written
+/// Answers that may be stored, none of which comes to its end.
+fn of_the_cache() -> Vec<Attack> {
+    let whole = format!("{GET}\r\n");
+    let stored = |what, fields: &str, body: String, stored| Attack {
+        stored,
+        ..answered(
+            what,
+            Way::Url,
+            &whole,
+            0,
+            format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\n{fields}\r\n{body}"),
+        )
+    };
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    let long = "b".repeat(100_000);
+    vec![
+        stored("a large answer", "Content-Length: 100001\r\n", long.clone(), 100_000),
+        stored(
+            "an answer of unknown length",
+            "Connection: close\r\n",
+            long.clone(),
+            100_000,
+        ),
+        stored("an answer in tiny chunks", chunked, tiny_chunks(5_000), 5_000),
+        stored(
+            "an answer that announces more",
+            "Content-Length: 8000000\r\n",
+            "b".to_owned(),
+            1,
+        ),
+        stored("a chunk that announces more", chunked, "7fffff\r\nb".to_owned(), 1),
+        stored(
+            "an answer with a large head",
+            &format!("{}\r\nContent-Length: 2\r\n", field(15_000)),
+            "b".to_owned(),
+            1,
+        ),
+    ]
 }
 
-/// One connection, with the site's end if it has one, and how much was sent.
-fn start(attack: &Attack, proxy: SocketAddr) -> (Vec<TcpStream>, u64) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    SockRef::from(&listener).set_recv_buffer_size(SOCKET_BYTES).unwrap();
-    let browser = dial(proxy).unwrap();
-    SockRef::from(&browser).set_recv_buffer_size(SOCKET_BYTES).unwrap();
-    browser.set_nodelay(true).unwrap();
-    let request = attack
-        .request
-        .replace("SITE", &listener.local_addr().unwrap().to_string());
-    let mut sent = write(&browser, request.as_bytes(), attack.step);
-    let Some(answer) = &attack.answer else {
-        return (vec![browser], sent);
-    };
-    let mut site = listener.accept().unwrap().0;
-    site.set_nodelay(true).unwrap();
-    if !answer.is_empty() {
-        assert_ne!(site.read(&mut [0; 1_024]).unwrap(), 0);
-        sent += write(&site, answer, attack.step);
+fn of_opaque_streams() -> Vec<Attack> {
+    let long = "\0".repeat(60_000);
+    vec![
+        unread("opaque bytes", Way::Connect, long.clone(), 0),
+        unread("opaque bytes in small writes", Way::Connect, long.clone(), 100),
+        answered("a site's opaque bytes", Way::Connect, "\0", 0, long.clone()),
+        answered("a site's opaque bytes in small writes", Way::Connect, "\0", 100, long),
+    ]
+}
+
+fn of_tls() -> Vec<Attack> {
+    let get = "GET / HTTP/1.1\r\nHost: SITE\r\n";
+    let chunked = "POST / HTTP/1.1\r\nHost: SITE\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let whole = format!("{get}\r\n");
+    // The beginning of one that is as long as one may be: its version, and suites without end.
+    let hello = "\x01\0\x3f\x60\x03\x03".to_owned() + &"\x13\x02".repeat(7_900);
+    let in_one_record = format!("\x16\x03\x01\x3f\x64{hello}");
+    let in_tiny_records: String = hello[..2_500]
+        .chars()
+        .map(|byte| format!("\x16\x03\x01\0\x01{byte}"))
+        .collect();
+    let trickled = |what, hello: &str, step| unfinished(what, Way::Connect, hello.to_owned(), step);
+    let unfinished = |what, request, step| unfinished(what, Way::Secured, request, step);
+    let unread = |what, request, step| unread(what, Way::Secured, request, step);
+    let answered = |what, step, answer| answered(what, Way::Secured, &whole, step, answer);
+    vec![
+        trickled("a ClientHello, byte by byte", &in_one_record[..1_500], 1),
+        trickled("a ClientHello in small writes", &in_one_record, 100),
+        trickled("a ClientHello in tiny records", &in_tiny_records, 60),
+        unfinished(
+            "many fields in tiny records",
+            format!("{get}{}", "a:\r\n".repeat(120)),
+            1,
+        ),
+        unfinished("one long line in small records", format!("{get}{}", field(64_000)), 200),
+        unread("a head of 64 KiB in TLS", format!("{get}{}\r\n\r\n", field(65_000)), 0),
+        unread("tiny chunks in TLS", format!("{chunked}{}", tiny_chunks(5_000)), 0),
+        unread(
+            "tiny chunks in tiny records",
+            format!("{chunked}{}", tiny_chunks(80)),
+            1,
+        ),
+        unread("pipelined requests in TLS", whole.repeat(1_500), 0),
+        unread("pipelined requests in tiny records", whole.repeat(12), 1),
+        answered(
+            "a site's head of 64 KiB in TLS",
+            0,
+            format!("HTTP/1.1 200 OK\r\n{}\r\n\r\n", field(65_000)),
+        ),
+        answered(
+            "a site's long line in small records",
+            200,
+            format!("HTTP/1.1 200 OK\r\n{}", field(64_000)),
+        ),
+        answered(
+            "a site's tiny chunks in tiny records",
+            1,
+            format!("{OK}{}", tiny_chunks(80)),
+        ),
+    ]
+}
+
+/// How browsers and sites shake hands.
+struct Secrets {
+    browser: Arc<ClientConfig>,
+    site: Arc<ServerConfig>,
+}
+
+/// One end of a connection: a socket, or TLS over one.
+struct End {
+    socket: TcpStream,
+    tls: Option<Box<Connection>>,
+}
+
+impl End {
+    fn plain(socket: TcpStream) -> Self {
+        socket.set_nodelay(true).unwrap();
+        Self { socket, tls: None }
     }
-    (vec![browser, site], sent)
+
+    fn secured(socket: TcpStream, tls: impl Into<Connection>) -> Self {
+        let mut tls = tls.into();
+        while tls.is_handshaking() {
+            tls.complete_io(&mut &socket).unwrap();
+        }
+        tls.set_buffer_limit(None);
+        Self {
+            tls: Some(Box::new(tls)),
+            ..Self::plain(socket)
+        }
+    }
+
+    /// Writes what the socket takes, so many bytes at a time; returns how much was sent.
+    fn write(&mut self, bytes: &[u8], step: usize) -> u64 {
+        let mut sent = 0;
+        self.socket.set_nonblocking(true).unwrap();
+        for piece in bytes.chunks(if step == 0 { bytes.len().max(1) } else { step }) {
+            match self.put(piece, &mut sent) {
+                Ok(()) => {}
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                    ) =>
+                {
+                    break;
+                }
+                Err(e) => panic!("{e}"),
+            }
+        }
+        self.socket.set_nonblocking(false).unwrap();
+        sent
+    }
+
+    fn put(&mut self, piece: &[u8], sent: &mut u64) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else {
+            *sent += self.socket.write(piece)? as u64;
+            return Ok(());
+        };
+        tls.writer().write_all(piece)?;
+        while tls.wants_write() {
+            *sent += tls.write_tls(&mut self.socket)? as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads some of what is there.
+    fn take(&mut self) {
+        let read = match &mut self.tls {
+            None => self.socket.read(&mut [0; 1_024]).unwrap(),
+            Some(tls) => loop {
+                match tls.reader().read(&mut [0; 1_024]) {
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => tls.complete_io(&mut self.socket).unwrap(),
+                    read => break read.unwrap(),
+                };
+            },
+        };
+        assert_ne!(read, 0);
+    }
+
+    /// Waits for something, and leaves it.
+    fn await_input(&self) {
+        self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_ne!(self.socket.peek(&mut [0]).unwrap(), 0);
+    }
+
+    fn has_input(&self) -> bool {
+        self.socket.set_nonblocking(true).unwrap();
+        self.socket.peek(&mut [0]).is_ok()
+    }
+
+    /// Reads all that is there.
+    fn drain(&mut self) {
+        self.socket.set_nonblocking(true).unwrap();
+        while self.socket.read(&mut [0; 16 * 1024]).is_ok_and(|read| read > 0) {}
+        self.socket.set_nonblocking(false).unwrap();
+    }
+}
+
+/// One connection: what has come of it stays open.
+struct Open {
+    browser: End,
+    site: Option<End>,
+    sent: u64,
+}
+
+impl Open {
+    fn start(attack: &Attack, proxy: SocketAddr, secrets: &Secrets) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        SockRef::from(&listener).set_recv_buffer_size(SOCKET_BYTES).unwrap();
+        let authority = listener.local_addr().unwrap().to_string();
+        let accept = || listener.accept().unwrap().0;
+        let through = || connect(proxy, &authority).unwrap().ok().unwrap();
+        let (mut browser, mut site) = match attack.way {
+            Way::Url => (End::plain(dial(proxy).unwrap()), None),
+            Way::Connect => {
+                let browser = End::plain(through());
+                (browser, Some(End::plain(accept())))
+            }
+            // The two handshakes wait for each other.
+            Way::Secured => thread::scope(|scope| {
+                let site = scope.spawn(|| {
+                    let tls = ServerConnection::new(secrets.site.clone()).unwrap();
+                    End::secured(accept(), tls)
+                });
+                let name = ServerName::try_from("127.0.0.1").unwrap();
+                let tls = ClientConnection::new(secrets.browser.clone(), name).unwrap();
+                let browser = End::secured(through(), tls);
+                (browser, Some(site.join().unwrap()))
+            }),
+        };
+        SockRef::from(&browser.socket)
+            .set_recv_buffer_size(SOCKET_BYTES)
+            .unwrap();
+        let request = attack.request.replace("SITE", &authority);
+        let mut sent = browser.write(request.as_bytes(), attack.step);
+        if let Some(answer) = &attack.answer {
+            let site = site.get_or_insert_with(|| End::plain(accept()));
+            site.await_input();
+            if !answer.is_empty() {
+                site.take();
+                sent += site.write(answer.as_bytes(), attack.step);
+            }
+        }
+        Self { browser, site, sent }
+    }
 }
 
 fn what_is_sent_is_not_multiplied(driver: Driver) {
+    check(driver, &of_plain_http());
+}
+
+fn what_is_stored_is_not_multiplied(driver: Driver) {
+    check(driver, &of_the_cache());
+}
+
+fn what_is_opaque_is_not_multiplied(driver: Driver) {
+    check(driver, &of_opaque_streams());
+}
+
+fn what_is_sent_in_tls_is_not_multiplied(driver: Driver) {
+    check(driver, &of_tls());
+}
+
+fn check(driver: Driver, attacks: &[Attack]) {
     raise_own_limit();
     let origin = Origin::start();
-    for attack in attacks() {
+    let company = Site::new(&["127.0.0.1"]);
+    for attack in attacks {
         // In programs of its own: what an allocator keeps of one attack would hide the next.
         let cloud = Cloud::start(driver);
-        let tunnel = cloud.start_tunnel();
-        tunnel.serves(&origin);
-        let programs = [("sc", tunnel.process.id()), ("endpoint", cloud.endpoint())];
-        let memory = || programs.map(|(_, id)| memory_bytes(id));
-        let before = memory();
-        let mut most = before;
-        let mut look = || {
-            for (most, now) in most.iter_mut().zip(memory()) {
-                *most = now.max(*most);
-            }
+        let roots = cloud.state.path().join("company.pem");
+        fs::write(&roots, &company.root_pem).unwrap();
+        let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "--cacert-file", roots.to_str().unwrap()]);
+        let secrets = Secrets {
+            browser: tls::trust_file(&cloud.ca()).unwrap(),
+            site: company.server_config(),
         };
-        let mut sent = 0;
-        let mut open = Vec::new();
-        for n in 0..CONNECTIONS {
-            let (sockets, bytes) = start(&attack, tunnel.proxy);
-            open.extend(sockets);
-            sent += bytes;
-            if n % 20 == 0 {
-                look();
-            }
-        }
-        let since = Instant::now();
-        while since.elapsed() < LOOK {
-            look();
-            fault_lasts(LOOK / 10);
-        }
-        let allowed = TIMES * sent + CONNECTIONS as u64 * STREAM_BYTES;
-        for ((name, _), (before, most)) in programs.iter().zip(before.into_iter().zip(most)) {
-            let grown = most.saturating_sub(before);
-            println!(
-                "{}: {name} grew by {} of {} KiB",
-                attack.what,
-                grown >> 10,
-                allowed >> 10
-            );
-            assert!(grown <= allowed, "{}: {name}, {sent} bytes were sent", attack.what);
-        }
         tunnel.serves(&origin);
+        hold(attack, &cloud, &tunnel, &secrets);
+        tunnel.serves(&origin);
+    }
+}
+
+/// Holds all connections of an attack open, and looks at what that costs.
+fn hold(attack: &Attack, cloud: &Cloud, tunnel: &Tunnel, secrets: &Secrets) {
+    let programs = [("sc", tunnel.process.id()), ("endpoint", cloud.endpoint())];
+    let memory = || programs.map(|(_, id)| memory_bytes(id));
+    let before = memory();
+    let mut most = before;
+    let mut look = || {
+        for (most, now) in most.iter_mut().zip(memory()) {
+            *most = now.max(*most);
+        }
+    };
+    let held = || {
+        let cache = &cloud.tunnel(&tunnel.id)["culvert"]["cache"];
+        cache["bytes"].as_u64().expect("a count")
+    };
+    let to_hold = (attack.stored > 0).then(|| held() + CONNECTIONS as u64 * attack.stored);
+    let mut open = Vec::new();
+    for n in 0..CONNECTIONS {
+        open.push(Open::start(attack, tunnel.proxy, secrets));
+        if n % 20 == 0 {
+            look();
+        }
+    }
+    let since = Instant::now();
+    while since.elapsed() < LOOK || to_hold.is_some_and(|bytes| held() < bytes) {
+        assert!(since.elapsed() < PATIENCE, "{}: it is not stored", attack.what);
+        if to_hold.is_some() {
+            open.iter_mut().for_each(|open| open.browser.drain());
+        }
+        look();
+        fault_lasts(LOOK / 10);
+    }
+    let reached = open.iter().filter_map(|open| open.site.as_ref()).any(End::has_input);
+    assert!(
+        attack.answer.is_some() || !reached,
+        "{}: it went on to a site",
+        attack.what
+    );
+    let sent: u64 = open.iter().map(|open| open.sent).sum();
+    let allowed = TIMES * sent + CONNECTIONS as u64 * STREAM_BYTES;
+    for ((name, _), (before, most)) in programs.iter().zip(before.into_iter().zip(most)) {
+        let grown = most.saturating_sub(before);
+        println!(
+            "{}: {name} grew by {} of {} KiB",
+            attack.what,
+            grown >> 10,
+            allowed >> 10
+        );
+        assert!(grown <= allowed, "{}: {name}, {sent} bytes were sent", attack.what);
     }
 }

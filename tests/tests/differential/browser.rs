@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use tests::http::{Connection, Framing, Head};
 use tests::simulation::prng::Prng;
 
 use crate::account::{Account, Disagreement, Outcome, describe};
+use crate::carrier::Carrier;
 use crate::messages::{mutated, plain};
 use crate::reading::{Reading, Rest, Seen, Way, read};
 
@@ -22,6 +25,8 @@ pub struct Route {
     pub address: SocketAddr,
     pub way: Way,
     pub through_proxy: bool,
+    /// Under which TLS is good.
+    pub trust: Arc<ClientConfig>,
     pub folds_methods: bool,
     /// Whoever says nothing for so long waits for bytes that do not come.
     pub patience: Duration,
@@ -99,7 +104,7 @@ impl Tally {
 
 /// A connection on which the next message may be sent.
 struct Browser {
-    socket: TcpStream,
+    carrier: Carrier,
     connection: Connection,
 }
 
@@ -115,23 +120,38 @@ impl Browser {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(route.patience))?;
         socket.set_write_timeout(Some(route.patience))?;
-        let connection = Connection::over(socket.try_clone()?);
-        let mut browser = Self { socket, connection };
-        if route.through_proxy && route.way == Way::Origin {
-            browser.enter(route, number, tally)?;
+        let carrier = Carrier::plain(socket);
+        let connection = Connection::over(carrier.clone());
+        let mut browser = Self { carrier, connection };
+        match route.way {
+            Way::Origin if route.through_proxy => {
+                browser.connect(&route.site)?;
+                browser.begin(route, number, tally)?;
+            }
+            Way::Secured => {
+                browser.connect(&route.site)?;
+                let host = route.site.split(':').next().unwrap_or_default();
+                browser.carrier = browser.carrier.secured(&route.trust, host)?;
+                browser.connection = Connection::over(browser.carrier.clone());
+            }
+            Way::Absolute | Way::Origin => {}
         }
         Ok(browser)
     }
 
-    /// Opens a CONNECT, in which the first bytes decide whether it carries requests.
-    fn enter(&mut self, route: &Route, number: u64, tally: &mut Tally) -> io::Result<()> {
-        let site = &route.site;
+    fn connect(&mut self, site: &str) -> io::Result<()> {
         self.connection
             .write(format!("CONNECT {site} HTTP/1.1\r\nHost: {site}\r\n\r\n").as_bytes())?;
         let head = self.connection.read_head()?;
         if head.is_none_or(|head| head.status() != 200) {
             return Err(ErrorKind::ConnectionRefused.into());
         }
+        Ok(())
+    }
+
+    /// The first bytes in a CONNECT decide whether it carries requests.
+    fn begin(&mut self, route: &Route, number: u64, tally: &mut Tally) -> io::Result<()> {
+        let site = &route.site;
         let first = Case {
             bytes: plain(route.way, site, &format!("/first-{number}")),
             reading: Reading {
@@ -152,12 +172,12 @@ impl Browser {
         let (first, second) = case.bytes.split_at(case.cut.unwrap_or(0));
         // Whoever does not take it all has answered before, or ends the connection, and that shows.
         let _ = self
-            .socket
+            .carrier
             .write_all(first)
-            .and_then(|()| self.socket.write_all(second));
+            .and_then(|()| self.carrier.write_all(second));
         let rest = case.reading.rest;
         if matches!(rest, Rest::Head | Rest::Body) {
-            let _ = self.socket.shutdown(Shutdown::Write);
+            let _ = self.carrier.end();
         }
         let mut was_forwarded = false;
         for seen in &case.reading.requests {

@@ -3,34 +3,41 @@
 //!
 //! Each server names to its client the request that it counted, by a hash of method, target and body, and keeps a list.
 //! Our own account is the proxy's parser over the bytes that the browser sent. `SEED=N` sends message N alone.
+//!
+//! Some are sent in TLS: it ends at the endpoint, and `sc` speaks TLS to a front of the server.
 
 mod account;
 mod browser;
+mod carrier;
 mod chunks;
+mod front;
 mod gateway;
 mod messages;
 mod reading;
 mod servers;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use account::Disagreement;
 use browser::{Case, Route, Tally};
 use reading::Way;
+use rustls::ClientConfig;
 use servers::Server;
 use tempfile::TempDir;
-use tests::both_drivers;
+use tests::certificate::{self, Company};
 use tests::cloud::{Cloud, Driver};
-use tests::is_long;
+use tests::{both_drivers, is_long, tls};
 
 both_drivers![what_sites_count_is_what_we_count];
 
-/// Browsers of each server; the last one is inside a CONNECT.
-const LANES: u64 = 4;
+/// Browsers of each server; the last one but one is inside a CONNECT, and the last one in TLS inside it.
+const LANES: u64 = 5;
 
 /// Printed in full; of further ones only the number.
 const SHOWN: usize = 10;
@@ -47,6 +54,9 @@ struct World {
     seed: u64,
     /// None: straight to each server.
     proxy: Option<SocketAddr>,
+    /// TLS in front of each server, for who goes through the proxy, and what trusts the proxy's own.
+    fronts: Vec<SocketAddr>,
+    trust: Arc<ClientConfig>,
     numbers: Range<u64>,
 }
 
@@ -61,6 +71,8 @@ impl World {
             _folder: folder,
             seed,
             proxy: None,
+            fronts: Vec::new(),
+            trust: certificate::client_config(&[]),
             numbers: only.map_or(0..messages, |number| number..number + 1),
         }
     }
@@ -73,34 +85,45 @@ impl World {
 
     fn route(&self, (server, lane): (usize, u64)) -> Route {
         let address = self.servers[server].address;
+        let way = match (self.proxy, LANES - lane) {
+            (Some(_), 1) => Way::Secured,
+            (None, _) | (Some(_), 2) => Way::Origin,
+            (Some(_), _) => Way::Absolute,
+        };
+        let site = if way == Way::Secured {
+            self.fronts[server]
+        } else {
+            address
+        };
         Route {
             seed: self.seed,
-            site: address.to_string(),
+            site: site.to_string(),
             address: self.proxy.unwrap_or(address),
-            way: match self.proxy {
-                Some(_) if lane < LANES - 1 => Way::Absolute,
-                _ => Way::Origin,
-            },
+            way,
+            trust: self.trust.clone(),
             through_proxy: self.proxy.is_some(),
             folds_methods: self.servers[server].folds_methods,
             patience: Duration::from_millis(if self.proxy.is_some() { 20_000 } else { 200 }),
         }
     }
 
-    /// Sends all messages, with all browsers at the same time; what those of each server have seen.
-    fn browse(&self) -> Vec<Tally> {
+    /// Sends all messages, with all browsers at the same time; what those of each server have seen, by lane.
+    fn browse(&self) -> Vec<Vec<Tally>> {
         thread::scope(|threads| {
             let places = (0..self.servers.len()).flat_map(|server| (0..LANES).map(move |lane| (server, lane)));
             let browsers = places.map(|place| {
                 let numbers = self.numbers.clone().filter(move |number| self.place(*number) == place);
-                threads.spawn(move || (place, browser::run(&self.route(place), numbers)))
+                threads.spawn(move || browser::run(&self.route(place), numbers))
             });
-            let mut tallies: Vec<Tally> = self.servers.iter().map(|_| Tally::default()).collect();
-            for browser in browsers.collect::<Vec<_>>() {
-                let ((server, _), tally) = browser.join().unwrap();
-                tallies[server].merge(tally);
-            }
-            tallies
+            let mut tallies = browsers
+                .collect::<Vec<_>>()
+                .into_iter()
+                .map(|browser| browser.join().unwrap());
+            let lanes = self
+                .servers
+                .iter()
+                .map(|_| tallies.by_ref().take(LANES as usize).collect());
+            lanes.collect()
         })
     }
 
@@ -139,19 +162,41 @@ impl World {
     }
 }
 
+fn together(lanes: Vec<Tally>) -> Tally {
+    let mut all = Tally::default();
+    lanes.into_iter().for_each(|tally| all.merge(tally));
+    all
+}
+
 fn what_sites_count_is_what_we_count(driver: Driver) {
     let cloud = Cloud::start(driver);
-    let tunnel = cloud.start_tunnel_with(&["--shards", "1", "--no-proxy-caching"]);
-    let mut world = World {
-        proxy: Some(tunnel.proxy),
-        ..World::new(driver as u64 + 1, messages())
-    };
+    let company = Company::new();
+    let file = cloud.state.path().join("company.pem");
+    fs::write(&file, &company.root_pem).unwrap();
+    let roots = file.to_str().unwrap();
+    let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "--no-proxy-caching", "--cacert-file", roots]);
+    let certificate = company.site(&["127.0.0.1"], |_| {}).server_config();
+    let mut world = World::new(driver as u64 + 1, messages());
+    world.proxy = Some(tunnel.proxy);
+    world.fronts = world
+        .servers
+        .iter()
+        .map(|server| front::start(&certificate, server.address))
+        .collect();
+    world.trust = tls::trust_file(&cloud.ca()).unwrap();
     let begun = Instant::now();
-    let mut tallies = world.browse();
+    let lanes = world.browse();
     let took = begun.elapsed();
+    let in_tls: Vec<(u64, u64)> = lanes
+        .iter()
+        .filter_map(|lanes| lanes.last())
+        .map(|tally| (tally.messages, tally.forwarded))
+        .collect();
+    let mut tallies: Vec<Tally> = lanes.into_iter().map(together).collect();
     let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
     let (sent, forwarded, requests) = (sum(|t| t.messages), sum(|t| t.forwarded), sum(|t| t.begun));
     let counted = cloud.tunnel(&tunnel.id)["culvert"]["requests"].as_u64();
+    println!("inside TLS, of each server, messages and forwarded ones: {in_tls:?}");
     println!("{sent} messages in {took:?}, {forwarded} of them forwarded; {requests} requests, {counted:?} counted");
     let mut found = BTreeMap::new();
     for (index, tally) in tallies.iter_mut().enumerate() {
@@ -169,6 +214,10 @@ fn what_sites_count_is_what_we_count(driver: Driver) {
         assert!(sent == messages() && forwarded * 100 >= sent * 30);
         let is_spread = |tally: &Tally| tally.forwarded * 100 >= tally.messages * 20;
         assert!(tallies.iter().all(is_spread), "a server got too little");
+        let (sent, forwarded) = in_tls
+            .iter()
+            .fold((0, 0), |(sent, forwarded), (m, f)| (sent + m, forwarded + f));
+        assert!(forwarded * 100 >= sent * 30, "too little went in TLS");
     }
     tunnel.stop();
 }
@@ -177,7 +226,8 @@ fn what_sites_count_is_what_we_count(driver: Driver) {
 #[test]
 fn whoever_forwards_everything_is_found_out() {
     let mut world = World::new(1, 2_000);
-    let mut tallies = world.browse();
+    let lanes = world.browse();
+    let mut tallies: Vec<Tally> = lanes.into_iter().map(together).collect();
     for (index, tally) in tallies.iter_mut().enumerate() {
         let found = world.disagreements(index, tally);
         assert!(found > 0, "{} counts what we count", world.servers[index].name);

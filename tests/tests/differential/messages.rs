@@ -186,7 +186,7 @@ pub fn plain(way: Way, site: &str, path: &str) -> Vec<u8> {
 fn base(way: Way, site: &str) -> String {
     match way {
         Way::Absolute => format!("http://{site}"),
-        Way::Origin => String::new(),
+        Way::Origin | Way::Secured => String::new(),
     }
 }
 

@@ -52,6 +52,17 @@ pub enum Way {
     Absolute,
     /// Into a CONNECT for the site, or to the site itself.
     Origin,
+    /// Into TLS in a CONNECT for the site.
+    Secured,
+}
+
+impl Way {
+    fn scheme(self) -> Scheme {
+        match self {
+            Self::Absolute | Self::Origin => Scheme::Http,
+            Self::Secured => Scheme::Https,
+        }
+    }
 }
 
 /// Reads a connection's bytes. None if they hold a request for another place than `site`, which nobody is to be asked for.
@@ -73,7 +84,7 @@ pub fn read(mut bytes: &[u8], way: Way, site: &str) -> Option<Reading> {
         };
         match (request.form, way) {
             (Form::Authority, _) => return None,
-            (Form::Absolute, _) if request.scheme == Some(Scheme::Https) => return None,
+            (Form::Absolute, _) if request.scheme != Some(way.scheme()) => return None,
             (Form::Origin | Form::Asterisk, Way::Absolute) => break Rest::Refused(400),
             _ => {}
         }
