@@ -19,6 +19,17 @@ pub struct Settings {
     pub times: Times,
 }
 
+impl Settings {
+    /// A copy for one thread alone. What a search of `-F` needs is kept for eight threads: further ones that share a set make
+    /// their own, each time.
+    pub fn own(&self) -> Arc<Self> {
+        Arc::new(Self {
+            rules: Arc::new(Rules::clone(&self.rules)),
+            ..self.clone()
+        })
+    }
+}
+
 /// Time limits that the operator may set. The two sides need not agree on any of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {

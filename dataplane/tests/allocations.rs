@@ -3,10 +3,13 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;
+use std::sync::{Arc, Barrier};
+use std::thread;
 
 use bytes::Bytes;
 use dataplane::http::{Finder, Request, Response};
-use dataplane::rules::{Domains, FastFail, Routes};
+use dataplane::rules::{Domains, FastFail, Routes, Rules};
+use dataplane::settings::Settings;
 
 struct Counting;
 
@@ -31,31 +34,52 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-fn allocates_nothing(work: impl Fn()) {
-    // A shard's first searches fill what it keeps of them.
-    work();
-    let before = COUNT.get();
-    (0..1_000).for_each(|_| work());
-    assert_eq!(COUNT.get() - before, 0);
-    drop(black_box(vec![0_u8; 100]));
-    assert_ne!(COUNT.get(), before, "nothing is counted");
+/// More threads than the regex crate keeps the needs of a search for.
+const SHARDS: usize = 16;
+
+/// `work` makes what one of several shards does then, at the same time as the others.
+fn allocates_nothing<W: Fn()>(work: impl Fn() -> W + Sync) {
+    let together = Barrier::new(SHARDS);
+    let shard = || {
+        let work = work();
+        // A shard's first searches fill what it keeps of them.
+        work();
+        together.wait();
+        let before = COUNT.get();
+        (0..10_000).for_each(|_| work());
+        let count = COUNT.get() - before;
+        drop(black_box(vec![0_u8; 100]));
+        assert_ne!(COUNT.get(), before + count, "nothing is counted");
+        count
+    };
+    let counts = thread::scope(|scope| {
+        let shards = [(); SHARDS].map(|()| scope.spawn(shard));
+        shards.map(|shard| shard.join().expect("a shard of this test"))
+    });
+    assert_eq!(counts, [0; SHARDS]);
 }
 
 #[test]
 fn rules_are_asked_without_any() {
     let many: Vec<String> = (0..2_000).map(|n| format!("site-{n}.test")).collect();
-    let direct = Domains::parse(&many, false).unwrap();
-    let routes = Routes {
-        direct: direct.clone(),
-        tunnel: Domains::default(),
-    };
     let expressions = [
         r"analytics-provider\.com",
         r"/unwanted/.*\.js",
         r"^https://[a-z]+\.ads\.",
     ]
     .map(str::to_owned);
-    let fast_fail = FastFail::compile(&expressions).unwrap();
+    let rules = Rules {
+        fast_fail: FastFail::compile(&expressions).unwrap(),
+        routes: Routes {
+            direct: Domains::parse(&many, false).unwrap(),
+            tunnel: Domains::default(),
+        },
+        ..Rules::default()
+    };
+    let settings = Settings {
+        rules: Arc::new(rules),
+        ..Settings::default()
+    };
     let hosts = [
         "a.b.site-1999.test",
         "SITE-7.Test.",
@@ -71,16 +95,21 @@ fn rules_are_asked_without_any() {
     ]
     .map(|head| Bytes::from_static(head.as_bytes()));
     let requests = heads.each_ref().map(|head| Request::parse(head).unwrap());
-    let ask = || {
-        for host in hosts {
-            black_box((direct.contains(host), routes.of(host)));
+    let shard = || {
+        let settings = settings.own();
+        let (hosts, requests) = (&hosts, &requests);
+        move || {
+            let Rules { fast_fail, routes, .. } = &*settings.rules;
+            for host in hosts {
+                black_box((routes.direct.contains(host), routes.of(host)));
+            }
+            for request in requests {
+                assert_eq!(fast_fail.blocks_request(request), None);
+            }
+            assert_eq!(fast_fail.blocks_opaque("a.test", 8443), None);
         }
-        for request in &requests {
-            assert_eq!(fast_fail.blocks_request(request), None);
-        }
-        assert_eq!(fast_fail.blocks_opaque("a.test", 8443), None);
     };
-    allocates_nothing(ask);
+    allocates_nothing(shard);
 }
 
 #[test]
@@ -96,5 +125,5 @@ fn heads_are_found_and_read_without_any() {
         let answer = Response::parse(&answer[..length], request.method, false).unwrap();
         assert!(answer.keep_alive && answer.fields().count() == 3);
     };
-    allocates_nothing(read);
+    allocates_nothing(|| read);
 }

@@ -246,8 +246,8 @@ fn other_defects_are_the_browsers_to_judge(driver: Driver) {
     let refused = world.browser_of(&origin, &trust).and_then(|mut c| c.get("/"));
     refused.expect_err("the browser has no certificate either");
     let place = format!("localhost:{}", origin.https.port());
-    let asked = "tls: localhost: the site asks for a client certificate";
-    until("sc says why", || world.log().contains(asked));
+    let asked = format!("tls: {place}: the site asks for a client certificate");
+    until("sc says why", || world.log().contains(&asked));
     let left = format!("{place}: TLS with it is left to browsers for a while; the log of sc says why");
     until("the endpoint says so", || world.cloud.process.stderr().contains(&left));
     // What was learnt holds for the next connection, without another look.

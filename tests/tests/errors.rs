@@ -1,4 +1,5 @@
-//! Each failure has one name: in the page and its header, in the log of `sc` where `sc` met it, and in the count of REST.
+//! Each failure has one name: in the page and its header, in the log of `sc` where `sc` met it, in the cloud's log, and in
+//! the count of REST.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dataplane::limits::ERROR_LINES_APART;
 use socket2::SockRef;
 use tests::both_drivers;
 use tests::certificate::Company;
@@ -18,6 +20,7 @@ use tests::tls;
 
 both_drivers![
     one_name_everywhere,
+    a_flood_of_errors_is_none_of_lines,
     too_much_is_limit,
     what_was_kept_and_closed_costs_nothing
 ];
@@ -53,6 +56,17 @@ impl Told {
             assert!(since.elapsed() < PATIENCE, "REST has {counted:?}, told were {own:?}");
             // The front limits the connections of one address.
             fault_lasts(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Waits until the cloud's log has a line of each name.
+fn is_logged<'a>(cloud: &Cloud, names: impl IntoIterator<Item = &'a str>) {
+    let since = Instant::now();
+    for name in names {
+        while !cloud.process.stderr().contains(&format!(" INFO {name}: ")) {
+            assert!(since.elapsed() < PATIENCE, "{name} is not in the log");
+            fault_lasts(Duration::from_millis(20));
         }
     }
 }
@@ -181,6 +195,7 @@ fn one_name_everywhere(driver: Driver) {
         "certificate is",
     );
     origin.set_tls(origin.site.server_config());
+    let by_sc = told.0.clone();
     let mut client = changing();
     client.send_raw(b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n").unwrap();
     told.page(
@@ -191,7 +206,7 @@ fn one_name_everywhere(driver: Driver) {
         "names another site",
     );
 
-    // Met by the endpoint, which has no log of the user's.
+    // Met by the endpoint, which has no part in the user's log.
     let mut said = |raw: &str, status, name, words: &str| {
         let mut client = tunnel.client();
         client.send_raw(raw.as_bytes()).unwrap();
@@ -226,6 +241,7 @@ fn one_name_everywhere(driver: Driver) {
     said(&format!("POST {base}/upload {late}"), 408, "request-timeout", "paused");
 
     told.is_counted(&cloud, &tunnel.id);
+    is_logged(&cloud, told.0.keys().copied());
     let secure = format!("localhost:{}", origin.https.port());
     let logged = by_client.iter().map(|(_, name, _, url)| {
         let host = url.strip_prefix("http://").and_then(|rest| rest.split('/').next());
@@ -234,19 +250,65 @@ fn one_name_everywhere(driver: Driver) {
     let logged: Vec<_> = logged
         .chain([
             ("idle-timeout", &base["http://".len()..]),
-            ("tls", "localhost"),
+            ("tls", &secure),
             ("verdict-changed", &secure),
         ])
         .map(|(name, host)| format!(" {name}: {host}"))
         .collect();
+    let unlogged = |log: &str| {
+        let lines = |name: &str| log.matches(&format!(" INFO {name}: ")).count() as u64;
+        let line = logged.iter().find(|line| !log.contains(line.as_str()));
+        // As often as it was told: what the endpoint has met is not in it.
+        line.cloned().or_else(|| {
+            let (name, told) = by_sc.iter().find(|(name, told)| lines(name) != **told)?;
+            Some(format!("{name}, {told} times"))
+        })
+    };
     // The log is written behind what it tells of.
     let since = Instant::now();
-    while let Some(line) = logged.iter().find(|line| !tunnel.log().contains(line.as_str())) {
+    while let Some(what) = unlogged(&tunnel.log()) {
         assert!(
             since.elapsed() < PATIENCE,
-            "{line:?} is not in the log:\n{}",
+            "{what:?} is not in the log:\n{}",
             tunnel.log()
         );
+        fault_lasts(Duration::from_millis(20));
+    }
+    tunnel.stop();
+}
+
+/// Whatever browsers ask for: those that had no line are counted in the next one.
+fn a_flood_of_errors_is_none_of_lines(driver: Driver) {
+    const ERRORS: u64 = 200;
+    let cloud = Cloud::start(driver);
+    let tunnel = cloud.start_tunnel_with(&["--shards", "1", "-F", "/unwanted"]);
+    let mut client = tunnel.client();
+    let mut blocked = || {
+        assert_eq!(
+            client.get("http://site.test/unwanted?token=secret").unwrap().status(),
+            403
+        )
+    };
+    let begun = Instant::now();
+    for _ in 0..ERRORS {
+        blocked();
+    }
+    fault_lasts(ERROR_LINES_APART);
+    let took = begun.elapsed();
+    blocked();
+    let line = " INFO blocked: http://site.test: the rule is /unwanted";
+    let since = Instant::now();
+    loop {
+        let log = cloud.process.stderr();
+        let lines: Vec<&str> = log.lines().filter_map(|l| Some(l.split_once(line)?.1)).collect();
+        let more = |rest: &&str| Some(rest.strip_prefix(" (and ")?.split(' ').next()?.parse::<u64>().unwrap());
+        let (written, unwritten) = (lines.len() as u64, lines.iter().filter_map(more).sum::<u64>());
+        if written + unwritten == ERRORS + 1 {
+            assert!(written <= took.as_secs() + 2, "{log}");
+            assert!(!log.contains("secret"), "{log}");
+            break;
+        }
+        assert!(since.elapsed() < PATIENCE, "{log}");
         fault_lasts(Duration::from_millis(20));
     }
     tunnel.stop();
@@ -272,6 +334,9 @@ fn too_much_is_limit(driver: Driver) {
     told.page("one more", &answer, 503, "limit", "");
     assert_eq!(answer.head.field("Retry-After"), Some("1"));
     told.is_counted(&cloud, &tunnel.id);
+    is_logged(&cloud, ["limit"]);
+    let line = " INFO limit: streams beyond --max-streams were turned away: 1\n";
+    assert!(tunnel.log().contains(line), "{}", tunnel.log());
     origin.open_gate();
     for mut client in held {
         assert_eq!(client.read_answer("GET").unwrap().status(), 200);

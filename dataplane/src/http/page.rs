@@ -194,6 +194,22 @@ impl<'a> Page<'a> {
         }
     }
 
+    /// A line for a log: name, site, detail. Of a URL the path is left out too, which may be confidential.
+    pub fn line(&self) -> String {
+        let (site, detail) = (site_text(self.url), detail_text(self.detail));
+        let host = site.rsplit_once("//").map_or(&*site, |(_, authority)| authority);
+        let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+        let mut line = self.name.to_owned();
+        // Most details of a site begin with it.
+        let site = if detail.starts_with(host) { "" } else { &site };
+        for part in [site, &detail].into_iter().filter(|part| !part.is_empty()) {
+            let visible = |c: char| if c.is_control() { ' ' } else { c };
+            line.push_str(": ");
+            line.extend(part.chars().take(PAGE_TEXT_CHARS_MAX).map(visible));
+        }
+        line
+    }
+
     /// The whole response.
     pub fn write(&self) -> Vec<u8> {
         let body = self.body();
@@ -285,6 +301,14 @@ impl std::fmt::Display for Shown<'_> {
         }
         Ok(())
     }
+}
+
+/// The site in a URL, or in the target of a CONNECT.
+fn site_text(url: &[u8]) -> String {
+    let url = url_text(url);
+    let start = url.find("//").map_or(0, |at| at + 2);
+    let end = url[start..].find('/').map_or(url.len(), |at| start + at);
+    url[..end].to_owned()
 }
 
 /// A URL without query and fragment, and without user information in its authority.

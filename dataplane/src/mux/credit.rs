@@ -35,6 +35,8 @@ pub struct Budget {
     tx_held: usize,
     /// Times that a stream was refused room, ever.
     pub(super) refusals: u64,
+    /// Streams of peers that were turned away for the limit, since somebody asked.
+    turned_away: u64,
     waiting: VecDeque<(u32, StreamRef)>,
     /// Places in `waiting` ever given out, and ever called up.
     issued: u64,
@@ -54,6 +56,7 @@ impl Budget {
             streams_own: 0,
             tx_held: 0,
             refusals: 0,
+            turned_away: 0,
             waiting: VecDeque::new(),
             issued: 0,
             served: 0,
@@ -111,6 +114,11 @@ impl Budget {
         self.pool_free() < self.config.pool_bytes / 4
     }
 
+    /// Streams of peers beyond the limit that were turned away since the last call.
+    pub fn take_turned_away(&mut self) -> u64 {
+        std::mem::take(&mut self.turned_away)
+    }
+
     pub(super) fn take_place(&mut self, own: bool) -> bool {
         let (count, max) = if own {
             (&mut self.streams_own, self.config.streams_own_max)
@@ -119,6 +127,7 @@ impl Budget {
         };
         let free = *count < max || planted("skip-stream-limit");
         *count += usize::from(free);
+        self.turned_away += u64::from(!free && !own);
         free
     }
 

@@ -104,9 +104,21 @@ async fn carry(socket: Transport, stream: Stream, early: Bytes, _counted: Counte
     if let Either::Right(()) = select(relayed, dismissed(&stream, &activity)).await {
         stream.reset(Code::Shutdown, DISMISSED);
     }
-    if let Some(End::Cut(code, _)) = inlet.end() {
-        stream.shard().count_error(code.name());
+    if let Some(End::Cut(code, text)) = inlet.end() {
+        let Open { host, port, .. } = stream.open();
+        let site = format!("{}:{port}", String::from_utf8_lossy(host));
+        tell_cut(stream.shard(), &site, *code, text);
     }
+}
+
+/// Counts and logs what a browser sees as a cut alone. `url`: as a page has it.
+pub(super) fn tell_cut(shard: &Shard, url: &str, code: Code, text: &str) {
+    let page = Page {
+        url: url.as_bytes(),
+        detail: text,
+        ..Page::new(code.name(), shard.rules_version())
+    };
+    shard.tell_error(page.name, || page.line());
 }
 
 /// A site to which a browser speaks HTTP through a CONNECT.
@@ -355,7 +367,7 @@ impl Browser {
 
     async fn last_page(&mut self, page: &Page<'_>) -> Next {
         if !self.is_probe {
-            self.shard.count_error(page.name);
+            self.shard.tell_error(page.name, || page.line());
         }
         match self.socket.write_all(&page.write()).await {
             Ok(()) => Next::Close,

@@ -136,9 +136,10 @@ async fn opaque(browser: &mut Browser, request: &Request<'_>, stream: Option<Str
         },
     };
     let fast_fail = &browser.shard.rules().fast_fail;
-    if fast_fail.blocks_opaque(host, port).is_some() {
+    if let Some(rule) = fast_fail.blocks_opaque(host, port) {
         stream.reset(Code::Denied, "the rules drop it (-F)");
-        browser.shard.count_error("blocked");
+        let line = || format!("blocked: {host}:{port}: the rule is {rule}");
+        browser.shard.tell_error("blocked", line);
         return Next::Abort;
     }
     stream.count_request();

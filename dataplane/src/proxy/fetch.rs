@@ -7,7 +7,7 @@ use std::pin::pin;
 
 use bytes::BytesMut;
 
-use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, watch};
+use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, tell_cut, watch};
 use super::cached::{self, Caching, kept, now};
 use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES, cut_at_end};
 use super::relay::full_read;
@@ -23,6 +23,8 @@ use crate::shard::{Stream, buffers, runtime, timers};
 
 /// By how much rewriting makes a head larger, if at all; more makes the buffer grow.
 const HEAD_GROWTH_BYTES_USUAL: usize = 32;
+
+const MEMBERS_LOST: &str = "one tunnel of the pool after the other was lost";
 
 /// How far an exchange has come.
 #[derive(Default)]
@@ -64,12 +66,12 @@ impl Fault {
         }
     }
 
-    /// What the other side did wrong.
-    fn code(&self) -> Option<Code> {
+    /// What the other side did wrong, with its text.
+    fn of_site(&self) -> Option<(Code, &str)> {
         match self {
-            Self::Stream(code, _) => Some(*code),
-            Self::MemberLost => Some(Code::TunnelDown),
-            Self::BadAnswer(_) => Some(Code::Protocol),
+            Self::Stream(code, text) => Some((*code, text)),
+            Self::MemberLost => Some((Code::TunnelDown, MEMBERS_LOST)),
+            Self::BadAnswer(reason) => Some((Code::Protocol, reason)),
             _ => None,
         }
     }
@@ -177,8 +179,8 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
                 continue;
             }
             Err(fault) if progress.begun.get() => {
-                if let Some(code) = fault.code() {
-                    browser.shard.count_error(code.name());
+                if let Some((code, text)) = fault.of_site() {
+                    tell_cut(&browser.shard, &request.url(Scheme::Http), code, text);
                 }
                 return Next::Abort;
             }
@@ -246,8 +248,9 @@ async fn failed(
     match fault {
         Fault::BrowserGone => Next::Abort,
         Fault::MemberLost => {
-            let detail = "one tunnel of the pool after the other was lost";
-            browser.answer(request, Code::TunnelDown.name(), detail, sent).await
+            browser
+                .answer(request, Code::TunnelDown.name(), MEMBERS_LOST, sent)
+                .await
         }
         Fault::RequestTimeout => browser.refuse("request-timeout", "the body paused for too long").await,
         Fault::BadRequest(BadBody(reason)) => browser.refuse_head(Bad { status: 400, reason }).await,

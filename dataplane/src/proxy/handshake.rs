@@ -16,7 +16,7 @@ use crate::shard::{Shard, runtime, timers};
 /// `tls`: there is no TLS between this site and us; it may do with another client, a browser. Any other code is of what
 /// passes.
 pub(super) async fn shake(shard: &Shard, site: &mut Site, host: &str, port: u16) -> Result<Seen, Unreached> {
-    let failed = |text: &str| (Code::Tls, format!("{host}: {text}"));
+    let failed = |text: &str| (Code::Tls, format!("{host}:{port}: {text}"));
     let judge = shard.judge();
     let judge = judge.ok_or_else(|| failed("sites past the tunnel are not spoken TLS to"))?;
     let name = host.strip_suffix('.').unwrap_or(host).to_owned();
@@ -29,12 +29,12 @@ pub(super) async fn shake(shard: &Shard, site: &mut Site, host: &str, port: u16)
         None => {
             return Err((
                 Code::ConnectTimeout,
-                format!("{host}: the site did not shake hands in time"),
+                format!("{host}:{port}: the site did not shake hands in time"),
             ));
         }
         Some(Err(e)) => {
             let (code, text) = told(&e);
-            return Err((code, format!("{host}: {text}")));
+            return Err((code, format!("{host}:{port}: {text}")));
         }
         Some(Ok(())) => {}
     }

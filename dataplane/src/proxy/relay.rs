@@ -23,7 +23,7 @@ enum Cut {
 }
 
 /// Relays until both directions have ended, then closes the socket: cleanly, or with a reset if a direction was cut.
-/// `early` came from the socket before; `gone` tells the peer that the local side broke off.
+/// `early` came from the socket before; `gone` tells the peer that the local side broke off. Whether it did.
 pub async fn relay(
     socket: &Transport,
     stream: &Stream,
@@ -31,16 +31,21 @@ pub async fn relay(
     inlet: &mut Inlet<'_>,
     gone: Code,
     activity: &Activity,
-) {
+) -> bool {
     cut_at_end(socket);
     let up = upload(socket, stream, early, activity);
     let down = download(socket, inlet, activity);
-    match both(up, down).await {
+    let relayed = both(up, down).await;
+    match relayed {
         Ok(()) => linger(socket).await,
-        Err(Cut::Local) => stream.reset(gone, "the connection was broken off"),
+        Err(Cut::Local) => stream.reset(gone, BROKEN_OFF),
         Err(Cut::Peer) => {}
     }
+    relayed == Err(Cut::Local)
 }
+
+/// What a relay's other side is told if the local one broke off.
+pub(super) const BROKEN_OFF: &str = "the connection was broken off";
 
 /// What a relay's other side is told that a drain has ended.
 pub(super) const DISMISSED: &str = "the tunnel shuts down, and nothing moved any more";

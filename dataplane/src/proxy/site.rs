@@ -11,7 +11,7 @@ use super::exchange::{self, Fault, Progress, was_asked_anew};
 use super::flow::{Activity, End, Inlet, NoHead, cut_at_end};
 use super::handshake::shake;
 use super::origin::{Attempt, Key};
-use super::relay::{DISMISSED, dismissed, relay};
+use super::relay::{BROKEN_OFF, DISMISSED, dismissed, relay};
 use crate::bump::{CLIENT_CERTIFICATE, Seen, Verdict};
 use crate::http::{Finder, Form, Framing, Request, Scheme, rewrite};
 use crate::mux::{Code, Kind, Shown, Timings};
@@ -198,17 +198,22 @@ impl Call<'_> {
     }
 
     fn unreached(&self, (code, text): Unreached) {
-        self.shard.log(Level::Info, format!("{}: {text}", code.name()));
+        self.log(code, &text);
         self.stream.reset(code, &text);
     }
 
     fn reset(&self, code: Code, text: &str) {
         if code != Code::Cancelled {
-            let (host, port) = (self.host, self.port);
-            self.shard
-                .log(Level::Info, format!("{}: {host}:{port}: {text}", code.name()));
+            self.log(code, &format!("{}:{}: {text}", self.host, self.port));
         }
         self.stream.reset(code, text);
+    }
+
+    fn log(&self, code: Code, text: &str) {
+        // Past the tunnel the endpoint says itself what it tells browsers.
+        if !self.stream.is_direct() {
+            self.shard.log(Level::Info, format!("{}: {text}", code.name()));
+        }
     }
 
     async fn http(&self, scheme: Scheme) {
@@ -411,8 +416,10 @@ impl Call<'_> {
             Code::SiteReset,
             activity,
         );
-        if let Either::Right((code, text)) = select(relayed, self.silence(site, activity)).await {
-            self.reset(code, text);
+        match select(relayed, self.silence(site, activity)).await {
+            Either::Left(true) => self.log(Code::SiteReset, &format!("{}:{}: {BROKEN_OFF}", self.host, self.port)),
+            Either::Left(false) => {}
+            Either::Right((code, text)) => self.reset(code, text),
         }
     }
 

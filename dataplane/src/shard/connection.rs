@@ -17,6 +17,7 @@ use super::runtime::{self, Socket};
 use super::signal::Signal;
 use crate::error::Error;
 use crate::limits::{CLOSE_LINGER, LINK_READ_BYTES, LINK_READ_BYTES_MIN};
+use crate::mux::Code;
 use crate::tls::{Opener, Record, Sealer};
 
 /// One TCP connection of a link, after its handshake.
@@ -126,7 +127,7 @@ fn open_records(
     opener: &mut Opener,
     input: &mut BytesMut,
 ) -> Result<bool, Error> {
-    link.with(shard, |session, budget, now| {
+    let opened = link.with(shard, |session, budget, now| {
         while let Some(record) = opener.open(now, input)? {
             match record {
                 Record::Data(bytes) => session.handle_bytes(now, budget, bytes),
@@ -136,7 +137,14 @@ fn open_records(
             }
         }
         Ok(false)
-    })
+    });
+    let turned_away = shard.0.budget.borrow_mut().take_turned_away();
+    if turned_away > 0 {
+        let name = Code::Limit.name();
+        let line = || format!("{name}: streams beyond --max-streams were turned away: {turned_away}");
+        shard.log_error(name, line);
+    }
+    opened
 }
 
 pub(super) async fn write(shard: Shard, link: Rc<Link>, connection: Rc<Connection>) {

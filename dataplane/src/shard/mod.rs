@@ -15,6 +15,7 @@ pub mod buffers;
 mod connection;
 mod cut_over;
 mod dial;
+mod errors;
 mod landings;
 mod link;
 mod linked;
@@ -57,6 +58,7 @@ use crate::settings::{Settings, Times};
 use crate::stats::Counters;
 use crate::time::Time;
 use buffers::Buffers;
+use errors::ErrorLines;
 use landings::Landings;
 use link::Link;
 use mailbox::{Attached, Command, Event, Inbox, Outbox};
@@ -88,6 +90,7 @@ struct Inner {
     all_counters: Vec<Arc<Counters>>,
     counters: Arc<Counters>,
     events: Outbox<Event>,
+    error_lines: ErrorLines,
     /// Of all shards, this one included.
     shards: Vec<Outbox<Command>>,
     waiting: Waiting,
@@ -192,7 +195,7 @@ impl Shard {
         }
     }
 
-    /// The settings in force, whole. Not on the path of a request: the count of their holders is shared by all shards.
+    /// The settings in force, whole.
     pub fn settings(&self) -> Arc<Settings> {
         self.0.settings.borrow().clone()
     }
@@ -293,9 +296,22 @@ impl Shard {
         usize::try_from(self.0.counters.connections.value()).map_or(usize::MAX, |local| local + links)
     }
 
-    /// Counts a failure that a browser is told of: a row of [`crate::http::page::CAUSES`].
-    pub fn count_error(&self, name: &str) {
+    /// Counts a failure that a browser is told of, by the name of a row of [`crate::http::page::CAUSES`], and logs it.
+    pub fn tell_error(&self, name: &str, line: impl FnOnce() -> String) {
         self.0.counters.error(name);
+        self.log_error(name, line);
+    }
+
+    /// Logs a failure of this name, unless another one was logged a moment ago.
+    pub fn log_error(&self, name: &str, line: impl FnOnce() -> String) {
+        let Some(unwritten) = self.0.error_lines.due(name, runtime::now()) else {
+            return;
+        };
+        let mut text = line();
+        if unwritten > 0 {
+            text = format!("{text} (and {unwritten} more of this name before)");
+        }
+        self.log(Level::Info, text);
     }
 
     /// Counts a local connection while the guard lives.
@@ -606,7 +622,7 @@ impl Shard {
     /// rules.
     fn rule(&self, settings: Arc<Settings>, versions: &[([u8; 16], u32)]) {
         let Role::Endpoint(members) = &self.0.role else { return };
-        let last = self.0.settings.replace(settings);
+        let last = self.0.settings.replace(settings.own());
         if let Some(cache) = self.0.cache.as_ref().filter(|_| *last.rules != *self.rules()) {
             // Each shard does: what others stored under the rules before goes with the last one's.
             cache.clear();
@@ -624,7 +640,7 @@ impl Shard {
     fn reload(&self, settings: Arc<Settings>) {
         let version = settings.version;
         let json = settings.json.clone();
-        self.0.settings.replace(settings);
+        self.0.settings.replace(settings.own());
         let lit = self
             .0
             .all_counters

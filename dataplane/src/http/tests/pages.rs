@@ -50,6 +50,10 @@ fn pages_escape_and_hold_no_credentials() {
         text.contains("<p>via http://***@proxy:3128 and ***@host &lt;b&gt;</p>"),
         "{text}"
     );
+    assert_eq!(
+        page.line(),
+        "upstream-proxy: http://***@a.test: via http://***@proxy:3128 and ***@host <b>"
+    );
     let long = Page {
         detail: &"ä".repeat(10_000),
         ..Page::new("dns", 1)
@@ -83,4 +87,36 @@ fn plain_answers() {
     let n = Finder::response().find(&answer).unwrap().unwrap();
     assert_eq!(&answer[n..], b"0123");
     assert!(!Response::parse(&answer[..n], "GET", false).unwrap().keep_alive);
+}
+
+#[test]
+fn lines_of_a_log_name_a_site_once() {
+    let line = |url: &str, detail: &str| {
+        Page {
+            url: url.as_bytes(),
+            detail,
+            ..Page::new("refused", 1)
+        }
+        .line()
+    };
+    assert_eq!(
+        line("http://a.test:81/x?y", "the rule is /x"),
+        "refused: http://a.test:81: the rule is /x"
+    );
+    assert_eq!(
+        line("http://a.test/", "a.test:80: nobody listens"),
+        "refused: a.test:80: nobody listens"
+    );
+    assert_eq!(
+        line("a.test:443", "a.test: no such name"),
+        "refused: a.test: no such name"
+    );
+    assert_eq!(
+        line("[::1]:443", "[::1]:443: nobody listens"),
+        "refused: [::1]:443: nobody listens"
+    );
+    assert_eq!(line("a.test:443", ""), "refused: a.test:443");
+    assert_eq!(line("", "a head\r\nthat is none"), "refused: a head that is none");
+    assert_eq!(line("", ""), "refused");
+    assert!(line("", &"\u{e4}".repeat(10_000)).len() < 3_000);
 }
