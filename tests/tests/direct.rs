@@ -1,9 +1,12 @@
 //! `-D` and `-t`: what goes past the tunnel is dialled by the cloud, and only if it is on the internet. The cloud is in
 //! one network namespace, `sc` and both sites are in another one; one site has an address of the internet there.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -19,12 +22,14 @@ both_drivers![
     what_is_direct_goes_past_the_tunnel,
     what_is_not_for_the_tunnel_is_direct,
     the_internet_and_nothing_else,
-    no_spelling_leads_to_the_clouds_own_host
+    no_spelling_leads_to_the_clouds_own_host,
+    no_name_server_leads_there_either
 ];
 
 /// Of the site that is on the internet; in no list of special addresses.
 const INTERNET: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 14);
-const HOSTS: [(&str, &str); 9] = [
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const HOSTS: [(&str, &str); 11] = [
     ("127.0.0.1", "localhost"),
     ("93.184.215.14", "cdn.test"),
     ("93.184.215.14", "www.cdn.test"),
@@ -34,6 +39,8 @@ const HOSTS: [(&str, &str); 9] = [
     ("127.0.0.1", "loopback.cdn.test"),
     ("::1", "loopback6.cdn.test"),
     ("10.99.0.1", "cloud.cdn.test"),
+    ("10.99.0.1", "half.cdn.test"),
+    ("10.99.0.2", "half.cdn.test"),
 ];
 const PORT: u16 = 8_080;
 const TLS_PORT: u16 = 8_443;
@@ -207,9 +214,16 @@ fn the_internet_and_nothing_else(driver: Driver) {
             let answer = client.get(&format!("http://{host}:{port}/")).unwrap();
             refused(&answer, 403, "denied", "own ports are not reached");
         }
+        let other = format!("half.cdn.test:{port}");
+        refused(
+            &client.get(&format!("http://{other}/")).unwrap(),
+            502,
+            "refused",
+            &other,
+        );
     }
     let errors = &stage.cloud.tunnel(&tunnel.id)["culvert"]["errors"];
-    assert_eq!(errors, &serde_json::json!({ "denied": 10, "dns": 1, "refused": 1 }));
+    assert_eq!(errors, &serde_json::json!({ "denied": 10, "dns": 1, "refused": 3 }));
     // Without a broker nobody dials, and kept connections serve on.
     let direct = format!("http://{INTERNET}:{PORT}");
     client.download(&direct, 2, 10_000, "").unwrap();
@@ -285,5 +299,150 @@ fn no_spelling_leads_to_the_clouds_own_host(driver: Driver) {
     for listener in secret {
         listener.set_nonblocking(true).unwrap();
         assert!(listener.accept().is_err(), "the cloud's own host was asked");
+    }
+}
+
+/// Names, each with its addresses at one look-up, at the next one, and so on from the first again.
+type Zone = [(&'static str, &'static [&'static [&'static str]])];
+
+/// What a name server of strangers says.
+const ZONE: &Zone = &[
+    ("loopback.half.test", &[&["93.184.215.14", "127.0.0.1"]]),
+    ("metadata.half.test", &[&["169.254.169.254", "93.184.215.14"]]),
+    ("cloud.half.test", &[&["10.99.0.1", "93.184.215.14"]]),
+    ("loopback6.half.test", &[&["::1", "93.184.215.14"]]),
+    ("mapped.half.test", &[&["::ffff:127.0.0.1", "93.184.215.14"]]),
+    (
+        "mapped-metadata.half.test",
+        &[&["::ffff:169.254.169.254", "93.184.215.14"]],
+    ),
+    ("mapped.test", &[&["::ffff:127.0.0.1"]]),
+    (
+        "none-is-good.test",
+        &[&["127.0.0.1", "169.254.169.254", "::1", "::ffff:10.99.0.1", "fe80::1"]],
+    ),
+    ("rebinds.test", &[&["93.184.215.14"], &["127.0.0.1"]]),
+    ("rebinds-to-metadata.test", &[&["93.184.215.14"], &["169.254.169.254"]]),
+    ("rebinds-to-mapped.test", &[&["93.184.215.14"], &["::ffff:127.0.0.1"]]),
+];
+
+/// In the world only: from now on it looks names up here.
+fn serve_names(folder: &Path) {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53)).unwrap();
+    let own = folder.join("resolv.conf");
+    fs::write(&own, "nameserver 127.0.0.1\n").unwrap();
+    let bound = Command::new("mount")
+        .arg("--bind")
+        .arg(&own)
+        .arg("/etc/resolv.conf")
+        .status();
+    assert!(bound.unwrap().success());
+    thread::spawn(move || {
+        let (mut turns, mut query) = (BTreeMap::new(), [0; 512]);
+        while let Ok((length, asker)) = socket.recv_from(&mut query) {
+            let answer = answer(&query[..length], &mut turns);
+            socket.send_to(&answer, asker).unwrap();
+        }
+    });
+}
+
+/// Of the name server (RFC 1035 section 4.1).
+fn answer(query: &[u8], turns: &mut BTreeMap<&'static str, usize>) -> Vec<u8> {
+    const HEADER_BYTES: usize = 12;
+    const A: u8 = 1;
+    const AAAA: u8 = 28;
+    let (mut labels, mut at) = (Vec::new(), HEADER_BYTES);
+    while query[at] != 0 {
+        let end = at + 1 + usize::from(query[at]);
+        labels.push(std::str::from_utf8(&query[at + 1..end]).unwrap());
+        at = end;
+    }
+    let (name, kind) = (labels.join("."), query[at + 2]);
+    let mut told = query[..at + 5].to_vec();
+    told[8..HEADER_BYTES].fill(0);
+    let Some((name, lists)) = ZONE.iter().find(|(known, _)| *known == name) else {
+        told[2..8].copy_from_slice(&[0x81, 0x83, 0, 1, 0, 0]);
+        return told;
+    };
+    // A look-up asks for both kinds, and for this one first.
+    let turn = turns.entry(name).or_default();
+    *turn += usize::from(kind == A);
+    let addresses = lists[turn.saturating_sub(1) % lists.len()];
+    let mut count = 0;
+    for address in addresses.iter().map(|text| text.parse().unwrap()) {
+        let octets = match (kind, address) {
+            (A, IpAddr::V4(v4)) => v4.octets().to_vec(),
+            (AAAA, IpAddr::V6(v6)) => v6.octets().to_vec(),
+            _ => continue,
+        };
+        // The name of the question; nobody is to keep it for a second.
+        told.extend([
+            0xc0,
+            HEADER_BYTES as u8,
+            0,
+            kind,
+            0,
+            1,
+            0,
+            0,
+            0,
+            0,
+            0,
+            octets.len() as u8,
+        ]);
+        told.extend(octets);
+        count += 1;
+    }
+    told[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, count]);
+    told
+}
+
+/// Names that have addresses of the cloud's own host beside one of the internet, or after it: the latter is dialled or none.
+fn no_name_server_leads_there_either(driver: Driver) {
+    /// Nobody listens there at the address of the internet.
+    const SECRET: u16 = 9_000;
+    let Some(stage) = Stage::set(driver, "no_name_server_leads_there_either", &[]) else {
+        return;
+    };
+    serve_names(stage.folder.path());
+    stage.inner.add_address(METADATA);
+    let tunnel = stage.tunnel(&["-t", "intern.test"]);
+    let at = |address: IpAddr| [PORT, SECRET].map(|port| TcpListener::bind((address, port)).unwrap());
+    let own = at(Ipv6Addr::UNSPECIFIED.into());
+    let metadata = stage.inner.within(|| at(METADATA.into()));
+
+    let (half, others): (Vec<_>, Vec<_>) = ZONE.iter().partition(|(name, _)| name.ends_with(".half.test"));
+    for (done, (name, _)) in half.iter().enumerate() {
+        let mut client = tunnel.client();
+        client
+            .download(&format!("http://{name}:{PORT}"), 1, 10_000, "")
+            .unwrap();
+        assert_eq!(stage.seen(INTERNET, "/bytes"), done as u64 + 1, "{name}");
+        let url = format!("{name}:{SECRET}");
+        refused(&client.get(&format!("http://{url}/")).unwrap(), 502, "refused", &url);
+        let answer = connect(tunnel.proxy, &url).unwrap().unwrap_err();
+        refused(&answer, 502, "refused", &url);
+    }
+    for (name, lists) in others {
+        // Each of its own connection, and none is kept: there is a look-up each time.
+        let asked = || {
+            let url = format!("http://{name}:{PORT}/bytes?seed=1&length=10&close");
+            tunnel.client().get(&url).unwrap()
+        };
+        let (good, bad): (Vec<_>, Vec<_>) = (0..6).map(|_| asked()).partition(|answer| answer.status() == 200);
+        for answer in &bad {
+            refused(answer, 403, "denied", "only the internet");
+        }
+        assert_eq!((good.is_empty(), bad.is_empty()), (lists.len() == 1, false), "{name}");
+    }
+    for (listener, address) in own
+        .iter()
+        .map(|listener| (listener, Ipv4Addr::LOCALHOST))
+        .chain(metadata.iter().map(|listener| (listener, METADATA)))
+    {
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err(), "{address} was asked");
+        let _own = TcpStream::connect((address, listener.local_addr().unwrap().port())).unwrap();
+        listener.accept().expect("whoever asks is noticed");
     }
 }

@@ -2,7 +2,7 @@
 //! that says nothing. All in namespaces of the test's own.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -18,6 +18,8 @@ both_drivers![names_are_the_tunnel_hosts];
 
 /// Nobody answers there: what is sent into the device is gone.
 const DEAD: &str = "2001:db8:99::2";
+/// No browser may reach it, whatever names it.
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const PORT: u16 = 8_080;
 /// For a machine that does other things too.
 const MARGIN: Duration = Duration::from_secs(4);
@@ -71,6 +73,9 @@ fn names_are_the_tunnel_hosts(driver: Driver) {
             (DEAD, "dead.test"),
             ("127.0.0.2", "moving.test"),
             ("169.254.169.254", "rebound.test"),
+            ("169.254.169.254", "half.test"),
+            ("127.0.0.2", "half.test"),
+            ("127.0.0.2", "rebinding.test"),
         ],
     );
     bind(
@@ -78,6 +83,8 @@ fn names_are_the_tunnel_hosts(driver: Driver) {
         "resolv.conf",
         &format!("nameserver {DEAD}\noptions timeout:60 attempts:1\n"),
     );
+    run("ip", &["address", "add", &METADATA.to_string(), "dev", "lo"]);
+    let metadata = TcpListener::bind((METADATA, PORT)).unwrap();
     let (first, second) = (site(2), site(3));
     let cloud = Cloud::start(driver);
     let tunnel = cloud.start_tunnel_with(&["--shards", "1", "--http-dial-timeout", "1s"]);
@@ -90,6 +97,10 @@ fn names_are_the_tunnel_hosts(driver: Driver) {
     assert_eq!((status, error.as_str()), (504, "connect-timeout"));
     let (status, error, _) = get(&tunnel, "rebound.test");
     assert_eq!((status, error.as_str()), (403, "denied"));
+    // Of several addresses those that are denied are left out, and what is left is all there is.
+    assert_eq!(get(&tunnel, "half.test").0, 200);
+    let other_port = tunnel.client().get("http://half.test:9/").unwrap();
+    assert_eq!(other_port.head.field("Culvert-Error"), Some("refused"));
 
     thread::scope(|scope| {
         // The name server says nothing, and nobody else waits for it, though nobody is left to ask it.
@@ -102,13 +113,17 @@ fn names_are_the_tunnel_hosts(driver: Driver) {
             });
         }
         let known = Instant::now();
-        for name in ["moving.test", "127.0.0.2", "both.test"] {
+        for name in ["rebinding.test", "moving.test", "127.0.0.2", "both.test"] {
             let (status, _, took) = get(&tunnel, name);
             assert_eq!(status, 200, "{name}");
             assert!(took < LOOKUP_TIME_MAX / 4, "{name} took {took:?}");
         }
         // A name that has moved is where it was, until it is looked up anew.
-        fs::write(folder.path().join("hosts"), "127.0.0.3 moving.test\n").unwrap();
+        fs::write(
+            folder.path().join("hosts"),
+            format!("127.0.0.3 moving.test\n{METADATA} rebinding.test\n"),
+        )
+        .unwrap();
         let before = second.counters().requests;
         first.close_connections();
         assert_eq!(get(&tunnel, "moving.test").0, 200);
@@ -120,6 +135,9 @@ fn names_are_the_tunnel_hosts(driver: Driver) {
             first.close_connections();
             assert_eq!(get(&tunnel, "moving.test").0, 200);
         }
+        // Where it has moved is looked at as it was the first time.
+        let (status, error, _) = get(&tunnel, "rebinding.test");
+        assert_eq!((status, error.as_str()), (403, "denied"));
     });
     // Nobody but the silent name server may know it now: it is where it was, which is waited for once.
     fs::write(folder.path().join("hosts"), "127.0.0.1 localhost\n").unwrap();
@@ -132,4 +150,8 @@ fn names_are_the_tunnel_hosts(driver: Driver) {
         assert!(took < LOOKUP_STALE_AFTER + MARGIN, "{took:?}");
     }
     tunnel.stop();
+    metadata.set_nonblocking(true).unwrap();
+    assert!(metadata.accept().is_err(), "the metadata service was asked");
+    let _own = TcpStream::connect((METADATA, PORT)).unwrap();
+    metadata.accept().expect("whoever asks it is noticed");
 }

@@ -176,3 +176,27 @@ fn read_names(mut value: Bytes) -> Result<Vec<String>, &'static str> {
     }
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn good_certificates_are_alike_and_bad_ones_are_not() {
+        let seen = |verdict, leaf| Seen {
+            verdict,
+            leaf: [leaf; 32],
+            ..Seen::default()
+        };
+        let is_as = |one: &Seen, other: &Seen| one.is_as(&other.shown());
+        let (good, bad) = (Verdict::GOOD, Verdict::EXPIRED);
+        assert!(is_as(&seen(good, 1), &seen(good, 1)));
+        assert!(is_as(&seen(good, 1), &seen(good, 2)));
+        assert!(is_as(&seen(bad, 1), &seen(bad, 1)));
+        assert!(!is_as(&seen(bad, 1), &seen(bad, 2)));
+        assert!(!is_as(&seen(good, 1), &seen(bad, 1)));
+        assert!(!is_as(&seen(bad, 1), &seen(good, 1)));
+        let worse = bad.and(Verdict::UNTRUSTED);
+        assert!(!is_as(&seen(bad, 1), &seen(worse, 1)));
+    }
+}

@@ -3,6 +3,7 @@
 mod defects;
 mod hostile;
 mod mirror;
+mod names;
 mod openssl;
 mod pki;
 mod reports;

@@ -1,0 +1,175 @@
+//! What `sc` says to a site in TLS, and whom it believes there.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use tests::both_drivers;
+use tests::certificate::{self, Company};
+use tests::cloud::{Cloud, Driver, Tunnel};
+use tests::http::connect;
+use tests::origin::Origin;
+use tests::process::{PATIENCE, Process};
+use tests::tls;
+
+both_drivers![a_site_is_asked_for_by_its_name, the_systems_roots_count];
+
+const NAMES: &[&str] = &["localhost", "app.localhost", "127.0.0.1", "::1"];
+
+/// A tunnel whose `sc` finds the system's roots in this file, or where this system has them.
+fn tunnel(cloud: &Cloud, roots: Option<&Path>) -> Tunnel {
+    let folder = tempfile::tempdir().unwrap();
+    let mut sc = cloud.bumping_sc(&folder.path().join("sc.log"));
+    sc.arg("--pidfile").arg(folder.path().join("sc.pid"));
+    sc.args(["--shards", "1"]);
+    sc.env_remove("SSL_CERT_DIR").env_remove("SSL_CERT_FILE");
+    sc.envs(roots.map(|file| ("SSL_CERT_FILE", file)));
+    cloud.adopt(Process::start(&mut sc), folder)
+}
+
+fn company(cloud: &Cloud) -> (Company, PathBuf) {
+    let company = Company::new();
+    let file = cloud.state.path().join("company.pem");
+    fs::write(&file, &company.root_pem).unwrap();
+    (company, file)
+}
+
+/// A ClientHello's extensions, by their numbers.
+type Extensions = BTreeMap<usize, Vec<u8>>;
+const SERVER_NAME: usize = 0;
+const PROTOCOLS: usize = 16;
+const SESSION: usize = 41;
+
+/// A way to the site, on every local address, that tells what its clients say first.
+fn overheard(site: SocketAddr) -> (u16, Receiver<Extensions>) {
+    let listener = TcpListener::bind("[::]:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, told) = channel();
+    thread::spawn(move || {
+        for near in listener.incoming() {
+            let (mut near, mut far) = (near.unwrap(), TcpStream::connect(site).unwrap());
+            let record = record(&mut near).unwrap();
+            far.write_all(&record).unwrap();
+            let heard = extensions(&record).expect("a ClientHello");
+            // The test may have seen all it wants.
+            let _ = tell.send(heard);
+            let back = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            for (mut from, mut to) in [(near, far), back] {
+                thread::spawn(move || {
+                    let _ = io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    (port, told)
+}
+
+/// One of TLS (RFC 8446 section 5.1).
+fn record(from: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut record = vec![0; 5];
+    from.read_exact(&mut record)?;
+    let length = usize::from(u16::from_be_bytes([record[3], record[4]]));
+    record.resize(5 + length, 0);
+    from.read_exact(&mut record[5..])?;
+    Ok(record)
+}
+
+/// RFC 8446 section 4.1.2. As they stand there: a server's own reading would not show what must not be there.
+fn extensions(record: &[u8]) -> Option<Extensions> {
+    // Headers of record and handshake, version and random.
+    let mut rest = record.get(5 + 4 + 2 + 32..)?;
+    for width in [1, 2, 1] {
+        vector(&mut rest, width)?;
+    }
+    let mut rest = vector(&mut rest, 2)?;
+    let mut found = Extensions::new();
+    while !rest.is_empty() {
+        let number = take(&mut rest, 2)?;
+        found.insert(value(number), vector(&mut rest, 2)?.to_vec());
+    }
+    Some(found)
+}
+
+/// What is preceded by its length, a number of so many bytes.
+fn vector<'a>(rest: &mut &'a [u8], width: usize) -> Option<&'a [u8]> {
+    let length = value(take(rest, width)?);
+    take(rest, length)
+}
+
+fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (taken, left) = rest.split_at_checked(length)?;
+    *rest = left;
+    Some(taken)
+}
+
+fn value(number: &[u8]) -> usize {
+    number.iter().fold(0, |n, byte| n << 8 | usize::from(*byte))
+}
+
+/// By its name, if it has one (RFC 6066 section 3: no address, no dot at the end), and for HTTP/1.1; in the first handshake
+/// and in one that resumes its session.
+fn a_site_is_asked_for_by_its_name(driver: Driver) {
+    let cloud = Cloud::start(driver);
+    let (company, roots) = company(&cloud);
+    let tunnel = tunnel(&cloud, Some(&roots));
+    let origin = Origin::of(company.site(NAMES, |_| {}));
+    let (port, told) = overheard(origin.https);
+    let trust = tls::trust_file(&cloud.ca()).unwrap();
+    for (host, named) in [
+        ("localhost", Some("localhost")),
+        ("localhost.", Some("localhost")),
+        ("app.localhost", Some("app.localhost")),
+        ("127.0.0.1", None),
+        ("[::1]", None),
+    ] {
+        let site = format!("{host}:{port}");
+        let name = host.trim_matches(['[', ']']).trim_end_matches('.');
+        let socket = connect(tunnel.proxy, &site).unwrap().unwrap();
+        let mut client = tls::client(&trust, name, socket).unwrap().of_host(&site);
+        for resumes in [false, true] {
+            assert_eq!(client.get("/echo-head").unwrap().status(), 200, "{host}");
+            let heard = told.recv_timeout(PATIENCE).unwrap();
+            assert!(heard.contains_key(&SESSION) || !resumes, "{host}");
+            let list = named.map(|name| {
+                let length = name.len() as u8;
+                [&[0, length + 3, 0, 0, length], name.as_bytes()].concat()
+            });
+            assert_eq!(heard.get(&SERVER_NAME), list.as_ref(), "{host}, {resumes}");
+            assert_eq!(heard[&PROTOCOLS], b"\0\x09\x08http/1.1", "{host}, {resumes}");
+            origin.close_connections();
+        }
+    }
+    tunnel.stop();
+}
+
+/// A company's root among them makes its sites good; without it they are as bad as they are for a browser beside `sc`.
+fn the_systems_roots_count(driver: Driver) {
+    let cloud = Cloud::start(driver);
+    let (company, roots) = company(&cloud);
+    let origin = Origin::of(company.site(NAMES, |_| {}));
+    let trust = tls::trust_file(&cloud.ca()).unwrap();
+    for (roots, good) in [(Some(&*roots), true), (None, false)] {
+        let tunnel = tunnel(&cloud, roots);
+        let open = |trust| {
+            let client = tls::client_through(tunnel.proxy, trust, "localhost", origin.https.port());
+            client.map(|client| client.expect("CONNECT is answered with 200"))
+        };
+        match open(&trust) {
+            Ok(mut client) => {
+                assert!(good, "nobody vouches for it");
+                assert_eq!(client.get("/echo-head").unwrap().status(), 200);
+            }
+            Err(error) => {
+                assert!(!good && error.to_string().contains("UnknownIssuer"), "{error}");
+                let mut client = open(&certificate::careless()).unwrap();
+                assert_eq!(client.get("/echo-head").unwrap().status(), 200);
+            }
+        }
+        tunnel.stop();
+    }
+}
