@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::limits;
 use crate::rules::Rules;
 
@@ -12,7 +14,7 @@ pub struct Settings {
     /// Rises with each reload; named by every OPEN.
     pub version: u32,
     /// Canonical JSON (sorted keys, no white space) of the rules, as SETTINGS carries it.
-    pub json: Vec<u8>,
+    pub json: Bytes,
     /// Compiled from `json`, where this side enforces them.
     pub rules: Arc<Rules>,
     /// Of this process alone: the other side has its own.
@@ -20,8 +22,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// A copy for one thread alone. What a search of `-F` needs is kept for eight threads: further ones that share a set make
-    /// their own, each time.
+    /// A copy for one thread alone. What a search of `-F` needs is kept in eight places of a set: of threads that meet at one
+    /// all but the first would make it anew. Lists and texts are shared.
     pub fn own(&self) -> Arc<Self> {
         Arc::new(Self {
             rules: Arc::new(Rules::clone(&self.rules)),

@@ -33,7 +33,7 @@ impl Tunnel {
         );
         let settings = Arc::new(Settings {
             version: 1,
-            json: b"{}".to_vec(),
+            json: b"{}".as_slice().into(),
             ..Settings::default()
         });
         let (broker, browsers) =

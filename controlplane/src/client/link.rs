@@ -77,7 +77,7 @@ impl Links {
             settings: Arc::new(Settings {
                 version: 1,
                 rules: Arc::new(compiled),
-                json: rules,
+                json: rules.into(),
                 times: config.times,
             }),
             driver: config.driver,

@@ -162,7 +162,7 @@ impl Agreement {
         let agreed = self.proposals.swap_remove(at);
         self.settings = Arc::new(Settings {
             version: self.settings.version,
-            json: agreed.json,
+            json: agreed.json.into(),
             rules: Arc::new(agreed.rules),
             times: self.settings.times,
         });
@@ -229,7 +229,7 @@ mod tests {
     fn pool(members: &[MemberId]) -> Agreement {
         let settings = Settings {
             version: 1,
-            json: rules("old"),
+            json: rules("old").into(),
             ..Settings::default()
         };
         let mut agreement = Agreement::new(Arc::new(settings), PATIENCE);

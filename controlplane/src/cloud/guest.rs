@@ -91,7 +91,7 @@ async fn start(control: Seqpacket, mut refused: Vec<String>) -> Result<Guest, St
                 let settings = Arc::new(Settings {
                     version,
                     rules: Arc::new(api::rules(&rules)?),
-                    json: rules,
+                    json: rules.into(),
                     times: times.times(),
                 });
                 let parsed = |ca: TunnelCa| ca.parsed().ok_or("its CA is damaged");

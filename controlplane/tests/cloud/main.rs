@@ -509,7 +509,7 @@ fn client(cloud: &Cloud, tunnel: &Value, identity: &Arc<Identity>) -> Client {
         identity: Arc::clone(identity),
         settings: Arc::new(Settings {
             version: 1,
-            json: TunnelRequest::default().settings_json(),
+            json: TunnelRequest::default().settings_json().into(),
             ..Settings::default()
         }),
         driver: Driver::Auto,

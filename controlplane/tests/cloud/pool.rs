@@ -43,7 +43,7 @@ fn reload(client: &Client, version: u32, rules: &TunnelRequest) {
     let json = rules.settings_json();
     client.reload(Arc::new(Settings {
         version,
-        json,
+        json: json.into(),
         ..Settings::default()
     }));
 }

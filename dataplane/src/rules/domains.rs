@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use super::name::Name;
 use crate::limits::HOST_BYTES_MAX;
@@ -11,7 +12,7 @@ use crate::limits::HOST_BYTES_MAX;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Domains {
     all: bool,
-    names: HashMap<Box<[u8]>, Scope>,
+    names: Arc<HashMap<Box<[u8]>, Scope>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +28,10 @@ impl Domains {
     /// # Errors
     /// A sentence that names the first entry that is no domain.
     pub fn parse(list: &[String], knows_all: bool) -> Result<Self, String> {
-        let mut domains = Self::default();
+        let (mut all, mut names) = (false, HashMap::new());
         for entry in list {
             if knows_all && entry.eq_ignore_ascii_case("all") {
-                domains.all = true;
+                all = true;
                 continue;
             }
             let (name, scope) = parse(entry).ok_or_else(|| {
@@ -39,12 +40,15 @@ impl Domains {
                      and names that are not ASCII as xn--…"
                 )
             })?;
-            let known = domains.names.entry(name.into_boxed_slice()).or_insert(scope);
+            let known = names.entry(name.into_boxed_slice()).or_insert(scope);
             if *known != scope {
                 *known = Scope::Both;
             }
         }
-        Ok(domains)
+        Ok(Self {
+            all,
+            names: Arc::new(names),
+        })
     }
 
     pub fn is_empty(&self) -> bool {

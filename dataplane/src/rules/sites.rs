@@ -1,6 +1,7 @@
 //! Lists of sites, as `-a` names them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::name::Name;
 use crate::http::Authority;
@@ -8,7 +9,10 @@ use crate::http::Authority;
 /// Sites, each a host and a port: exactly these, no sub-domain and no other port. Case does not matter, nor does a dot at
 /// the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sites(HashMap<Box<[u8]>, HashMap<u16, usize>>);
+pub struct Sites(Arc<HashMap<Box<[u8]>, Ports>>);
+
+/// Each with its place in the list.
+type Ports = HashMap<u16, usize>;
 
 impl Sites {
     /// Of texts `host:port`; an IPv6 address has brackets.
@@ -16,15 +20,15 @@ impl Sites {
     /// # Errors
     /// A sentence that names the first text that is none.
     pub fn parse(sites: &[String]) -> Result<Self, String> {
-        let mut all = Self::default();
+        let mut all = HashMap::<_, Ports>::new();
         for (place, text) in sites.iter().enumerate() {
             let site = Authority::parse(text.as_bytes()).ok();
             let named = site.and_then(|site| Some((Name::of(site.host)?, site.port?)));
             let (name, port) = named.ok_or_else(|| format!("{text:?} is no host with a port (example.com:80)"))?;
-            let ports = all.0.entry(name.to_vec().into_boxed_slice()).or_default();
+            let ports = all.entry(name.to_vec().into_boxed_slice()).or_default();
             ports.entry(port).or_insert(place);
         }
-        Ok(all)
+        Ok(Self(Arc::new(all)))
     }
 
     /// Whether this is one of them; `host` without brackets.

@@ -314,7 +314,7 @@ impl Link {
     fn settings_acked(self: &Rc<Self>, shard: &Shard, version: u32, accepted: bool, text: &Bytes) {
         let settings = shard.settings();
         if shard.side() == Side::Client && version < settings.version && accepted {
-            let json = Bytes::copy_from_slice(&settings.json);
+            let json = settings.json.clone();
             self.with(shard, |s, _, _| s.send_settings(settings.version, json));
             return;
         }

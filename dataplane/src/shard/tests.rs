@@ -257,7 +257,7 @@ impl Pair {
         }
         let settings = Arc::new(Settings {
             version: 1,
-            json: b"{}".to_vec(),
+            json: b"{}".as_slice().into(),
             ..Settings::default()
         });
         let config = EndpointConfig {
@@ -311,7 +311,7 @@ impl Pair {
             identity: self.identity.clone(),
             settings: Arc::new(Settings {
                 version: 1,
-                json: b"{}".to_vec(),
+                json: b"{}".as_slice().into(),
                 ..Settings::default()
             }),
             driver: self.driver,

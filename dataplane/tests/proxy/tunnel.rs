@@ -75,7 +75,7 @@ impl Tunnel {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         let settings = Arc::new(Settings {
             version: SETTINGS,
-            json: b"{}".to_vec(),
+            json: b"{}".as_slice().into(),
             ..Settings::default()
         });
         let config = EndpointConfig {
