@@ -207,8 +207,9 @@ pub const OPEN_PACE: Duration = Duration::from_millis(50);
 pub const COMMANDS_MAX: usize = 1_024;
 /// Events that wait for the control thread; lines of the log are dropped above half of it.
 pub const EVENTS_MAX: usize = 4_096;
-/// A shard logs one error that a browser is told of, of each name; of those within this time it says how many there were.
-pub const ERROR_LINES_APART: Duration = Duration::from_secs(1);
+/// Between two lines about errors of one name that browsers are told of: all shards together write no more than if they were
+/// one.
+pub const ERROR_LINES_APART: Duration = Duration::from_secs(2);
 /// Messages with browsers' descriptors read in one turn.
 pub const BROWSER_MESSAGES_PER_TURN: usize = 16;
 /// Descriptors in one of these messages.

@@ -36,6 +36,7 @@ both_drivers![
     hosts_can_be_left_alone,
     a_known_site_is_dialled_with_the_first_request,
     what_cannot_be_reached_is_a_page,
+    what_cannot_be_reached_any_more_is_told,
     apps_that_pin_their_site_are_left_alone,
     a_site_that_speaks_first_is_relayed,
     what_passes_is_a_page_and_teaches_nothing,
@@ -463,6 +464,24 @@ fn what_cannot_be_reached_is_a_page(driver: Driver) {
     // Elsewhere it may be anything, and the answer to CONNECT says it.
     let refused = connect(world.tunnel.proxy, "127.211.3.7:444").unwrap();
     assert_blocked(&refused.expect_err("nobody listens"), "refused");
+}
+
+/// It was known, so that the answer to CONNECT has been before it is dialled for a browser that wants the site itself.
+fn what_cannot_be_reached_any_more_is_told(driver: Driver) {
+    let world = World::start(driver);
+    let origin = world.origin();
+    world.browser(&origin).unwrap().download("", 1, 1_000, "").unwrap();
+    let (site, port) = (origin.https, origin.https.port());
+    drop(origin);
+    until("nobody listens", || TcpStream::connect(site).is_err());
+    let roots = tls::read(&world.cloud.ca()).unwrap();
+    let foreign = certificate::client_config_of(&roots, rustls::ALL_VERSIONS, &["acme-tls/1"]);
+    let cut = tls::client_through(world.tunnel.proxy, &foreign, "localhost", port);
+    cut.map(|_| ()).expect_err("there is no site");
+    let counted = || world.cloud.tunnel(&world.tunnel.id)["culvert"]["errors"]["refused"] == 1;
+    until("it is counted", counted);
+    let line = format!(" INFO refused: localhost:{port}: ");
+    until("it is logged", || world.cloud.process.stderr().contains(&line));
 }
 
 fn apps_that_pin_their_site_are_left_alone(driver: Driver) {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use dataplane::limits;
+use dataplane::http::page::CAUSES;
+use dataplane::limits::{self, ERROR_LINES_APART};
 
 // ── Tunnels ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -121,6 +122,8 @@ pub const RELAUNCH_PAUSE: Duration = Duration::from_millis(100);
 /// Lines of one endpoint that reach the log: at once, and a second.
 pub const LINES_BURST: u32 = 200;
 pub const LINES_PER_SECOND: u32 = 20;
+/// Errors of all names leave room for other lines.
+const _: () = assert!(CAUSES.len() as u64 <= ERROR_LINES_APART.as_secs() * LINES_PER_SECOND as u64 * 3 / 4);
 /// Files of what endpoints wrote to stderr (panics) that are kept; each is one tunnel's.
 pub const STDERR_FILES_MAX: usize = 100;
 /// `serve` is gone: its endpoints wait this long for another one.

@@ -221,7 +221,13 @@ pub fn decode(text: &str) -> io::Result<Vec<u8>> {
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
-/// `text` cut to [`ENDPOINT_TEXT_BYTES_MAX`] bytes, without control characters.
+/// They end lines, or turn the direction in which one is read (Unicode standard annex 9, section 2).
+const DIRECTIONS: &[char] = &[
+    '\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}',
+    '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
+];
+
+/// `text` cut to [`ENDPOINT_TEXT_BYTES_MAX`] bytes, without characters that control how it is shown.
 pub fn clean(text: &str) -> String {
     let mut end = text.len().min(ENDPOINT_TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
@@ -229,7 +235,13 @@ pub fn clean(text: &str) -> String {
     }
     text[..end]
         .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| {
+            if c.is_control() || DIRECTIONS.contains(&c) {
+                ' '
+            } else {
+                c
+            }
+        })
         .collect()
 }
 

@@ -4,7 +4,7 @@ use rustls::crypto::aws_lc_rs::DEFAULT_CIPHER_SUITES;
 use rustls::server::{Acceptor, ClientHello};
 use rustls::{SignatureAlgorithm, SignatureScheme, SupportedCipherSuite};
 
-use crate::limits::HELLO_BYTES_MAX;
+use crate::limits::{HELLO_BYTES_MAX, RECORD_BYTES_MAX};
 
 /// What matters of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,10 @@ impl Hello {
     /// # Errors
     /// It will never be.
     pub fn read(bytes: &[u8]) -> Result<Option<Self>, NoHello> {
+        // It is read anew with each piece: those that end in the middle of a record bring nothing.
+        if bytes.len() <= HELLO_BYTES_MAX && ends_within_record(bytes) {
+            return Ok(None);
+        }
         let mut acceptor = Acceptor::default();
         let mut left = bytes;
         while !left.is_empty() {
@@ -57,6 +61,23 @@ impl Hello {
         let host = host.strip_suffix('.').unwrap_or(host);
         self.name.as_deref().is_none_or(|name| name.eq_ignore_ascii_case(host))
     }
+}
+
+/// Of records as a handshake has them (RFC 8446 section 5.1); what is none is not judged here.
+fn ends_within_record(mut bytes: &[u8]) -> bool {
+    const HEADER: usize = 5;
+    while !bytes.is_empty() {
+        let Some(([kind, major, _, high, low], rest)) = bytes.split_first_chunk::<HEADER>() else {
+            return bytes[0] == 0x16;
+        };
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        if (*kind, *major) != (0x16, 3) || !(1..=RECORD_BYTES_MAX).contains(&length) {
+            return false;
+        }
+        let Some(next) = rest.get(length..) else { return true };
+        bytes = next;
+    }
+    false
 }
 
 /// Suites of TLS 1.3 say nothing of signatures, those of TLS 1.2 do.

@@ -194,20 +194,24 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// A line for a log: name, site, detail. Of a URL the path is left out too, which may be confidential.
-    pub fn line(&self) -> String {
+    /// For a log: site and detail. Of a URL the path is left out too, which may be confidential.
+    pub fn reason(&self) -> String {
         let (site, detail) = (site_text(self.url), detail_text(self.detail));
-        let host = site.rsplit_once("//").map_or(&*site, |(_, authority)| authority);
-        let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
-        let mut line = self.name.to_owned();
         // Most details of a site begin with it.
-        let site = if detail.starts_with(host) { "" } else { &site };
+        let host = host_of(&site);
+        let site = match detail.strip_prefix(host).is_some_and(|rest| rest.starts_with(':')) {
+            true => "",
+            false => &site,
+        };
+        let visible = |c: char| if c.is_control() { ' ' } else { c };
+        let mut text = String::new();
         for part in [site, &detail].into_iter().filter(|part| !part.is_empty()) {
-            let visible = |c: char| if c.is_control() { ' ' } else { c };
-            line.push_str(": ");
-            line.extend(part.chars().take(PAGE_TEXT_CHARS_MAX).map(visible));
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.extend(part.chars().take(PAGE_TEXT_CHARS_MAX).map(visible));
         }
-        line
+        text
     }
 
     /// The whole response.
@@ -309,6 +313,15 @@ fn site_text(url: &[u8]) -> String {
     let start = url.find("//").map_or(0, |at| at + 2);
     let end = url[start..].find('/').map_or(url.len(), |at| start + at);
     url[..end].to_owned()
+}
+
+/// The host of what [`site_text`] returns, without brackets.
+fn host_of(site: &str) -> &str {
+    let authority = site.rsplit_once("//").map_or(site, |(_, authority)| authority);
+    match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => authority.split(':').next().unwrap_or(""),
+    }
 }
 
 /// A URL without query and fragment, and without user information in its authority.

@@ -114,6 +114,11 @@ impl Budget {
         self.pool_free() < self.config.pool_bytes / 4
     }
 
+    /// What [`Self::take_turned_away`] would return.
+    pub fn turned_away(&self) -> u64 {
+        self.turned_away
+    }
+
     /// Streams of peers beyond the limit that were turned away since the last call.
     pub fn take_turned_away(&mut self) -> u64 {
         std::mem::take(&mut self.turned_away)

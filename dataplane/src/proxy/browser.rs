@@ -106,19 +106,23 @@ async fn carry(socket: Transport, stream: Stream, early: Bytes, _counted: Counte
     }
     if let Some(End::Cut(code, text)) = inlet.end() {
         let Open { host, port, .. } = stream.open();
-        let site = format!("{}:{port}", String::from_utf8_lossy(host));
-        tell_cut(stream.shard(), &site, *code, text);
+        let host = String::from_utf8_lossy(host);
+        let site = match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        };
+        tell_cut(stream.shard(), &site, code.name(), text);
     }
 }
 
 /// Counts and logs what a browser sees as a cut alone. `url`: as a page has it.
-pub(super) fn tell_cut(shard: &Shard, url: &str, code: Code, text: &str) {
+pub(super) fn tell_cut(shard: &Shard, url: &str, name: &'static str, detail: &str) {
     let page = Page {
         url: url.as_bytes(),
-        detail: text,
-        ..Page::new(code.name(), shard.rules_version())
+        detail,
+        ..Page::new(name, shard.rules_version())
     };
-    shard.tell_error(page.name, || page.line());
+    shard.tell_error(name, || page.reason());
 }
 
 /// A site to which a browser speaks HTTP through a CONNECT.
@@ -269,19 +273,19 @@ impl Browser {
     /// Reads up to the end of the next head. An idle connection holds no buffer.
     async fn read_head(&mut self) -> Result<BytesMut, NoHead> {
         let mut finder = Finder::request();
-        let times = self.shard.times();
         if self.inbox.is_empty() {
             self.inbox = BytesMut::new();
             if self.eof {
                 return Err(NoHead::Closed);
             }
-            let idle = self.alarm.until(runtime::now() + times.browser_idle);
+            let idle = self.alarm.until(runtime::now() + self.shard.times().browser_idle);
             match select(self.socket.readable(), select(idle, self.is_dismissed())).await {
                 Either::Left(Ok(())) => {}
                 Either::Left(Err(_)) | Either::Right(_) => return Err(NoHead::Closed),
             }
         }
-        let deadline = runtime::now() + times.browser_head;
+        // Asked now: a reload may have come while nothing was said.
+        let deadline = runtime::now() + self.shard.times().browser_head;
         loop {
             if let Some(n) = finder.find(&self.inbox).map_err(NoHead::Bad)? {
                 // Mostly it is all there is: no part of a buffer that is shared.
@@ -367,7 +371,7 @@ impl Browser {
 
     async fn last_page(&mut self, page: &Page<'_>) -> Next {
         if !self.is_probe {
-            self.shard.tell_error(page.name, || page.line());
+            self.shard.tell_error(page.name, || page.reason());
         }
         match self.socket.write_all(&page.write()).await {
             Ok(()) => Next::Close,

@@ -4,7 +4,7 @@ use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
 
-use super::browser::{Browser, Inside, Next, PROBE_HOST, read_into, watch};
+use super::browser::{Browser, Inside, Next, PROBE_HOST, read_into, tell_cut, watch};
 use super::bump::{self, Bumped};
 use super::dial::Unreached;
 use super::relay::DISMISSED;
@@ -110,10 +110,19 @@ async fn refused(browser: &mut Browser, request: &Request<'_>, host: &str, port:
     if browser.socket.write_all(CONNECTED).await.is_err() {
         return Next::Abort;
     }
-    let First::Tls = first_bytes(browser, None).await else {
-        return Next::Abort;
-    };
-    page_inside(browser, request, host, port, why).await
+    match first_bytes(browser, None).await {
+        First::Tls => page_inside(browser, request, host, port, why).await,
+        First::Gone | First::Dismissed => Next::Abort,
+        First::Http | First::Opaque => {
+            tell_cut(&browser.shard, raw(request), why.0.name(), &why.1);
+            Next::Abort
+        }
+    }
+}
+
+/// Host and port, as the CONNECT has them.
+fn raw<'a>(request: &Request<'a>) -> &'a str {
+    request.authority.map_or("", |authority| authority.raw)
 }
 
 /// Inside the TLS that the browser has begun.
@@ -132,14 +141,17 @@ async fn opaque(browser: &mut Browser, request: &Request<'_>, stream: Option<Str
         Some(stream) => stream,
         None => match open(browser, request, host, port, true).await {
             Ok(stream) => stream,
-            Err(_) => return Next::Abort,
+            Err(Unopened::Gone) => return Next::Abort,
+            Err(Unopened::Refused((code, text))) => {
+                tell_cut(&browser.shard, raw(request), code.name(), &text);
+                return Next::Abort;
+            }
         },
     };
     let fast_fail = &browser.shard.rules().fast_fail;
     if let Some(rule) = fast_fail.blocks_opaque(host, port) {
         stream.reset(Code::Denied, "the rules drop it (-F)");
-        let line = || format!("blocked: {host}:{port}: the rule is {rule}");
-        browser.shard.tell_error("blocked", line);
+        tell_cut(&browser.shard, raw(request), "blocked", &format!("the rule is {rule}"));
         return Next::Abort;
     }
     stream.count_request();

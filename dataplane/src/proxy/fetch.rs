@@ -180,7 +180,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
             }
             Err(fault) if progress.begun.get() => {
                 if let Some((code, text)) = fault.of_site() {
-                    tell_cut(&browser.shard, &request.url(Scheme::Http), code, text);
+                    tell_cut(&browser.shard, &request.url(Scheme::Http), code.name(), text);
                 }
                 return Next::Abort;
             }

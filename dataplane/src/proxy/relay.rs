@@ -1,5 +1,6 @@
 //! Opaque bytes both ways between a local socket and a stream, each direction with an end of its own.
 
+use std::cell::Cell;
 use std::io;
 
 use bytes::Bytes;
@@ -23,7 +24,7 @@ enum Cut {
 }
 
 /// Relays until both directions have ended, then closes the socket: cleanly, or with a reset if a direction was cut.
-/// `early` came from the socket before; `gone` tells the peer that the local side broke off. Whether it did.
+/// `early` came from the socket before; `gone` tells the peer that the local side broke off. Whether it did before its end.
 pub async fn relay(
     socket: &Transport,
     stream: &Stream,
@@ -33,7 +34,8 @@ pub async fn relay(
     activity: &Activity,
 ) -> bool {
     cut_at_end(socket);
-    let up = upload(socket, stream, early, activity);
+    let ended = Cell::new(false);
+    let up = upload(socket, stream, early, activity, &ended);
     let down = download(socket, inlet, activity);
     let relayed = both(up, down).await;
     match relayed {
@@ -41,7 +43,7 @@ pub async fn relay(
         Err(Cut::Local) => stream.reset(gone, BROKEN_OFF),
         Err(Cut::Peer) => {}
     }
-    relayed == Err(Cut::Local)
+    relayed == Err(Cut::Local) && !ended.get()
 }
 
 /// What a relay's other side is told if the local one broke off.
@@ -58,8 +60,14 @@ pub(super) async fn dismissed(stream: &Stream, activity: &Activity) {
     activity.silence(&alarm, DRAIN_SILENCE_MAX, || DRAIN_SILENCE_MAX).await;
 }
 
-/// Socket to stream, until the socket's end or until the peer wants no more.
-async fn upload(socket: &Transport, stream: &Stream, early: Bytes, activity: &Activity) -> Result<(), Cut> {
+/// Socket to stream, until the socket's end, which is told, or until the peer wants no more.
+async fn upload(
+    socket: &Transport,
+    stream: &Stream,
+    early: Bytes,
+    activity: &Activity,
+    ended: &Cell<bool>,
+) -> Result<(), Cut> {
     if stream.send(&early).await.is_err() {
         return Ok(());
     }
@@ -70,6 +78,7 @@ async fn upload(socket: &Transport, stream: &Stream, early: Bytes, activity: &Ac
         match stream.shard().buffers().read(socket, room, |frame| stream.write(frame)) {
             Ok(0) => {
                 stream.finish(None);
+                ended.set(true);
                 return Ok(());
             }
             Ok(read) => {

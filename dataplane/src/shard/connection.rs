@@ -17,7 +17,6 @@ use super::runtime::{self, Socket};
 use super::signal::Signal;
 use crate::error::Error;
 use crate::limits::{CLOSE_LINGER, LINK_READ_BYTES, LINK_READ_BYTES_MIN};
-use crate::mux::Code;
 use crate::tls::{Opener, Record, Sealer};
 
 /// One TCP connection of a link, after its handshake.
@@ -138,12 +137,7 @@ fn open_records(
         }
         Ok(false)
     });
-    let turned_away = shard.0.budget.borrow_mut().take_turned_away();
-    if turned_away > 0 {
-        let name = Code::Limit.name();
-        let line = || format!("{name}: streams beyond --max-streams were turned away: {turned_away}");
-        shard.log_error(name, line);
-    }
+    shard.tell_turned_away();
     opened
 }
 

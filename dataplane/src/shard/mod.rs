@@ -49,7 +49,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::bump::{Bump, Judge};
 use crate::cache::{Cache, Follow, Outcome as Flown};
 use crate::credentials::Credentials;
-use crate::limits::{CACHE_REFRESHES_MAX, COMMANDS_MAX, EVENTS_MAX, FDS_LINK, LINKS_MAX, MEMBERS_MAX, REFUSED_MAX};
+use crate::limits::{
+    CACHE_REFRESHES_MAX, COMMANDS_MAX, ERROR_LINES_APART, EVENTS_MAX, FDS_LINK, LINKS_MAX, MEMBERS_MAX, REFUSED_MAX,
+};
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
 use crate::proxy::resolve::is_own;
 use crate::proxy::{browser, site};
@@ -296,22 +298,32 @@ impl Shard {
         usize::try_from(self.0.counters.connections.value()).map_or(usize::MAX, |local| local + links)
     }
 
-    /// Counts a failure that a browser is told of, by the name of a row of [`crate::http::page::CAUSES`], and logs it.
-    pub fn tell_error(&self, name: &str, line: impl FnOnce() -> String) {
+    /// Counts a failure that a browser is told of, by the name of a row of [`crate::http::page::CAUSES`], and logs it with
+    /// its `reason`, unless one of this name was logged a moment ago.
+    pub fn tell_error(&self, name: &str, reason: impl FnOnce() -> String) {
         self.0.counters.error(name);
-        self.log_error(name, line);
+        if let Some(times) = self.line_due(name) {
+            self.log(Level::Info, errors::line(name, times, &reason()));
+        }
     }
 
-    /// Logs a failure of this name, unless another one was logged a moment ago.
-    pub fn log_error(&self, name: &str, line: impl FnOnce() -> String) {
-        let Some(unwritten) = self.0.error_lines.due(name, runtime::now()) else {
-            return;
-        };
-        let mut text = line();
-        if unwritten > 0 {
-            text = format!("{text} (and {unwritten} more of this name before)");
+    /// As [`ErrorLines::due`].
+    fn line_due(&self, name: &str) -> Option<u64> {
+        let apart = ERROR_LINES_APART * self.0.all_counters.len() as u32;
+        self.0.error_lines.due(name, runtime::now(), apart)
+    }
+
+    /// `sc`: logs how many streams were turned away for the limit.
+    fn tell_turned_away(&self) {
+        let budget = &self.0.budget;
+        if budget.borrow().turned_away() > 0
+            && self.side() == Side::Client
+            && self.line_due(Code::Limit.name()).is_some()
+        {
+            let streams = budget.borrow_mut().take_turned_away();
+            let text = format!("streams beyond --max-streams were turned away: {streams}");
+            self.log(Level::Info, errors::line(Code::Limit.name(), 1, &text));
         }
-        self.log(Level::Info, text);
     }
 
     /// Counts a local connection while the guard lives.
@@ -650,7 +662,7 @@ impl Shard {
         let links = self.0.links.borrow().clone();
         let live = links.iter().find(|l| l.is_live()).or(links.first());
         if let (true, Some(link)) = (lit == self.0.index, live) {
-            link.with(self, |s, _, _| s.send_settings(version, json.into()));
+            link.with(self, |s, _, _| s.send_settings(version, json));
         }
     }
 }

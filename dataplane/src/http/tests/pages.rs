@@ -51,8 +51,8 @@ fn pages_escape_and_hold_no_credentials() {
         "{text}"
     );
     assert_eq!(
-        page.line(),
-        "upstream-proxy: http://***@a.test: via http://***@proxy:3128 and ***@host <b>"
+        page.reason(),
+        "http://***@a.test: via http://***@proxy:3128 and ***@host <b>"
     );
     let long = Page {
         detail: &"ä".repeat(10_000),
@@ -90,33 +90,37 @@ fn plain_answers() {
 }
 
 #[test]
-fn lines_of_a_log_name_a_site_once() {
-    let line = |url: &str, detail: &str| {
+fn a_log_names_a_site_once_and_no_path() {
+    let reason = |url: &str, detail: &str| {
         Page {
             url: url.as_bytes(),
             detail,
             ..Page::new("refused", 1)
         }
-        .line()
+        .reason()
     };
-    assert_eq!(
-        line("http://a.test:81/x?y", "the rule is /x"),
-        "refused: http://a.test:81: the rule is /x"
-    );
-    assert_eq!(
-        line("http://a.test/", "a.test:80: nobody listens"),
-        "refused: a.test:80: nobody listens"
-    );
-    assert_eq!(
-        line("a.test:443", "a.test: no such name"),
-        "refused: a.test: no such name"
-    );
-    assert_eq!(
-        line("[::1]:443", "[::1]:443: nobody listens"),
-        "refused: [::1]:443: nobody listens"
-    );
-    assert_eq!(line("a.test:443", ""), "refused: a.test:443");
-    assert_eq!(line("", "a head\r\nthat is none"), "refused: a head that is none");
-    assert_eq!(line("", ""), "refused");
-    assert!(line("", &"\u{e4}".repeat(10_000)).len() < 3_000);
+    for (url, detail, expected) in [
+        (
+            "http://a.test:81/x?y",
+            "the rule is /x",
+            "http://a.test:81: the rule is /x",
+        ),
+        ("http://the/x", "the rule is /x", "http://the: the rule is /x"),
+        (
+            "http://a.test/",
+            "a.test:80: nobody listens",
+            "a.test:80: nobody listens",
+        ),
+        ("http://a.test/", "a.test.b:80: odd", "http://a.test: a.test.b:80: odd"),
+        ("a.test:443", "a.test: no such name", "a.test: no such name"),
+        ("[::1]:443", "::1:443: nobody listens", "::1:443: nobody listens"),
+        ("http://[::1]/", "::1:80: nobody listens", "::1:80: nobody listens"),
+        ("http://[::1]/x", "the rule is x", "http://[::1]: the rule is x"),
+        ("a.test:443", "", "a.test:443"),
+        ("", "a head\r\nthat is none", "a head that is none"),
+        ("", "", ""),
+    ] {
+        assert_eq!(reason(url, detail), expected);
+    }
+    assert!(reason("", &"\u{e4}".repeat(10_000)).len() < 3_000);
 }
