@@ -89,11 +89,17 @@ fn flush(tls: &mut ServerConnection, mut near: &TcpStream) -> io::Result<()> {
 }
 
 /// Waits for bytes, or for an end, of those that have not ended.
+///
+/// # Errors
+/// One has broken off after its end. HUP means nothing else: no side that has ended is shut down from here as well.
 fn stirred(near: &TcpStream, near_ended: bool, far: &TcpStream, far_ended: bool) -> io::Result<(bool, bool)> {
     let of = |ended| if ended { PollFlags::empty() } else { PollFlags::IN };
     let mut polled = [PollFd::new(near, of(near_ended)), PollFd::new(far, of(far_ended))];
     poll(&mut polled, None)?;
+    let [near_stirs, far_stirs] = polled.map(|side| !side.revents().is_empty());
     // What breaks is told without being asked for.
-    let stirs = |at: usize, ended: bool| !ended && !polled[at].revents().is_empty();
-    Ok((stirs(0, near_ended), stirs(1, far_ended)))
+    if near_ended && near_stirs || far_ended && far_stirs {
+        return Err(ErrorKind::ConnectionReset.into());
+    }
+    Ok((near_stirs, far_stirs))
 }
