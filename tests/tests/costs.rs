@@ -4,9 +4,10 @@
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::iter;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -268,8 +269,10 @@ fn of_tls() -> Vec<Attack> {
     ]
 }
 
-/// How browsers and sites shake hands.
-struct Secrets {
+/// Where sites are, and how they and browsers shake hands.
+struct Sites {
+    /// One for each test: what another one's `sc` tries again must not meet a port that was given out anew.
+    address: Ipv4Addr,
     browser: Arc<ClientConfig>,
     site: Arc<ServerConfig>,
 }
@@ -388,8 +391,8 @@ struct Open {
 }
 
 impl Open {
-    fn start(attack: &Attack, proxy: SocketAddr, secrets: &Secrets) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    fn start(attack: &Attack, proxy: SocketAddr, sites: &Sites) -> Self {
+        let listener = TcpListener::bind((sites.address, 0)).unwrap();
         SockRef::from(&listener).set_recv_buffer_size(SOCKET_BYTES).unwrap();
         listener.set_nonblocking(true).unwrap();
         let authority = listener.local_addr().unwrap().to_string();
@@ -398,7 +401,7 @@ impl Open {
             let socket = listener.accept().unwrap().0;
             match attack.way {
                 Way::Url | Way::Connect => End::plain(socket),
-                Way::Secured => End::secured(socket, ServerConnection::new(secrets.site.clone()).unwrap()),
+                Way::Secured => End::secured(socket, ServerConnection::new(sites.site.clone()).unwrap()),
             }
         };
         let through = || connect(proxy, &authority).unwrap().ok().unwrap();
@@ -411,8 +414,8 @@ impl Open {
             // The two handshakes wait for each other.
             Way::Secured => thread::scope(|scope| {
                 let site = scope.spawn(serve);
-                let name = ServerName::try_from("127.0.0.1").unwrap();
-                let tls = ClientConnection::new(secrets.browser.clone(), name).unwrap();
+                let name = ServerName::from(IpAddr::from(sites.address));
+                let tls = ClientConnection::new(sites.browser.clone(), name).unwrap();
                 let browser = End::secured(through(), tls);
                 (browser, Some(site.join().unwrap()))
             }),
@@ -468,25 +471,28 @@ fn what_is_sent_in_tls_is_not_multiplied(driver: Driver) {
 fn check(driver: Driver, attacks: &[Attack]) {
     raise_own_limit();
     let origin = Origin::start();
-    let company = Site::new(&["127.0.0.1"]);
+    static TESTS: AtomicU8 = AtomicU8::new(1);
+    let address = Ipv4Addr::new(127, 0, 1, TESTS.fetch_add(1, Ordering::Relaxed));
+    let company = Site::new(&[&address.to_string()]);
     for attack in attacks {
         // In programs of its own: what an allocator keeps of one attack would hide the next.
         let cloud = Cloud::start(driver);
         let roots = cloud.state.path().join("company.pem");
         fs::write(&roots, &company.root_pem).unwrap();
         let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "--cacert-file", roots.to_str().unwrap()]);
-        let secrets = Secrets {
+        let sites = Sites {
+            address,
             browser: tls::trust_file(&cloud.ca()).unwrap(),
             site: company.server_config(),
         };
         tunnel.serves(&origin);
-        hold(attack, &cloud, &tunnel, &secrets);
+        hold(attack, &cloud, &tunnel, &sites);
         tunnel.serves(&origin);
     }
 }
 
 /// Holds all connections of an attack open, and looks at what that costs.
-fn hold(attack: &Attack, cloud: &Cloud, tunnel: &Tunnel, secrets: &Secrets) {
+fn hold(attack: &Attack, cloud: &Cloud, tunnel: &Tunnel, sites: &Sites) {
     let programs = [("sc", tunnel.process.id()), ("endpoint", cloud.endpoint())];
     let memory = || programs.map(|(_, id)| memory_bytes(id));
     let before = memory();
@@ -503,7 +509,7 @@ fn hold(attack: &Attack, cloud: &Cloud, tunnel: &Tunnel, secrets: &Secrets) {
     let to_hold = (attack.stored > 0).then(|| held() + CONNECTIONS as u64 * attack.stored);
     let mut open = Vec::new();
     for n in 0..CONNECTIONS {
-        open.push(Open::start(attack, tunnel.proxy, secrets));
+        open.push(Open::start(attack, tunnel.proxy, sites));
         if n % 20 == 0 {
             look();
         }

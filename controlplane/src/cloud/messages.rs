@@ -221,11 +221,11 @@ pub fn decode(text: &str) -> io::Result<Vec<u8>> {
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
-/// They end lines, or turn the direction in which one is read (Unicode standard annex 9, section 2).
-const DIRECTIONS: &[char] = &[
-    '\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}',
-    '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
-];
+/// Ends a line, or turns the direction in which it is read (Unicode standard annex 9, section 2).
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
 
 /// `text` cut to [`ENDPOINT_TEXT_BYTES_MAX`] bytes, without characters that control how it is shown.
 pub fn clean(text: &str) -> String {
@@ -233,16 +233,7 @@ pub fn clean(text: &str) -> String {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end]
-        .chars()
-        .map(|c| {
-            if c.is_control() || DIRECTIONS.contains(&c) {
-                ' '
-            } else {
-                c
-            }
-        })
-        .collect()
+    text[..end].chars().map(|c| if steers(c) { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -307,6 +298,7 @@ mod tests {
     #[test]
     fn texts_are_cut_at_a_character() {
         assert_eq!(clean("a\nb\u{1b}[1m"), "a b [1m");
+        assert_eq!(clean("a\u{2028}b\u{202e}c\u{2066}d\u{e9}"), "a b c d\u{e9}");
         let long = "é".repeat(ENDPOINT_TEXT_BYTES_MAX);
         assert_eq!(clean(&long).len(), ENDPOINT_TEXT_BYTES_MAX);
         assert!(clean(&format!("x{long}")).len() < ENDPOINT_TEXT_BYTES_MAX);

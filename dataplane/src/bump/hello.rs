@@ -4,7 +4,7 @@ use rustls::crypto::aws_lc_rs::DEFAULT_CIPHER_SUITES;
 use rustls::server::{Acceptor, ClientHello};
 use rustls::{SignatureAlgorithm, SignatureScheme, SupportedCipherSuite};
 
-use crate::limits::{HELLO_BYTES_MAX, RECORD_BYTES_MAX};
+use crate::limits::HELLO_BYTES_MAX;
 
 /// What matters of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,23 +21,27 @@ pub struct Hello {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoHello;
 
-impl Hello {
-    /// Of a connection's first bytes; none while it is not whole.
+/// Reads a connection's first bytes as they come, each of them once.
+#[derive(Default)]
+pub struct HelloReader {
+    /// Large, and of no use once the handshake begins.
+    acceptor: Box<Acceptor>,
+    read: usize,
+}
+
+impl HelloReader {
+    /// Of all bytes so far; none while it is not whole.
     ///
     /// # Errors
     /// It will never be.
-    pub fn read(bytes: &[u8]) -> Result<Option<Self>, NoHello> {
-        // It is read anew with each piece: those that end in the middle of a record bring nothing.
-        if bytes.len() <= HELLO_BYTES_MAX && ends_within_record(bytes) {
-            return Ok(None);
-        }
-        let mut acceptor = Acceptor::default();
-        let mut left = bytes;
+    pub fn read(&mut self, bytes: &[u8]) -> Result<Option<Hello>, NoHello> {
+        let mut left = bytes.get(self.read..).unwrap_or_default();
+        self.read = bytes.len();
         while !left.is_empty() {
-            acceptor.read_tls(&mut left).map_err(|_| NoHello)?;
-            if let Some(accepted) = acceptor.accept().map_err(|_| NoHello)? {
+            self.acceptor.read_tls(&mut left).map_err(|_| NoHello)?;
+            if let Some(accepted) = self.acceptor.accept().map_err(|_| NoHello)? {
                 let hello = accepted.client_hello();
-                return Ok(Some(Self {
+                return Ok(Some(Hello {
                     name: hello.server_name().map(str::to_owned),
                     http11: hello
                         .alpn()
@@ -51,6 +55,16 @@ impl Hello {
         }
         Ok(None)
     }
+}
+
+impl Hello {
+    /// As [`HelloReader::read`], of bytes that come at once.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read(bytes: &[u8]) -> Result<Option<Self>, NoHello> {
+        HelloReader::default().read(bytes)
+    }
 
     /// Whether it can be answered in the place of this host, as CONNECT names it.
     pub fn fits(&self, host: &str) -> bool {
@@ -61,23 +75,6 @@ impl Hello {
         let host = host.strip_suffix('.').unwrap_or(host);
         self.name.as_deref().is_none_or(|name| name.eq_ignore_ascii_case(host))
     }
-}
-
-/// Of records as a handshake has them (RFC 8446 section 5.1); what is none is not judged here.
-fn ends_within_record(mut bytes: &[u8]) -> bool {
-    const HEADER: usize = 5;
-    while !bytes.is_empty() {
-        let Some(([kind, major, _, high, low], rest)) = bytes.split_first_chunk::<HEADER>() else {
-            return bytes[0] == 0x16;
-        };
-        let length = usize::from(u16::from_be_bytes([*high, *low]));
-        if (*kind, *major) != (0x16, 3) || !(1..=RECORD_BYTES_MAX).contains(&length) {
-            return false;
-        }
-        let Some(next) = rest.get(length..) else { return true };
-        bytes = next;
-    }
-    false
 }
 
 /// Suites of TLS 1.3 say nothing of signatures, those of TLS 1.2 do.
@@ -136,6 +133,24 @@ mod tests {
             assert_eq!((read.name.as_deref(), read.http11), (sni, http11));
             assert!(read.is_for(name) && read.is_for(&format!("{}.", name.to_uppercase())));
             assert_eq!(read.is_for("b.test"), sni.is_none());
+        }
+    }
+
+    /// In records of a byte each, one after the other.
+    #[test]
+    fn it_may_come_in_any_pieces() {
+        let whole = hello("a.test", &["http/1.1"]);
+        let records = whole[5..].iter().flat_map(|byte| [0x16, 3, 1, 0, 1, *byte]);
+        for bytes in [whole.clone(), records.collect()] {
+            for step in [1, 6, 60, 61] {
+                let mut reader = HelloReader::default();
+                let ends = (step..bytes.len()).step_by(step);
+                for end in ends {
+                    assert_eq!(reader.read(&bytes[..end]), Ok(None), "{end}");
+                }
+                let read = reader.read(&bytes).unwrap().unwrap();
+                assert!(read.fits("a.test"), "{step}");
+            }
         }
     }
 

@@ -35,7 +35,7 @@ use crate::rules::Domains;
 
 pub(crate) use failure::CLIENT_CERTIFICATE;
 pub use failure::{Defect, failed, is_passing};
-pub use hello::{Hello, NoHello};
+pub use hello::{Hello, HelloReader, NoHello};
 pub use judge::Judged;
 pub use leaves::Leaves;
 pub use reports::{Reports, Site};

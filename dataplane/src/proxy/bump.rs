@@ -9,7 +9,7 @@ use rustls_pki_types::UnixTime;
 use super::browser::{Browser, read_into, watch};
 use super::connect::speaks;
 use super::dial::Unreached;
-use crate::bump::{Bump, Hello, NoHello, Seen, Site, Tls};
+use crate::bump::{Bump, Hello, HelloReader, NoHello, Seen, Site, Tls};
 use crate::mux::Code;
 use crate::rules::Route;
 use crate::shard::pair::{Either, select};
@@ -184,8 +184,9 @@ async fn look(browser: &mut Browser, bump: &Bump, stream: &Stream, host: &str, p
 /// The whole ClientHello; none if there is none.
 async fn hello(browser: &mut Browser) -> Option<Hello> {
     let deadline = runtime::now() + browser.shard.times().browser_head;
+    let mut reader = HelloReader::default();
     loop {
-        match Hello::read(&browser.inbox) {
+        match reader.read(&browser.inbox) {
             Ok(Some(hello)) => return Some(hello),
             Err(NoHello) => return None,
             Ok(None) => {}
