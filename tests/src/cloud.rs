@@ -496,6 +496,16 @@ impl Tunnel {
     }
 }
 
+/// Waits until something holds that a log or REST tells.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < PATIENCE, "{what}: in vain");
+        // The front limits the connections of one address.
+        fault_lasts(Duration::from_millis(50));
+    }
+}
+
 /// A fault that lasts: the one wait that is not for something.
 pub fn fault_lasts(duration: Duration) {
     let nothing = std::sync::Mutex::new(());

@@ -1,6 +1,6 @@
 //! A program under test: its lines as they come, signals, its end; killed when dropped.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -269,13 +269,19 @@ pub fn open_fds(id: u32) -> usize {
         .count()
 }
 
-/// What the open descriptors of a process are.
-pub fn fd_targets(id: u32) -> Vec<PathBuf> {
-    let fds = std::fs::read_dir(format!("/proc/{id}/fd"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).collect()
+/// The open descriptors of a process, by number, and what they are.
+///
+/// # Errors
+/// There is no such process, or it [`is_closed_to_us`].
+pub fn descriptors(id: u32) -> io::Result<Vec<(u32, PathBuf)>> {
+    let fds = std::fs::read_dir(format!("/proc/{id}/fd"))?.flatten();
+    let named = fds.filter_map(|fd| {
+        Some((
+            fd.file_name().to_str()?.parse().ok()?,
+            std::fs::read_link(fd.path()).ok()?,
+        ))
+    });
+    Ok(named.collect())
 }
 
 /// Operations that the rings of a process have taken and not completed; 0 without rings, or if it [`is_closed_to_us`].
@@ -283,14 +289,11 @@ pub fn ring_operations(id: u32) -> usize {
     if is_closed_to_us(id) {
         return 0;
     }
-    let fds = std::fs::read_dir(format!("/proc/{id}/fd")).expect("procfs of a live process");
-    let rings = fds.flatten().filter(|fd| {
-        let target = std::fs::read_link(fd.path()).unwrap_or_default();
-        target.as_os_str() == "anon_inode:[io_uring]"
-    });
-    rings
-        .map(|ring| in_flight(&format!("/proc/{id}/fdinfo/{}", ring.file_name().display())))
-        .sum()
+    let rings = descriptors(id)
+        .expect("procfs of a live process")
+        .into_iter()
+        .filter(|(_, target)| target.as_os_str() == "anon_inode:[io_uring]");
+    rings.map(|(fd, _)| in_flight(&format!("/proc/{id}/fdinfo/{fd}"))).sum()
 }
 
 /// Entries taken from a ring's submission queue, less those in its completion queue: none of ours completes more than once.

@@ -1,9 +1,9 @@
-//! Who holds the other end of a connection on loopback, as procfs tells it.
+//! Connections on loopback: who holds the other end, as procfs tells it, and what joins two of them.
 
-use std::fs;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
+use std::{fs, io, thread};
 
-use crate::process::is_closed_to_us;
+use crate::process::{descriptors, is_closed_to_us};
 
 /// The descriptor by which a process holds the other end.
 pub fn held_as(process: u32, socket: &TcpStream) -> Option<u32> {
@@ -14,8 +14,9 @@ pub fn held_as(process: u32, socket: &TcpStream) -> Option<u32> {
     let row = rows.find(|row| row[1].ends_with(&near) && row[2].ends_with(&far));
     let name = format!("socket:[{}]", row.expect("the connection is there")[9]);
     descriptors(process)
+        .expect("procfs of a live process")
         .into_iter()
-        .find(|(_, target)| *target == name)
+        .find(|(_, target)| target.as_os_str() == name.as_str())
         .map(|(fd, _)| fd)
 }
 
@@ -27,8 +28,9 @@ pub fn watched_by(process: u32, socket: &TcpStream) -> Option<u32> {
     }
     let watched = held_as(process, socket)?.to_string();
     let sets = descriptors(process)
+        .expect("procfs of a live process")
         .into_iter()
-        .filter(|(_, target)| target == "anon_inode:[eventpoll]");
+        .filter(|(_, target)| target.as_os_str() == "anon_inode:[eventpoll]");
     sets.map(|(set, _)| set).find(|set| {
         let text = fs::read_to_string(format!("/proc/{process}/fdinfo/{set}")).unwrap_or_default();
         let mut lines = text.lines().filter_map(|line| line.strip_prefix("tfd:"));
@@ -36,13 +38,13 @@ pub fn watched_by(process: u32, socket: &TcpStream) -> Option<u32> {
     })
 }
 
-/// What is open, by number.
-fn descriptors(process: u32) -> Vec<(u32, String)> {
-    let fds = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
-    fds.filter_map(|fd| {
-        let fd = fd.ok()?;
-        let target = fs::read_link(fd.path()).ok()?;
-        Some((fd.file_name().to_str()?.parse().ok()?, target.to_str()?.to_owned()))
-    })
-    .collect()
+/// Carries bytes both ways between two connections, each way to its end.
+pub fn join(near: TcpStream, far: TcpStream) {
+    let dup = |socket: &TcpStream| socket.try_clone().expect("a descriptor");
+    for (mut from, mut to) in [(dup(&near), dup(&far)), (far, near)] {
+        thread::spawn(move || {
+            let _ = io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Write);
+        });
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::cloud::fault_lasts;
-use crate::process::{anonymous_bytes, fd_targets, open_fds, ring_operations};
+use crate::process::{anonymous_bytes, descriptors, open_fds, ring_operations};
 
 /// After the last request.
 const REST: Duration = Duration::from_secs(20);
@@ -84,7 +84,7 @@ impl Watch {
             assert!(
                 since.elapsed() < REST,
                 "{name} holds {now:?}, before: {before:?}\n{:?}",
-                fd_targets(*process)
+                descriptors(*process)
             );
             use_them();
             fault_lasts(Duration::from_millis(100));

@@ -13,12 +13,12 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, version};
 use tests::both_drivers;
 use tests::certificate::{self, Company, Site};
-use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts, until};
 use tests::http::{Answer, Client, connect, dial};
 use tests::origin::Origin;
 use tests::process::PATIENCE;
 use tests::relay::{Cut, Rule, Which};
-use tests::socket::held_as;
+use tests::socket::{held_as, join};
 use tests::tls;
 use tests::websocket::WebSocket;
 
@@ -98,16 +98,6 @@ impl World {
 
     fn log(&self) -> String {
         fs::read_to_string(self.tunnel.folder.path().join("sc.log")).unwrap()
-    }
-}
-
-/// Waits until something holds.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !holds() {
-        assert!(since.elapsed() < PATIENCE, "{what}: in vain");
-        // The front limits the connections of one address.
-        fault_lasts(Duration::from_millis(50));
     }
 }
 
@@ -565,20 +555,10 @@ fn by_way_of(origin: &Origin, first: impl FnOnce(TcpStream) + Send + 'static) ->
     std::thread::spawn(move || {
         first(listener.accept().unwrap().0);
         for near in listener.incoming() {
-            let (near, far) = (near.unwrap(), TcpStream::connect(site).unwrap());
-            for (mut from, mut to) in [(&near, &far), (&far, &near)].map(|(a, b)| (dup(a), dup(b))) {
-                std::thread::spawn(move || {
-                    let _ = io::copy(&mut from, &mut to);
-                    let _ = to.shutdown(Shutdown::Write);
-                });
-            }
+            join(near.unwrap(), TcpStream::connect(site).unwrap());
         }
     });
     port
-}
-
-fn dup(socket: &TcpStream) -> TcpStream {
-    socket.try_clone().unwrap()
 }
 
 fn what_passes_is_a_page_and_teaches_nothing(driver: Driver) {

@@ -12,7 +12,7 @@ use dataplane::limits::ERROR_LINES_APART;
 use socket2::SockRef;
 use tests::both_drivers;
 use tests::certificate::Company;
-use tests::cloud::{Cloud, CloudOptions, Driver, fault_lasts};
+use tests::cloud::{Cloud, CloudOptions, Driver, fault_lasts, until};
 use tests::deaf::Deaf;
 use tests::http::{Answer, Client, PATIENCE, connect};
 use tests::origin::Origin;
@@ -62,15 +62,9 @@ impl Told {
 
 /// Waits until the cloud's log has a line of each name.
 fn is_logged<'a>(cloud: &Cloud, names: impl IntoIterator<Item = &'a str>) {
-    let since = Instant::now();
     for name in names {
-        while ![": ", " ("]
-            .iter()
-            .any(|sign| cloud.process.stderr().contains(&format!(" INFO {name}{sign}")))
-        {
-            assert!(since.elapsed() < PATIENCE, "{name} is not in the log");
-            fault_lasts(Duration::from_millis(20));
-        }
+        let is_there = |sign| cloud.process.stderr().contains(&format!(" INFO {name}{sign}"));
+        until(name, || is_there(": ") || is_there(" ("));
     }
 }
 
@@ -348,11 +342,7 @@ fn too_much_is_limit(driver: Driver) {
     told.is_counted(&cloud, &tunnel.id);
     is_logged(&cloud, ["limit"]);
     let line = " INFO limit: streams beyond --max-streams were turned away: 1\n";
-    let since = Instant::now();
-    while !tunnel.log().contains(line) {
-        assert!(since.elapsed() < PATIENCE, "{}", tunnel.log());
-        fault_lasts(Duration::from_millis(20));
-    }
+    until("sc says so", || tunnel.log().contains(line));
     origin.open_gate();
     for mut client in held {
         assert_eq!(client.read_answer("GET").unwrap().status(), 200);

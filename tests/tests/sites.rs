@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -14,6 +14,7 @@ use tests::cloud::{Cloud, Driver, Tunnel};
 use tests::http::connect;
 use tests::origin::Origin;
 use tests::process::{PATIENCE, Process};
+use tests::socket::join;
 use tests::tls;
 
 both_drivers![a_site_is_asked_for_by_its_name, the_systems_roots_count];
@@ -65,13 +66,7 @@ fn pass(mut near: TcpStream, site: SocketAddr, tell: &Sender<Extensions>) -> io:
     far.write_all(&record)?;
     // The test may have seen all it wants.
     let _ = tell.send(extensions(&record).expect("a ClientHello"));
-    let back = (far.try_clone()?, near.try_clone()?);
-    for (mut from, mut to) in [(near, far), back] {
-        thread::spawn(move || {
-            let _ = io::copy(&mut from, &mut to);
-            let _ = to.shutdown(Shutdown::Write);
-        });
-    }
+    join(near, far);
     Ok(())
 }
 

@@ -44,16 +44,22 @@ fn holding() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
     (site, told, release)
 }
 
+/// Has the endpoint go by other rules.
 pub fn switch(tunnel: &Tunnel, version: u32, rules: Rules) {
-    let rules = Arc::new(rules);
-    adopt(
-        tunnel,
-        Settings {
-            version,
-            rules,
-            ..Settings::default()
-        },
-    );
+    adopt(tunnel, settings(version, rules));
+}
+
+/// Has `sc` go by other rules, soon; the endpoint is not told.
+pub fn reload(tunnel: &Tunnel, version: u32, rules: Rules) {
+    tunnel.client().reload(Arc::new(settings(version, rules)));
+}
+
+fn settings(version: u32, rules: Rules) -> Settings {
+    Settings {
+        version,
+        rules: Arc::new(rules),
+        ..Settings::default()
+    }
 }
 
 /// Has the endpoint do all by other settings.

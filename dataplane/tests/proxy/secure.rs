@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use dataplane::client::Driver;
 use dataplane::rules::{FastFail, Rules};
-use dataplane::settings::{Settings, Times};
+use dataplane::settings::Times;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use socket2::SockRef;
 
-use crate::reload::switch;
+use crate::reload::{reload, switch};
 use crate::tls::{Connection, bumping, bumping_within, connected, domains, secure_site};
 use crate::tunnel::{Browser, SETTINGS, Tunnel, field, read_head, site};
 
@@ -83,11 +83,7 @@ fn the_client_leaves_alone_what_its_own_rules_do() {
             no_bump: domains("localhost"),
             ..Rules::default()
         };
-        tunnel.client().reload(Arc::new(Settings {
-            version: SETTINGS + 1,
-            rules: Arc::new(rules),
-            ..Settings::default()
-        }));
+        reload(&tunnel, SETTINGS + 1, rules);
         until("the rules are in force", || {
             let answer = post();
             field(&answer, "Culvert-Error") == Some("denied") && answer.starts_with("HTTP/1.1 403")
@@ -131,11 +127,7 @@ fn the_client_drops_within_what_its_own_rules_do() {
             fast_fail: FastFail::compile(&["^https://localhost:[0-9]+/secret".to_owned()]).unwrap(),
             ..Rules::default()
         };
-        tunnel.client().reload(Arc::new(Settings {
-            version: SETTINGS + 1,
-            rules: Arc::new(rules),
-            ..Settings::default()
-        }));
+        reload(&tunnel, SETTINGS + 1, rules);
         until("the rules are in force", || {
             field(&get("/secret"), "Culvert-Error") == Some("denied")
         });
