@@ -109,7 +109,7 @@ pub struct Args {
     #[arg(long, value_name = "time")]
     pub lost_timeout: Option<String>,
     /// Requests are dropped if one of these regular expressions, separated by commas, is found in their URL; of HTTPS
-    /// only https://HOST/ is known
+    /// that stays opaque (-B, -D) only https://HOST/ is known
     #[arg(short = 'F', long, value_name = "regexps")]
     pub fast_fail_regexps: Option<String>,
     /// Hosts that browsers reach from the cloud, without the tunnel: example.com with its sub-domains, *.example.com for
@@ -119,7 +119,8 @@ pub struct Args {
     /// The only hosts that go through the tunnel, in the same form; overrides --direct-domains. localhost always does
     #[arg(short = 't', long, value_name = "domains")]
     pub tunnel_domains: Option<String>,
-    /// Hosts whose HTTPS is left as it is, in the same form, or `all`: browsers see the sites' own certificates
+    /// Hosts that are left alone, in the same form, or `all`: of HTTPS browsers see the sites' own certificates, and nothing
+    /// is cached, of HTTP neither
     #[arg(short = 'B', long, value_name = "domains")]
     pub no_ssl_bump_domains: Option<String>,
     /// Leave the cloud's response cache out: each request for a page goes to its site

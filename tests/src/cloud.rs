@@ -296,14 +296,14 @@ impl Cloud {
         }
     }
 
-    /// `sc` with this cloud's URL, user and trust; the key by the environment unless the test says otherwise.
+    /// As [`Cloud::bumping_sc`], and every host is left alone: neither does TLS end at the endpoint, nor is anything cached.
     pub fn sc(&self, log: &Path) -> Command {
         let mut command = self.bumping_sc(log);
         command.env("SAUCE_NO_SSL_BUMP_DOMAINS", "all");
         command
     }
 
-    /// As [`Cloud::sc`], and TLS of browsers ends at the endpoint.
+    /// `sc` with this cloud's URL, user, key and trust.
     pub fn bumping_sc(&self, log: &Path) -> Command {
         let mut command = Command::new(binary("sc"));
         command.args([
@@ -349,7 +349,7 @@ impl Cloud {
         self.tunnel_of(Self::sc, arguments)
     }
 
-    /// As [`Cloud::start_tunnel_with`], and TLS of browsers ends at the endpoint.
+    /// As [`Cloud::start_tunnel_with`], and TLS of browsers ends at the endpoint, which caches.
     pub fn start_bumping_tunnel(&self, arguments: &[&str]) -> Tunnel {
         self.tunnel_of(Self::bumping_sc, arguments)
     }

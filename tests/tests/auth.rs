@@ -199,7 +199,7 @@ fn what_it_opens_is_nobody_elses(driver: Driver) {
     let origin = Origin::start();
     let port = origin.http.port();
     let cloud = Cloud::start(driver);
-    let tunnel = cloud.start_tunnel_with(&["--shards", "1", "-a", &entry("localhost", port)]);
+    let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "-a", &entry("localhost", port)]);
     let get = |host: &str, name: &str, query: &str| {
         let url = format!("http://{host}:{port}/bytes/{name}?seed=1&length=100{query}");
         tunnel.client().get(&url).unwrap()

@@ -30,6 +30,8 @@ both_drivers![
     requests_in_a_connect_are_cached,
     a_site_that_is_gone_is_stood_in_for,
     without_caching_each_request_goes_to_its_site,
+    hosts_that_are_left_alone_are_not_cached,
+    the_target_is_the_key_whatever_host_says,
 ];
 
 const FRESH: &str = "&field=Cache-Control:max-age=600";
@@ -50,7 +52,7 @@ impl World {
     fn with(options: CloudOptions, sc: &[&str]) -> Self {
         let origin = Origin::start();
         let cloud = Cloud::with(options);
-        let tunnel = cloud.start_tunnel_with(sc);
+        let tunnel = cloud.start_bumping_tunnel(sc);
         Self { cloud, tunnel, origin }
     }
 
@@ -91,8 +93,21 @@ fn status(answer: &Answer) -> &str {
     answer.head.field("Cache-Status").unwrap_or("none")
 }
 
+const STORED: &str = "culvert; fwd=uri-miss; stored";
+const HIT: &str = "culvert; hit; ttl=";
+
+/// Cache-Status of a page of `site` that is asked for with another Host.
+fn get_as(world: &World, site: &str, host: &str, path: &str) -> String {
+    let mut client = world.tunnel.client();
+    let head = format!("GET http://{site}{path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    client.send_raw(head.as_bytes()).unwrap();
+    let answer = client.read_answer("GET").unwrap();
+    assert_eq!(answer.status(), 200, "{:?}", answer.head);
+    status(&answer).to_owned()
+}
+
 fn assert_hit(answer: &Answer) {
-    assert!(status(answer).starts_with("culvert; hit; ttl="), "{:?}", answer.head);
+    assert!(status(answer).starts_with(HIT), "{:?}", answer.head);
     let age: Option<u64> = answer.head.field("Age").and_then(|age| age.parse().ok());
     assert!(age.is_some_and(|age| age < 600), "{:?}", answer.head);
 }
@@ -101,7 +116,7 @@ fn what_is_stored_is_not_asked_for_again(driver: Driver) {
     let world = World::start(driver);
     let url = world.url("a", &format!("{FRESH}&field=ETag:\"v1\""));
     let miss = world.get(&url, &[]);
-    assert_eq!(status(&miss), "culvert; fwd=uri-miss; stored");
+    assert_eq!(status(&miss), STORED);
     assert!(miss.head.field("Age").is_none());
 
     let mut client = world.tunnel.client();
@@ -432,6 +447,45 @@ fn without_caching_each_request_goes_to_its_site(driver: Driver) {
         (&true.into(), &false.into())
     );
     assert_eq!((world.counted("hits"), world.counted("misses")), (0, 0));
+}
+
+fn hosts_that_are_left_alone_are_not_cached(driver: Driver) {
+    let world = World::with(CloudOptions::new(driver), &["--shards", "1", "-B", "localhost"]);
+    let port = world.origin.http.port();
+    let path = |name: &str| format!("/bytes/{name}?seed=1&length={LENGTH}{FRESH}");
+    let (alone, other) = (format!("localhost:{port}"), world.origin.http.to_string());
+    for asked in 1..=2 {
+        assert_eq!(get_as(&world, &alone, &alone, &path("whole")), "none");
+        let inside = connect(world.tunnel.proxy, &alone).unwrap().expect("a connection");
+        let mut client = Client::over(inside);
+        let head = format!("GET {} HTTP/1.1\r\nHost: {alone}\r\n\r\n", path("inside"));
+        client.send_raw(head.as_bytes()).unwrap();
+        let answer = client.read_answer("GET").unwrap();
+        assert_eq!((answer.status(), status(&answer)), (200, "none"));
+        assert_eq!((world.asked("whole"), world.asked("inside")), (asked, asked));
+    }
+    assert_eq!((world.counted("entries"), world.counted("misses")), (0, 0));
+    assert_eq!(get_as(&world, &other, &other, &path("whole")), STORED);
+    assert!(get_as(&world, &other, &other, &path("whole")).starts_with(HIT));
+}
+
+fn the_target_is_the_key_whatever_host_says(driver: Driver) {
+    let world = World::start(driver);
+    let path = format!("/bytes/a?seed=1&length={LENGTH}{FRESH}");
+    let (asked, named) = (
+        format!("localhost:{}", world.origin.http.port()),
+        world.origin.http.to_string(),
+    );
+    assert_eq!(get_as(&world, &asked, &named, &path), STORED);
+    assert_eq!(
+        get_as(&world, &named, &named, &path),
+        STORED,
+        "a page of the host that the field named"
+    );
+    for host in [&asked, &named] {
+        assert!(get_as(&world, &asked, host, &path).starts_with(HIT));
+    }
+    assert_eq!(world.asked("a"), 2);
 }
 
 /// Browsers on both shards at once, and one that changes what they ask for.

@@ -36,11 +36,14 @@ pub(super) fn now() -> Now {
     }
 }
 
-/// A request as the cache sees it; none where it has no part in it.
+/// A request as the cache sees it; none where it has no part in it, as with hosts of `-B`, whatever their scheme.
 /// `trusted`: nothing is wrong with the site's certificate.
 pub(super) fn ask<'a>(shard: &Shard, request: &Request<'a>, trusted: bool) -> Option<Asked<'a>> {
     shard.cache()?;
     let authority = request.authority?;
+    if shard.rules().no_bump.contains(authority.host) {
+        return None;
+    }
     let scheme = request.scheme.unwrap_or(Scheme::Http);
     let port = authority.port_or(scheme.default_port());
     let site = Site {

@@ -39,7 +39,7 @@ fn the_cache_does_what_is_asked_of_caches(driver: Driver) {
         folder.display()
     );
     let cloud = Cloud::start(driver);
-    let tunnel = cloud.start_tunnel();
+    let tunnel = cloud.start_bumping_tunnel(&["--shards", "1"]);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http_cache/run.mjs");
     let mut command = Command::new("node");
     command.arg(script).arg(folder).arg(format!("http://{}", tunnel.proxy));
