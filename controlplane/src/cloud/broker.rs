@@ -6,12 +6,16 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
+use dataplane::limits::ERROR_LINES_APART;
+use dataplane::shard::Visitor;
 use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::limits::{ACCEPTS_PER_TURN, BROKER_PAUSE, FDS_WAITING_MAX, LISTEN_BACKLOG};
+use super::outside::Network;
 use super::seqpacket::{self, Seqpacket};
 use crate::runtime::watch;
 
@@ -21,21 +25,22 @@ const MESSAGE_COST_BYTES: usize = 640;
 /// The kernel's smallest send buffer holds so many messages.
 const MESSAGES_MIN: usize = 8;
 
-/// Kind of a socket that is passed: the first byte of its message.
-const KIND_BROWSER: u8 = 0;
-const KIND_PROBE: u8 = 1;
-
 /// The broker's listeners take their ports from here.
 pub struct Ports {
     address: Ipv4Addr,
     range: RangeInclusive<u16>,
     next: u16,
+    networks: Arc<[Network]>,
 }
 
 /// A tunnel's proxy port. It outlives the endpoint processes that serve it.
 pub struct Listener {
     socket: AsyncFd<OwnedFd>,
     pub address: SocketAddr,
+    /// Where browsers may come from (`--proxy-networks`).
+    networks: Arc<[Network]>,
+    /// When the log was told last that somebody came from elsewhere.
+    told: Mutex<Option<Instant>>,
     /// Local addresses of own connections under way: the self-test.
     probes: Mutex<HashSet<SocketAddr>>,
     /// Browsers that an endpoint died too soon for: its successor gets them first.
@@ -43,12 +48,13 @@ pub struct Listener {
 }
 
 impl Ports {
-    /// Ports of `range` on `address`.
-    pub fn new(address: Ipv4Addr, range: RangeInclusive<u16>) -> Self {
+    /// Ports of `range` on `address`, for browsers of `networks`.
+    pub fn new(address: Ipv4Addr, range: RangeInclusive<u16>, networks: &[Network]) -> Self {
         Self {
             address,
             next: *range.start(),
             range,
+            networks: networks.into(),
         }
     }
 
@@ -65,7 +71,7 @@ impl Ports {
                 port + 1
             };
             match TcpListener::bind(SocketAddrV4::new(self.address, port)) {
-                Ok(socket) => return Listener::new(socket),
+                Ok(socket) => return Listener::new(socket, self.networks.clone()),
                 Err(e) if matches!(e.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) => {}
                 Err(e) => return Err(e),
             }
@@ -78,12 +84,12 @@ impl Ports {
     /// # Errors
     /// What the system says.
     pub fn listen_again(&self, address: SocketAddr) -> io::Result<Listener> {
-        TcpListener::bind(address).and_then(Listener::new)
+        TcpListener::bind(address).and_then(|socket| Listener::new(socket, self.networks.clone()))
     }
 }
 
 impl Listener {
-    fn new(socket: TcpListener) -> io::Result<Self> {
+    fn new(socket: TcpListener, networks: Arc<[Network]>) -> io::Result<Self> {
         // Once more, for the library's own length is 128: a suite's start would lose SYNs and wait a second for each.
         rustix::net::listen(&socket, LISTEN_BACKLOG)?;
         socket.set_nonblocking(true)?;
@@ -93,6 +99,8 @@ impl Listener {
         Ok(Self {
             socket: watch(socket.into(), Interest::READABLE)?,
             address,
+            networks,
+            told: Mutex::default(),
             probes: Mutex::default(),
             left: Mutex::default(),
         })
@@ -130,9 +138,9 @@ impl Listener {
                 break;
             };
             match guard.try_io(|listener| self.accept(listener.get_ref())) {
-                Ok(Ok((socket, kind))) => {
+                Ok(Ok((socket, visitor))) => {
                     count += 1;
-                    accepted.of(kind).push(socket);
+                    accepted.of(visitor).push(socket);
                 }
                 // The client has given up already.
                 Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -149,11 +157,30 @@ impl Listener {
         count
     }
 
-    fn accept(&self, listener: &OwnedFd) -> io::Result<(OwnedFd, u8)> {
+    fn accept(&self, listener: &OwnedFd) -> io::Result<(OwnedFd, Visitor)> {
         let (socket, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
         let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
-        let probe = peer.is_some_and(|peer| self.probes().remove(&peer));
-        Ok((socket, if probe { KIND_PROBE } else { KIND_BROWSER }))
+        let is_authorized = |peer: SocketAddr| self.networks.iter().any(|network| network.contains(peer.ip()));
+        let visitor = match peer {
+            Some(peer) if self.probes().remove(&peer) => Visitor::Probe,
+            Some(peer) if is_authorized(peer) => Visitor::Browser,
+            _ => Visitor::Stranger,
+        };
+        if visitor == Visitor::Stranger {
+            self.tell_stranger(peer);
+        }
+        Ok((socket, visitor))
+    }
+
+    /// Says in the log where one came from, if none did just now: anybody can connect as often as they like.
+    fn tell_stranger(&self, peer: Option<SocketAddr>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= ERROR_LINES_APART) {
+            *told = Some(Instant::now());
+            let from = peer.map_or_else(|| "an unknown address".to_owned(), |peer| peer.ip().to_string());
+            let port = self.address.port();
+            tracing::info!("proxy port {port}: a browser from {from}, which no network of --proxy-networks holds");
+        }
     }
 
     fn left(&self) -> std::sync::MutexGuard<'_, Vec<OwnedFd>> {
@@ -218,14 +245,14 @@ pub async fn run(listener: Arc<Listener>, control: Arc<Seqpacket>, mut shards: V
     let mut accepted = Accepted::on(&listener);
     let mut many = false;
     loop {
-        for kind in [KIND_PROBE, KIND_BROWSER] {
-            while !accepted.of(kind).is_empty() {
-                let next = accepted.of(kind).len().min(most);
-                let sockets: Vec<_> = accepted.of(kind)[..next].iter().map(AsFd::as_fd).collect();
-                if pass(&control, &mut shards, kind, &sockets).await.is_err() {
+        for visitor in [Visitor::Probe, Visitor::Browser, Visitor::Stranger] {
+            while !accepted.of(visitor).is_empty() {
+                let next = accepted.of(visitor).len().min(most);
+                let sockets: Vec<_> = accepted.of(visitor)[..next].iter().map(AsFd::as_fd).collect();
+                if pass(&control, &mut shards, visitor, &sockets).await.is_err() {
                     return;
                 }
-                accepted.of(kind).drain(..next);
+                accepted.of(visitor).drain(..next);
             }
         }
         if many {
@@ -243,24 +270,25 @@ struct Accepted<'a> {
     listener: &'a Listener,
     browsers: Vec<OwnedFd>,
     probes: Vec<OwnedFd>,
+    strangers: Vec<OwnedFd>,
 }
 
 impl<'a> Accepted<'a> {
     fn on(listener: &'a Listener) -> Self {
         let browsers = std::mem::take(&mut *listener.left());
-        let probes = Vec::new();
         Self {
             listener,
             browsers,
-            probes,
+            probes: Vec::new(),
+            strangers: Vec::new(),
         }
     }
 
-    fn of(&mut self, kind: u8) -> &mut Vec<OwnedFd> {
-        if kind == KIND_PROBE {
-            &mut self.probes
-        } else {
-            &mut self.browsers
+    fn of(&mut self, visitor: Visitor) -> &mut Vec<OwnedFd> {
+        match visitor {
+            Visitor::Browser => &mut self.browsers,
+            Visitor::Probe => &mut self.probes,
+            Visitor::Stranger => &mut self.strangers,
         }
     }
 }
@@ -273,7 +301,12 @@ impl Drop for Accepted<'_> {
 
 /// Passes to the least loaded shard that has room, and waits while none has: meanwhile the listener's own queue holds
 /// the browsers.
-async fn pass(control: &Seqpacket, shards: &mut [ShardSender], kind: u8, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+async fn pass(
+    control: &Seqpacket,
+    shards: &mut [ShardSender],
+    visitor: Visitor,
+    sockets: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     loop {
         // A ring lets go of a dead shard's socket some milliseconds after its process has ended, and what was passed there
         // meanwhile is reset.
@@ -282,7 +315,7 @@ async fn pass(control: &Seqpacket, shards: &mut [ShardSender], kind: u8, sockets
         }
         shards.sort_by_key(|s| s.passed);
         for shard in shards.iter_mut() {
-            match shard.socket.try_send(&[kind], sockets) {
+            match shard.socket.try_send(&[visitor.byte()], sockets) {
                 Ok(()) => {
                     shard.passed += sockets.len() as u64;
                     return Ok(());
@@ -323,7 +356,8 @@ mod tests {
     }
 
     fn listener() -> Arc<Listener> {
-        Arc::new(Listener::new(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap())
+        let networks = ["127.0.0.1".parse().unwrap()];
+        Arc::new(Listener::new(TcpListener::bind("127.0.0.1:0").unwrap(), networks.into()).unwrap())
     }
 
     #[test]
@@ -337,8 +371,8 @@ mod tests {
             let browser = TcpStream::connect(listener.address).unwrap();
             let probe = listener.probe().await.unwrap();
             let expected = [
-                (browser.local_addr().unwrap(), KIND_BROWSER),
-                (probe.stream.local_addr().unwrap(), KIND_PROBE),
+                (browser.local_addr().unwrap(), Visitor::Browser),
+                (probe.stream.local_addr().unwrap(), Visitor::Probe),
             ];
             let (mut seen, mut buffer) = (Vec::new(), Vec::new());
             while seen.len() < expected.len() {
@@ -347,12 +381,12 @@ mod tests {
                     let flags = rustix::fs::fcntl_getfl(&socket).unwrap();
                     assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
                     assert!(sockopt::tcp_nodelay(&socket).unwrap());
-                    seen.push((TcpStream::from(socket).peer_addr().unwrap(), buffer[0]));
+                    seen.push((TcpStream::from(socket).peer_addr().unwrap(), Visitor::of(buffer[0])));
                 }
             }
-            seen.sort();
+            seen.sort_by_key(|(peer, _)| *peer);
             let mut expected = expected.to_vec();
-            expected.sort();
+            expected.sort_by_key(|(peer, _)| *peer);
             assert_eq!(seen, expected);
             drop(probe);
             assert!(listener.probes().is_empty());
@@ -398,7 +432,7 @@ mod tests {
                     .collect();
                 let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
                 let mut waiting = 0;
-                while sender.socket.try_send(&[KIND_BROWSER], &fds).is_ok() {
+                while sender.socket.try_send(&[Visitor::Browser.byte()], &fds).is_ok() {
                     waiting += fds.len();
                     assert!(waiting <= 4 * FDS_WAITING_MAX, "no bound");
                 }
@@ -414,7 +448,7 @@ mod tests {
     fn ports_are_taken_in_turn_and_run_out() {
         run_test(async {
             let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut ports = Ports::new(Ipv4Addr::LOCALHOST, free..=free);
+            let mut ports = Ports::new(Ipv4Addr::LOCALHOST, free..=free, &[]);
             let first = ports.listen().unwrap();
             assert_eq!(first.address.port(), free);
             assert_eq!(ports.listen().err().unwrap().kind(), io::ErrorKind::AddrInUse);

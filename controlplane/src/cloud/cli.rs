@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::accounts::{self, AddError};
 use super::limits::{LOST_AFTER, ORPHANED_MAX, POOL_RELOAD_MAX, SHARDS_MAX};
 use super::messages::EndpointTimes;
-use super::outside::Network;
+use super::outside::{LOOPBACK, Network};
 use super::{Driver, EXIT_INTERNAL, Failure, Options, guest, open_store, serve, unix_now};
 use crate::duration;
 use crate::log::Log;
@@ -85,6 +85,10 @@ struct ServeArguments {
     /// One for each tunnel or pool: where its browsers connect
     #[arg(long, value_name = "FIRST-LAST", default_value = "20000-29999", value_parser = port_range)]
     proxy_ports: RangeInclusive<u16>,
+    /// Networks that browsers may come from, separated by commas; anybody else is told that they may not. To be named with
+    /// a --proxy-address beyond loopback [default: 127.0.0.0/8]
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
+    proxy_networks: Vec<Network>,
     /// Networks that browsers may reach without the tunnel (-D, -t of `sc`), beside the internet, separated by commas
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     direct_networks: Vec<Network>,
@@ -241,13 +245,24 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
             needed.div_ceil(MIB)
         )));
     }
+    let (address, mut networks) = (arguments.proxy_address, arguments.proxy_networks);
+    if networks.is_empty() {
+        if !address.is_loopback() {
+            return Err(Failure::usage(format!(
+                "--proxy-address {address}: name the networks that browsers come from, such as --proxy-networks 10.0.0.0/8 \
+                 (0.0.0.0/0 for everybody who can reach it)"
+            )));
+        }
+        networks.push(LOOPBACK);
+    }
     Ok(Options {
         state: state_dir(arguments.state)?,
         listen: arguments.listen,
         hostnames: arguments.hostname,
         public_address: arguments.public_address,
-        proxy_address: arguments.proxy_address,
+        proxy_address: address,
         proxy_ports: arguments.proxy_ports,
+        proxy_networks: networks,
         direct_networks: arguments.direct_networks,
         endpoint_shards: shards,
         max_streams: streams,
@@ -332,6 +347,12 @@ mod tests {
             (plain.proxy_ports, plain.proxy_address),
             (20_000..=29_999, Ipv4Addr::LOCALHOST)
         );
+        assert_eq!(plain.proxy_networks, ["127.0.0.0/8".parse().unwrap()]);
+        let open = parse(&["--proxy-address", "0.0.0.0", "--proxy-networks", "10.0.0.0/8,10.1.1.1"]).unwrap();
+        assert_eq!(
+            open.proxy_networks,
+            ["10.0.0.0/8", "10.1.1.1/32"].map(|network| network.parse().unwrap())
+        );
         let given = parse(&["--listen", "9000", "--driver", "io_uring", "--proxy-ports", "5-5"]).unwrap();
         assert_eq!(given.listen.unwrap().to_string(), "0.0.0.0:9000");
         assert_eq!((given.driver, given.proxy_ports), (Driver::IoUring, 5..=5));
@@ -360,6 +381,8 @@ mod tests {
             (["--listen", "x"], "--listen"),
             (["--proxy-ports", "9-8"], "--proxy-ports"),
             (["--proxy-ports", "0-8"], "--proxy-ports"),
+            (["--proxy-networks", "10.0.0.0/33"], "--proxy-networks"),
+            (["--proxy-address", "0.0.0.0"], "--proxy-networks"),
             (["--public-address", "host"], "--public-address"),
             (["--endpoint-shards", "0"], "--endpoint-shards"),
             (["--max-streams", "8193"], "--max-streams"),

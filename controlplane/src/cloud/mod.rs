@@ -132,6 +132,8 @@ pub struct Options {
     pub public_address: Option<String>,
     pub proxy_address: Ipv4Addr,
     pub proxy_ports: RangeInclusive<u16>,
+    /// Where browsers may come from.
+    pub proxy_networks: Vec<Network>,
     /// What browsers may reach without the tunnel, beside the internet.
     pub direct_networks: Vec<Network>,
     pub endpoint_shards: usize,
@@ -278,7 +280,11 @@ pub fn serve(options: Options) -> Result<(), Failure> {
                 options.proxy_ports.clone(),
             ),
             registry: Mutex::default(),
-            ports: Mutex::new(Ports::new(options.proxy_address, options.proxy_ports.clone())),
+            ports: Mutex::new(Ports::new(
+                options.proxy_address,
+                options.proxy_ports.clone(),
+                &options.proxy_networks,
+            )),
             tls: TlsAcceptor::from(tls),
             authority,
             store,

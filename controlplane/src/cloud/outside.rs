@@ -28,6 +28,12 @@ pub struct Network {
     bits: u8,
 }
 
+/// Where browsers come from unless other networks are named.
+pub const LOOPBACK: Network = Network {
+    address: IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)),
+    bits: 8,
+};
+
 impl FromStr for Network {
     type Err = String;
 
@@ -46,7 +52,7 @@ impl FromStr for Network {
 }
 
 impl Network {
-    fn contains(&self, ip: IpAddr) -> bool {
+    pub fn contains(&self, ip: IpAddr) -> bool {
         let (own, ip, all) = match (self.address, ip) {
             (IpAddr::V4(own), IpAddr::V4(ip)) => (own.to_bits().into(), ip.to_bits().into(), 32),
             (IpAddr::V6(own), IpAddr::V6(ip)) => (own.to_bits(), ip.to_bits(), 128),

@@ -18,7 +18,7 @@ use crate::shard::pair::{Either, select};
 use crate::shard::runtime::{self, Socket};
 use crate::shard::timers::{self, Alarm};
 use crate::shard::transport::Transport;
-use crate::shard::{Counted, Seat, Shard, Stream};
+use crate::shard::{Counted, Seat, Shard, Stream, Visitor};
 
 /// One read of a head.
 const HEAD_READ_BYTES: usize = 4 * 1024;
@@ -48,7 +48,7 @@ pub(super) struct Browser {
     pub inbox: BytesMut,
     /// The browser sends no more.
     pub eof: bool,
-    pub is_probe: bool,
+    pub visitor: Visitor,
     /// The CONNECT in which it speaks HTTP, if it does.
     pub inside: Option<Inside>,
     /// What it was shown of the site, if its TLS ends here.
@@ -63,22 +63,22 @@ pub(super) struct Browser {
     pub unreached: Option<Box<Unreached>>,
 }
 
-/// Serves a browser's connection to its end. `is_probe`: it is the broker's own self-test.
-pub async fn serve(shard: Shard, socket: Socket, is_probe: bool, counted: Counted) {
+/// Serves a browser's connection to its end.
+pub async fn serve(shard: Shard, socket: Socket, visitor: Visitor, counted: Counted) {
     let mut browser = Browser {
         seat: shard.take_seat().await,
         shard,
         socket: socket.into(),
         inbox: BytesMut::new(),
         eof: false,
-        is_probe,
+        visitor,
         inside: None,
         shown: None,
         member: None,
         alarm: Alarm::default(),
         unreached: None,
     };
-    let next = if browser.shard.over_fd_mark() && !is_probe {
+    let next = if browser.shard.over_fd_mark() && visitor != Visitor::Probe {
         browser.refuse("limit", "as many connections are open as may be").await
     } else {
         browser.exchanges().await
@@ -215,6 +215,11 @@ impl Browser {
             Ok(request) => request,
             Err(bad) => return self.refuse_head(bad).await,
         };
+        if self.visitor == Visitor::Stranger {
+            let detail =
+                "browsers of this network may not use the proxy: sc-cloud serve --proxy-networks names those that may";
+            return self.answer(&request, "denied", detail, false).await;
+        }
         if let Some(inside) = inside {
             if let Err(bad) = inside.place(&mut request) {
                 return self.refuse_head(bad).await;
@@ -257,7 +262,7 @@ impl Browser {
     /// not is asked about later.
     fn blocked_by(&self, request: &Request<'_>) -> Option<String> {
         let fast_fail = &self.shard.rules().fast_fail;
-        if fast_fail.is_empty() || self.is_probe {
+        if fast_fail.is_empty() || self.visitor == Visitor::Probe {
             return None;
         }
         if request.form == Form::Authority
@@ -278,7 +283,12 @@ impl Browser {
             if self.eof {
                 return Err(NoHead::Closed);
             }
-            let idle = self.alarm.until(runtime::now() + self.shard.times().browser_idle);
+            let times = self.shard.times();
+            let patience = match self.visitor {
+                Visitor::Stranger => times.browser_head,
+                Visitor::Browser | Visitor::Probe => times.browser_idle,
+            };
+            let idle = self.alarm.until(runtime::now() + patience);
             match select(self.socket.readable(), select(idle, self.is_dismissed())).await {
                 Either::Left(Ok(())) => {}
                 Either::Left(Err(_)) | Either::Right(_) => return Err(NoHead::Closed),
@@ -370,7 +380,7 @@ impl Browser {
     }
 
     async fn last_page(&mut self, page: &Page<'_>) -> Next {
-        if !self.is_probe {
+        if self.visitor != Visitor::Probe {
             self.shard.tell_error(page.name, || page.reason());
         }
         match self.socket.write_all(&page.write()).await {

@@ -13,7 +13,7 @@ use crate::http::{CONNECTED, Request, Scheme, Version};
 use crate::limits::{DRAIN_SILENCE_MAX, EARLY_BYTES_MAX, METHOD_BYTES_MAX, MOVES_MAX, SNIFF_MAX};
 use crate::mux::{Code, Kind};
 use crate::shard::pair::{Either, select};
-use crate::shard::{Stream, runtime, timers};
+use crate::shard::{Stream, Visitor, runtime, timers};
 
 /// Opens the stream at once, and answers when the site is connected. What the browser sends before the answer is held: it
 /// is the site's only if there is a site. Requests in it are served like those for whole URLs; all else is relayed.
@@ -22,7 +22,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     let Some((host, port)) = request.authority.and_then(|a| Some((a.host, a.port?))) else {
         return browser.refuse("bad-request", "CONNECT names no site").await;
     };
-    if browser.is_probe || host.eq_ignore_ascii_case(PROBE_HOST) {
+    if browser.visitor == Visitor::Probe || host.eq_ignore_ascii_case(PROBE_HOST) {
         return browser
             .answer(request, "denied", "the self-test is the cloud's own", false)
             .await;

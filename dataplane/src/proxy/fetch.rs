@@ -19,7 +19,7 @@ use crate::limits::{EARLY_BYTES_MAX, FRAME_HEADER_BYTES, INTERIM_ANSWERS_MAX, MO
 use crate::mux::{Code, Kind};
 use crate::shard::pair::{Either, select};
 use crate::shard::transport::Transport;
-use crate::shard::{Stream, buffers, runtime, timers};
+use crate::shard::{Stream, Visitor, buffers, runtime, timers};
 
 /// By how much rewriting makes a head larger, if at all; more makes the buffer grow.
 const HEAD_GROWTH_BYTES_USUAL: usize = 32;
@@ -104,7 +104,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     let Some(authority) = request.authority else {
         return browser.refuse("bad-request", "the request names no site").await;
     };
-    if browser.is_probe || authority.host.eq_ignore_ascii_case(PROBE_HOST) {
+    if browser.visitor == Visitor::Probe || authority.host.eq_ignore_ascii_case(PROBE_HOST) {
         return probe::serve(browser, request).await;
     }
     let scheme = request.scheme.unwrap_or(Scheme::Http);

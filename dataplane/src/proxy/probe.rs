@@ -2,6 +2,7 @@
 
 use super::browser::{Browser, Next, PROBE_HOST, is_bodyless};
 use crate::http::{Request, page};
+use crate::shard::Visitor;
 
 /// The broker's self-test, and nobody else's: `/NONCE` for all links, `/MEMBER/NONCE` for those of one member, which is
 /// named by 32 hex digits.
@@ -11,7 +12,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     let named = request
         .authority
         .is_some_and(|a| a.host.eq_ignore_ascii_case(PROBE_HOST));
-    let (true, true, Some(nonce)) = (browser.is_probe, named, nonce) else {
+    let (true, true, Some(nonce)) = (browser.visitor == Visitor::Probe, named, nonce) else {
         let detail = "the self-test is the cloud's own";
         return browser.answer(request, "denied", detail, whole).await;
     };

@@ -14,7 +14,7 @@ use super::dial::{Secured, read_more, shake_hands};
 use super::link::Link;
 use super::mailbox::Level;
 use super::runtime::{self, Socket};
-use super::{Shard, timers};
+use super::{Shard, Visitor, timers};
 use crate::error::Error;
 use crate::limits::{
     ACCEPT_PAUSE, BROWSER_MESSAGES_PER_TURN, BROWSERS_PER_MESSAGE, HANDSHAKE_MAX, HANDSHAKES_MAX, LINKS_MAX,
@@ -23,9 +23,6 @@ use crate::mux::frame::{self, Frame, Header};
 use crate::mux::{Hello, Reject, Side};
 use crate::time::Time;
 use crate::tls::{Handshake, Record};
-
-/// Marks a socket of the broker's own self-test.
-const KIND_PROBE: u8 = 1;
 
 /// Brings a link's new connection up to the cut-over. Every failure ends this connection and nothing else.
 pub(super) async fn accept(shard: Shard, member: [u8; 16], number: u16, fd: OwnedFd, first: Vec<u8>) {
@@ -175,7 +172,7 @@ pub(super) async fn receive_browsers(shard: Shard, socket: Rc<Socket>) {
                         );
                     }
                     for browser in browsers {
-                        shard.serve_browser(browser, kind == KIND_PROBE);
+                        shard.serve_browser(browser, Visitor::of(kind));
                     }
                 }
                 Ok(None) => return shard.log(Level::Debug, "the broker hung up".to_owned()),

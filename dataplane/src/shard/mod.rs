@@ -133,13 +133,38 @@ pub(crate) enum Role {
     Endpoint(RefCell<Vec<Attached>>),
 }
 
+/// Who has connected to the proxy port, as the broker says with each socket: the byte of its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visitor {
+    Browser,
+    /// The broker's own self-test.
+    Probe,
+    /// Of none of the networks that browsers may come from: is told so, and nothing else.
+    Stranger,
+}
+
+impl Visitor {
+    /// Of that byte. What nobody knows is given nothing.
+    pub fn of(kind: u8) -> Self {
+        match kind {
+            0 => Self::Browser,
+            1 => Self::Probe,
+            _ => Self::Stranger,
+        }
+    }
+
+    pub fn byte(self) -> u8 {
+        self as u8
+    }
+}
+
 /// Who starts the tasks that serve what arrives: the proxy, or a test.
 #[derive(Clone, Copy)]
 pub(crate) struct Services {
     /// A stream of kind `tcp`, `http` or `https`: at `sc`, and at an endpoint where it goes past the tunnel.
     pub site: fn(&Shard, Stream),
-    /// Endpoint: a browser's connection; true for the broker's own self-test.
-    pub browser: fn(&Shard, Socket, bool),
+    /// Endpoint: a connection to the proxy port.
+    pub browser: fn(&Shard, Socket, Visitor),
 }
 
 /// How `sc` dials, and what its streams may not reach.
@@ -518,8 +543,8 @@ impl Shard {
     }
 
     /// Starts what serves a browser's connection, here or where a link is.
-    fn serve_browser(&self, browser: OwnedFd, is_probe: bool) {
-        let browser = if !is_probe && self.is_dark() {
+    fn serve_browser(&self, browser: OwnedFd, visitor: Visitor) {
+        let browser = if visitor == Visitor::Browser && self.is_dark() {
             match self.forward(browser) {
                 Ok(()) => return,
                 Err(browser) => browser,
@@ -527,12 +552,12 @@ impl Shard {
         } else {
             browser
         };
-        self.serve_here(browser, is_probe);
+        self.serve_here(browser, visitor);
     }
 
-    fn serve_here(&self, browser: OwnedFd, is_probe: bool) {
+    fn serve_here(&self, browser: OwnedFd, visitor: Visitor) {
         match Socket::new(browser) {
-            Ok(socket) => (self.0.services.browser)(self, socket, is_probe),
+            Ok(socket) => (self.0.services.browser)(self, socket, visitor),
             Err(e) => self.log(Level::Warn, format!("taking a browser's socket: {e}")),
         }
     }
@@ -566,7 +591,7 @@ impl Shard {
             } => {
                 runtime::spawn(accept_link(self.clone(), member, link, fd, first));
             }
-            Command::Browser(browser) => self.serve_here(browser, false),
+            Command::Browser(browser) => self.serve_here(browser, Visitor::Browser),
             Command::Browsers(fd) => self.receive_from(fd),
             Command::Settings(settings) => self.reload(settings),
             Command::Rules(settings, versions) => self.rule(settings, &versions),
@@ -697,10 +722,10 @@ async fn run(shard: Shard, inbox: Inbox<Command>, browsers: Option<OwnedFd>) -> 
 /// What serves outside of tests.
 pub(crate) const SERVICES: Services = Services {
     site: |shard, stream| runtime::spawn(site::serve(shard.clone(), stream)),
-    browser: |shard, socket, is_probe| {
+    browser: |shard, socket, visitor| {
         // Before its task runs: the marks must know of it.
         let counted = shard.count_connection();
-        runtime::spawn(browser::serve(shard.clone(), socket, is_probe, counted));
+        runtime::spawn(browser::serve(shard.clone(), socket, visitor, counted));
     },
 };
 

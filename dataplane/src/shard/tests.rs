@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, Send
 
 use super::runtime::{self, Driver, Socket};
 use super::transport::Transport;
-use super::{Services, Shard, Stream, pair, timers};
+use super::{Services, Shard, Stream, Visitor, pair, timers};
 use crate::bump::Trust;
 use crate::client::{self, Client, ClientConfig};
 use crate::endpoint::{self, Endpoint, EndpointConfig, Event, Member};
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 const TEST: Services = Services {
     site: |shard, stream| shard.spawn(echo(stream)),
-    browser: |shard, socket, is_probe| shard.spawn(browse(shard.clone(), socket, is_probe)),
+    browser: |shard, socket, visitor| shard.spawn(browse(shard.clone(), socket, visitor)),
 };
 
 async fn echo(stream: Stream) {
@@ -56,9 +56,9 @@ async fn echo(stream: Stream) {
 }
 
 /// The self-test's nonce is fixed; other connections are relayed.
-async fn browse(shard: Shard, socket: Socket, is_probe: bool) {
+async fn browse(shard: Shard, socket: Socket, visitor: Visitor) {
     let _counted = shard.count_connection();
-    if is_probe {
+    if visitor == Visitor::Probe {
         let text = match shard.probe(None, b"nonce").await {
             Ok(()) => "echoed".to_owned(),
             Err((code, text)) => format!("{}: {text}", code.name()),
