@@ -245,6 +245,7 @@ impl Cache {
             place.get_mut().entries.retain(|e| !Arc::ptr_eq(e, entry));
             if place.get().entries.is_empty() {
                 place.remove();
+                stored.tidy();
             }
         }
     }
@@ -257,6 +258,7 @@ impl Cache {
         let slot = stored.slots.get(&hash).is_some_and(|slot| slot.key.is(key));
         let slot = slot.then(|| stored.slots.remove(&hash)).flatten();
         stored.counts.invalidated += u64::from(slot.is_some());
+        stored.tidy();
         drop(stored);
         drop(slot);
     }
@@ -268,11 +270,21 @@ impl Cache {
             let mut stored = part.lock();
             stored.stamp += 1;
             stored.invalidated.clear();
-            stored.queue.clear();
+            stored.queue = VecDeque::new();
             let slots = std::mem::take(&mut stored.slots);
             drop(stored);
             drop(slots);
         }
+    }
+
+    /// Of slots, in the tables of all parts, whether taken or not.
+    #[cfg(test)]
+    pub(super) fn places(&self) -> usize {
+        let of = |part: &Part| {
+            let stored = part.lock();
+            stored.slots.capacity() + stored.queue.capacity()
+        };
+        self.parts.iter().map(of).sum()
     }
 
     fn part(&self, hash: u64) -> &Part {
@@ -383,12 +395,20 @@ impl Stored {
         before.map_or(Vec::new(), |slot| slot.entries)
     }
 
-    /// Keeps the queue in proportion: invalidated slots leave their places in it behind.
+    /// Keeps queue and map in proportion: invalidated slots leave their places in the queue behind, and what either has
+    /// grown to is charged to the slots that are there.
     fn tidy(&mut self) {
-        if self.queue.len() > 2 * self.slots.len() + 64 {
+        let kept = self.slots.len();
+        if self.queue.len() > 2 * kept + 64 {
             let slots = &self.slots;
             self.queue
                 .retain(|(hash, turn)| slots.get(hash).is_some_and(|slot| slot.turn == *turn));
+        }
+        if self.slots.capacity() > 4 * kept + 64 {
+            self.slots.shrink_to(2 * kept);
+        }
+        if self.queue.capacity() > 8 * kept + 128 {
+            self.queue.shrink_to(4 * kept);
         }
     }
 
@@ -412,7 +432,9 @@ impl Stored {
                 continue;
             }
             self.counts.evicted += 1;
-            return Some(place.remove());
+            let slot = place.remove();
+            self.tidy();
+            return Some(slot);
         }
         None
     }

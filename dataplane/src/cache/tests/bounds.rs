@@ -32,6 +32,30 @@ fn it_never_holds_more_than_its_limit_and_keeps_what_is_used() {
 }
 
 #[test]
+fn tables_shrink_with_what_is_given_up() {
+    let limit = 4 << 20;
+    let large = "x".repeat(limit / CACHE_OBJECT_SHARE - 2_000);
+    for displaces in [true, false] {
+        let mut trial = Trial::with_limit(limit);
+        for n in 0..4_000 {
+            trial.get(&format!("/{n}"), &[], (200, LONG, ""));
+        }
+        let (places, counts) = (trial.cache.places(), trial.cache.counts());
+        assert!(places > 4_000 && counts.entries == 4_000, "{counts:?}");
+        match displaces {
+            true => (0..2 * CACHE_OBJECT_SHARE).for_each(|n| {
+                trial.get(&format!("/large/{n}"), &[], (200, LONG, &large));
+            }),
+            false => (0..4_000).for_each(|n| {
+                trial.get(&format!("DELETE /{n}"), &[], (200, &[], ""));
+            }),
+        }
+        let left = trial.cache.places();
+        assert!(left < places / 4, "{left} of {places}, {displaces}");
+    }
+}
+
+#[test]
 fn one_object_gets_its_share_and_no_more() {
     let limit = 1 << 20;
     let share = limit / CACHE_OBJECT_SHARE;
