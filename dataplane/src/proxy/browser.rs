@@ -26,6 +26,12 @@ const HEAD_READ_BYTES: usize = 4 * 1024;
 /// The name by which the broker asks whether the tunnel works; it means nothing on other connections.
 pub(super) const PROBE_HOST: &str = "probe.culvert.invalid";
 
+/// Whoever reads this may ask again over another connection, also what cannot be repeated (RFC 9110 section 15.5.20).
+pub(super) const OUTDATED: Bad = Bad {
+    status: 421,
+    reason: "the rules in force leave this site's TLS alone: it takes a new connection",
+};
+
 /// What becomes of the connection after an exchange.
 pub(super) enum Next {
     /// Another request may follow.
@@ -224,15 +230,9 @@ impl Browser {
             if let Err(bad) = inside.place(&mut request) {
                 return self.refuse_head(bad).await;
             }
-            // Rules may have changed since the handshake; connections that ask for nothing are closed by that. Whoever reads
-            // 421 may ask again over another one, also what cannot be repeated (RFC 9110 section 15.5.20).
+            // Rules may have changed since the handshake; connections that ask for nothing are closed by that.
             if inside.is_outdated(&self.shard) {
-                return self
-                    .refuse_head(Bad {
-                        status: 421,
-                        reason: "the rules in force leave this site's TLS alone: it takes a new connection",
-                    })
-                    .await;
+                return self.refuse_head(OUTDATED).await;
             }
         }
         if let Some(rule) = self.blocked_by(&request) {

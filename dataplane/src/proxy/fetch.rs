@@ -7,11 +7,11 @@ use std::pin::pin;
 
 use bytes::BytesMut;
 
-use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, tell_cut, watch};
+use super::browser::{Browser, Next, OUTDATED, PROBE_HOST, is_bodyless, tell_cut, watch};
 use super::cached::{self, Caching, kept, now};
 use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES, cut_at_end};
 use super::relay::full_read;
-use super::{connect, probe};
+use super::{bump, connect, probe};
 use crate::cache::{Answer, Fill, Hit};
 use crate::copies;
 use crate::http::{Bad, BadBody, Body, Finder, Framing, Request, Response, Scheme, Version, rewrite};
@@ -131,6 +131,10 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     };
     let mut counted = false;
     loop {
+        // The rules may have changed while it waited for an equal one, or was sent in vain.
+        if kind == Kind::Https && !bump::is_allowed(&browser.shard, authority.host) {
+            return browser.refuse_head(OUTDATED).await;
+        }
         let open = browser.open(kind, authority.host, port);
         let stream = match browser
             .open_stream(request, open, request.version == Version::Http11)

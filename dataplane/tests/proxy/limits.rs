@@ -1,15 +1,17 @@
 //! Requests that are too large, too slow, or expect too much.
 
-use std::io::BufReader;
+use std::io::{BufReader, Read, Write};
+use std::sync::mpsc;
 use std::time::Duration;
 
+use dataplane::limits::HEAD_FIELDS_MAX;
 use dataplane::settings::{Settings, Times};
 use rustls::StreamOwned;
 
 use crate::recorder::{Recorder, Silent, hidden};
 use crate::reload::adopt;
 use crate::tls::{Connection, client_of, connect_to};
-use crate::tunnel::{Browser, SETTINGS, Tunnel};
+use crate::tunnel::{Browser, PATIENCE, SETTINGS, Tunnel, is_asked, read_head};
 use crate::way::{Site, Way, in_every_way, in_every_way_within};
 
 #[test]
@@ -31,6 +33,75 @@ fn heads_that_are_too_large_reach_nobody() {
             let (next, _) = hidden(site);
             let got = recorder.exchange(tunnel, format!("{message}{next}").as_bytes());
             assert_eq!(got, (vec![status], String::new()), "{way:?} {}", &message[..60]);
+        }
+    });
+}
+
+const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+
+/// `count` fields, with those that upgrade and so many others of the head before or behind the rest.
+fn upgrading(count: usize, others: usize, before: bool) -> String {
+    let rest = "X: y\r\n".repeat(count - 2 - others);
+    match before {
+        true => format!("{UPGRADE}{rest}"),
+        false => format!("{rest}{UPGRADE}"),
+    }
+}
+
+/// An upgrade takes as many fields as any head, and one more is refused by whoever reads it: the browser's reaches
+/// nobody, and of the site's nothing is relayed, nor of what either sends behind it.
+#[test]
+fn upgrades_with_too_many_fields_open_nothing() {
+    in_every_way(|tunnel, way| {
+        let (tell, told) = mpsc::channel();
+        let site = way.site(move |mut connection| {
+            if !is_asked(&mut connection) {
+                return;
+            }
+            let head = read_head(&mut connection);
+            let (_, many) = head.split_once(" /").unwrap();
+            let (many, _) = many.split_once(' ').unwrap();
+            let fields = upgrading(many.parse().unwrap(), 0, true);
+            let answer = format!("HTTP/1.1 101 Switching Protocols\r\n{fields}\r\nhello");
+            connection.get_mut().write_all(answer.as_bytes()).unwrap();
+            let mut frames = Vec::new();
+            // Up to the end, or the cut.
+            let _ = connection.read_to_end(&mut frames);
+            tell.send((head, frames)).unwrap();
+        });
+        let told = || told.recv_timeout(PATIENCE).unwrap();
+        let (most, more) = (HEAD_FIELDS_MAX, HEAD_FIELDS_MAX + 1);
+        let ask = |many: usize, fields: &str| {
+            let mut browser = site.browser(tunnel);
+            let head = site.head("GET", &format!("/{many}"), fields);
+            browser.send(format!("{head}frames").as_bytes());
+            let answer = browser.answer("GET");
+            (
+                browser,
+                (answer.status, answer.field("Culvert-Error").map(str::to_owned)),
+            )
+        };
+        for before in [true, false] {
+            let fields = upgrading(most, 1, before);
+            let reached = site.head_at_site("GET", &format!("/{most}"), &fields);
+            let (mut browser, answer) = ask(most, &fields);
+            assert_eq!(answer, (101, None), "{way:?}");
+            let mut hello = [0; 5];
+            browser.0.read_exact(&mut hello).unwrap();
+            assert_eq!(&hello, b"hello", "{way:?}");
+            browser.finish();
+            assert_eq!(told(), (reached, b"frames".to_vec()), "{way:?}");
+
+            let (mut browser, answer) = ask(most, &upgrading(more, 1, before));
+            assert_eq!(answer, (431, Some("bad-request".to_owned())), "{way:?}");
+            assert_eq!(browser.rest(), (Vec::new(), true), "{way:?}");
+
+            // What the site is told next is this: the one before has not come.
+            let reached = site.head_at_site("GET", &format!("/{more}"), &fields);
+            let (mut browser, answer) = ask(more, &fields);
+            assert_eq!(answer, (502, Some("protocol".to_owned())), "{way:?}");
+            assert_eq!(browser.rest(), (Vec::new(), true), "{way:?}");
+            assert_eq!(told(), (reached, Vec::new()), "{way:?}");
         }
     });
 }

@@ -136,8 +136,13 @@ pub fn connect_to(authority: &str) -> String {
 
 /// A browser's TLS, of which nothing was sent.
 pub fn client_of(tunnel: &Tunnel) -> ClientConnection {
+    client_for(tunnel, "localhost")
+}
+
+/// The same, where the site has this name.
+pub fn client_for(tunnel: &Tunnel, host: &'static str) -> ClientConnection {
     let trust = tunnel.trust.as_ref().expect("TLS ends at its endpoint");
-    ClientConnection::new(trust.clone(), ServerName::try_from("localhost").unwrap()).unwrap()
+    ClientConnection::new(trust.clone(), ServerName::try_from(host).unwrap()).unwrap()
 }
 
 /// A browser's CONNECT, and its TLS with whoever answers.
