@@ -9,6 +9,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, SupportedCipherSuite};
 
 /// A company's own root.
@@ -92,6 +93,24 @@ impl Site {
         Company::new().site(names, |_| {})
     }
 
+    /// Signed by its own key; `is_ca`: it calls itself a CA, as what `openssl req -x509` makes does.
+    pub fn self_signed(names: &[&str], is_ca: bool) -> Self {
+        let key = KeyPair::generate().expect("a P-256 key");
+        let mut params =
+            CertificateParams::new(names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>()).expect("names");
+        params.is_ca = match is_ca {
+            true => IsCa::Ca(BasicConstraints::Unconstrained),
+            false => IsCa::ExplicitNoCa,
+        };
+        let leaf = params.self_signed(&key).expect("a leaf");
+        Self {
+            root_pem: leaf.pem(),
+            root: leaf.der().clone(),
+            leaf: leaf.der().clone(),
+            key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        }
+    }
+
     /// The leaf, for a server of others.
     pub fn leaf_pem(&self) -> String {
         pem("CERTIFICATE", &self.leaf)
@@ -132,8 +151,33 @@ impl Site {
         Arc::new(config.expect("a leaf that fits its key"))
     }
 
+    /// In TLS 1.2, with any bytes in the place of its certificate.
+    pub fn server_config_showing(&self, bytes: &[u8]) -> Arc<ServerConfig> {
+        let mut config = (*self.server_config_of(&[&rustls::version::TLS12], false)).clone();
+        config.cert_resolver = self.shows(bytes.to_vec().into());
+        Arc::new(config)
+    }
+
     pub fn client_config(&self) -> Arc<ClientConfig> {
         client_config(std::slice::from_ref(&self.root))
+    }
+
+    /// Trusts the site, speaks this version of TLS, and has this certificate for whoever asks.
+    pub fn client_config_as(
+        &self,
+        person: &Self,
+        version: &'static rustls::SupportedProtocolVersion,
+    ) -> Arc<ClientConfig> {
+        let mut config = config_by(provider(), std::slice::from_ref(&self.root), &[version]);
+        config.client_auth_cert_resolver = person.shows(person.leaf.clone());
+        Arc::new(config)
+    }
+
+    /// A certificate, under its key.
+    fn shows(&self, certificate: CertificateDer<'static>) -> Arc<SingleCertAndKey> {
+        let key = provider().key_provider.load_private_key(self.key.clone_key());
+        let shown = CertifiedKey::new(vec![certificate], key.expect("a key"));
+        Arc::new(SingleCertAndKey::from(shown))
     }
 }
 

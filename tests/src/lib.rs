@@ -5,6 +5,7 @@
 
 pub mod body;
 pub mod browser;
+pub mod bumping;
 pub mod certificate;
 pub mod cloud;
 pub mod deaf;

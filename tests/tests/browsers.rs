@@ -1,13 +1,13 @@
 //! Real browsers that trust the cloud's root: a company's sites load in them through the tunnel, and bad certificates
 //! are seen as what they are. Nothing here leads to the outside, where browsers ask for this and that unasked.
 
-use std::fs;
+use std::{fs, thread};
 
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
 use rustls::version;
 use tests::both_drivers;
 use tests::browser::{Browser, Kind, Refusal};
-use tests::certificate::{self, Company};
+use tests::certificate::{self, Company, Site};
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel};
 use tests::namespace::in_world;
 use tests::origin::Origin;
@@ -88,48 +88,44 @@ fn bad_certificates_are_seen_as_such(driver: Driver) {
     };
     type Change = fn(&mut CertificateParams);
     let (expired, early, good): (Change, Change, Change) = (certificate::expired, certificate::not_yet_valid, |_| {});
-    let (ours, stranger) = (&world.company, &Company::new());
+    let ours = |names, change: Change| world.company.site(names, change);
     let elsewhere = &["other.test"][..];
-    for kind in BROWSERS {
+    let sees = |kind: Kind| {
         let browser = world.browser(kind, &[]);
-        for (company, names, change, chromium, firefox) in [
+        for (site, chromium, firefox) in [
             (
-                ours,
-                NAMES,
-                expired,
+                ours(NAMES, expired),
                 "ERR_CERT_DATE_INVALID",
                 "SEC_ERROR_EXPIRED_CERTIFICATE",
             ),
             (
-                ours,
-                NAMES,
-                early,
+                ours(NAMES, early),
                 "ERR_CERT_DATE_INVALID",
                 "MOZILLA_PKIX_ERROR_NOT_YET_VALID_CERTIFICATE",
             ),
             (
-                ours,
-                elsewhere,
-                good,
+                ours(elsewhere, good),
                 "ERR_CERT_COMMON_NAME_INVALID",
                 "SSL_ERROR_BAD_CERT_DOMAIN",
             ),
             (
-                ours,
-                &[],
-                good,
+                ours(&[], good),
                 "ERR_CERT_COMMON_NAME_INVALID",
                 "SSL_ERROR_BAD_CERT_DOMAIN",
             ),
             (
-                stranger,
-                NAMES,
-                good,
+                Company::new().site(NAMES, good),
+                "ERR_CERT_AUTHORITY_INVALID",
+                "SEC_ERROR_UNKNOWN_ISSUER",
+            ),
+            // The leaf that stands for it has an issuer, whom nobody knows either.
+            (
+                Site::self_signed(NAMES, false),
                 "ERR_CERT_AUTHORITY_INVALID",
                 "SEC_ERROR_UNKNOWN_ISSUER",
             ),
         ] {
-            let origin = Origin::of(company.site(names, change));
+            let origin = Origin::of(site);
             let Refusal { error, leaf } = browser.refusal(&url(&origin));
             let expected = if kind == Kind::Chromium { chromium } else { firefox };
             assert_eq!(error, expected, "{kind:?}");
@@ -138,10 +134,16 @@ fn bad_certificates_are_seen_as_such(driver: Driver) {
             assert_eq!(origin.counters().requests, 0, "{kind:?}: {error}");
         }
         // Not that nothing would load at all.
-        let origin = Origin::of(ours.site(NAMES, good));
+        let origin = Origin::of(ours(NAMES, good));
         browser.open(&url(&origin));
         assert_eq!(browser.final_title(), "loaded 50, hello", "{kind:?}");
-    }
+    };
+    // Both at once: Chromium looks for captive portals before it shows most of them, for 3 s.
+    thread::scope(|both| {
+        for kind in BROWSERS {
+            both.spawn(move || sees(kind));
+        }
+    });
 }
 
 /// They get the site's own certificate: browsers that trust the company as well see nothing else amiss.
@@ -171,12 +173,21 @@ fn other_defects_are_the_browsers_to_judge(driver: Driver) {
         };
         assert_eq!(refusal.error, expected, "{kind:?}");
         assert_eq!(refusal.leaf.as_deref(), Some(misused.site.leaf()), "{kind:?}");
-        for site in [&asking, &misused] {
+
+        let own_ca = Origin::of(Site::self_signed(NAMES, true));
+        let refusal = browser.refusal(&url(&own_ca));
+        let expected = match kind {
+            Kind::Chromium => "ERR_CERT_AUTHORITY_INVALID",
+            Kind::Firefox => "MOZILLA_PKIX_ERROR_SELF_SIGNED_CERT",
+        };
+        assert_eq!(refusal.error, expected, "{kind:?}");
+        assert_eq!(refusal.leaf.as_deref(), Some(own_ca.site.leaf()), "{kind:?}");
+        for site in [&asking, &misused, &own_ca] {
             assert_eq!(site.counters().requests, 0, "{kind:?}");
         }
     }
     let log = world.tunnel.log();
-    for reason in ["client certificate", "extended key usage"] {
+    for reason in ["client certificate", "extended key usage", "CaUsedAsEndEntity"] {
         assert!(log.contains(reason), "{log}");
     }
 }

@@ -1,20 +1,18 @@
 //! TLS of browsers ends at the endpoint: under a leaf of the tunnel's own CA that is as good or as bad as the site's.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
-use dataplane::limits::{LINK_DOWN_GRACE, PINNED_APART};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
+use dataplane::limits::LINK_DOWN_GRACE;
+use rcgen::CertificateParams;
 use rustix::process::Signal;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, version};
 use tests::both_drivers;
+use tests::bumping::{NAMES, World, assert_blocked};
 use tests::certificate::{self, Company, Site};
-use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts, until};
-use tests::http::{Answer, Client, connect, dial};
+use tests::cloud::{Driver, fault_lasts, until};
+use tests::http::{Client, connect, dial};
 use tests::origin::Origin;
 use tests::process::PATIENCE;
 use tests::relay::{Cut, Rule, Which};
@@ -26,84 +24,18 @@ both_drivers![
     good_sites_are_served_from_within,
     rules_and_cache_hold_within,
     bad_certificates_stay_bad,
-    other_defects_are_the_browsers_to_judge,
     whoever_changes_its_certificate_gets_nothing,
     what_is_kept_of_a_site_serves_only_who_was_shown_the_same,
     a_renewed_certificate_disturbs_nobody,
-    what_cannot_be_looked_into_is_dropped_by_its_name,
-    what_is_not_https_goes_through,
-    who_takes_no_ecdsa_sees_the_site,
-    hosts_can_be_left_alone,
     a_known_site_is_dialled_with_the_first_request,
     what_cannot_be_reached_is_a_page,
     what_cannot_be_reached_any_more_is_told,
-    apps_that_pin_their_site_are_left_alone,
-    a_site_that_speaks_first_is_relayed,
     what_passes_is_a_page_and_teaches_nothing,
-    a_site_that_cannot_be_bumped_any_more_is_left_alone,
     another_tunnel_of_the_pool_looks,
     what_only_ends_is_not_denied,
     nothing_but_the_site_follows_the_answer,
     each_tunnel_of_a_pool_judges_by_itself,
 ];
-
-/// Of a site that does not wait to be spoken to.
-const GREETING: &[u8] = b"220 here I am\r\n";
-const NAMES: &[&str] = &["localhost", "127.0.0.1"];
-
-struct World {
-    cloud: Cloud,
-    tunnel: Tunnel,
-    company: Company,
-    /// What a browser trusts: the cloud's root and nothing else.
-    trust: Arc<ClientConfig>,
-}
-
-impl World {
-    fn start(driver: Driver) -> Self {
-        Self::with(driver, &[])
-    }
-
-    fn with(driver: Driver, arguments: &[&str]) -> Self {
-        let company = Company::new();
-        let cloud = Cloud::with(CloudOptions::new(driver));
-        let file = cloud.state.path().join("company.pem");
-        fs::write(&file, &company.root_pem).unwrap();
-        let mut all = vec!["--shards", "1", "--cacert-file", file.to_str().unwrap()];
-        all.extend_from_slice(arguments);
-        let tunnel = cloud.start_bumping_tunnel(&all);
-        let trust = tls::trust_file(&cloud.ca()).unwrap();
-        Self {
-            cloud,
-            tunnel,
-            company,
-            trust,
-        }
-    }
-
-    /// A site under the company's root.
-    fn origin(&self) -> Origin {
-        Origin::of(self.company.site(NAMES, |_| {}))
-    }
-
-    /// A browser's connection to the site.
-    fn browser(&self, origin: &Origin) -> io::Result<Client> {
-        self.browser_of(origin, &self.trust)
-    }
-
-    fn browser_of(&self, origin: &Origin, trust: &Arc<ClientConfig>) -> io::Result<Client> {
-        let client = tls::client_through(self.tunnel.proxy, trust, "localhost", origin.https.port())?;
-        Ok(client.expect("CONNECT is answered with 200"))
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.tunnel.folder.path().join("sc.log")).unwrap()
-    }
-}
-
-fn assert_blocked(answer: &Answer, name: &str) {
-    assert_eq!(answer.head.field("Culvert-Error"), Some(name), "{:?}", answer.head);
-}
 
 fn good_sites_are_served_from_within(driver: Driver) {
     let world = World::start(driver);
@@ -194,20 +126,22 @@ fn bad_certificates_stay_bad(driver: Driver) {
     let world = World::start(driver);
     type Change = fn(&mut CertificateParams);
     let (expired, early, good): (Change, Change, Change) = (certificate::expired, certificate::not_yet_valid, |_| {});
-    let stranger = Company::new();
+    let ours = |names, change: Change| world.company.site(names, change);
+    let theirs = |names, change: Change| Company::new().site(names, change);
     let elsewhere = &["other.test"][..];
-    for (company, names, change) in [
-        (&world.company, NAMES, expired),
-        (&world.company, NAMES, early),
-        (&world.company, elsewhere, good),
-        (&world.company, elsewhere, expired),
-        (&stranger, NAMES, good),
-        (&stranger, NAMES, early),
-        (&stranger, elsewhere, good),
-        (&stranger, elsewhere, expired),
+    let trust = tls::trust_file(&world.company_pem()).unwrap();
+    for site in [
+        ours(NAMES, expired),
+        ours(NAMES, early),
+        ours(elsewhere, good),
+        ours(elsewhere, expired),
+        theirs(NAMES, good),
+        theirs(NAMES, early),
+        theirs(elsewhere, good),
+        theirs(elsewhere, expired),
+        Site::self_signed(NAMES, false),
     ] {
-        let origin = Origin::of(company.site(names, change));
-        let trust = tls::trust_file(&world.cloud.state.path().join("company.pem")).unwrap();
+        let origin = Origin::of(site);
         let direct = tls::client(&trust, "localhost", dial(origin.https).unwrap());
         let seen = defect(direct);
         assert_eq!(defect(world.browser(&origin)), seen);
@@ -222,41 +156,6 @@ fn bad_certificates_stay_bad(driver: Driver) {
             assert_eq!(origin.counters().path("/bytes/a"), asked, "{seen}");
         }
     }
-}
-
-/// They get the site's own certificate.
-fn other_defects_are_the_browsers_to_judge(driver: Driver) {
-    let world = World::start(driver);
-    let site_trust = |site: &Site| site.client_config();
-    // Client certificates: the site asks the browser itself.
-    let site = world.company.site(NAMES, |_| {});
-    let asking = site.server_config_of(&[&version::TLS12], true);
-    let trust = site_trust(&site);
-    let origin = Origin::of(site);
-    origin.set_tls(asking);
-    let refused = world.browser_of(&origin, &trust).and_then(|mut c| c.get("/"));
-    refused.expect_err("the browser has no certificate either");
-    let place = format!("localhost:{}", origin.https.port());
-    let asked = format!("tls: {place}: the site asks for a client certificate");
-    until("sc says why", || world.log().contains(&asked));
-    let left = format!("{place}: TLS with it is left to browsers for a while; the log of sc says why");
-    until("the endpoint says so", || world.cloud.process.stderr().contains(&left));
-    // What was learnt holds for the next connection, without another look.
-    origin.set_tls(origin.site.server_config());
-    let mut client = world.browser_of(&origin, &trust).unwrap();
-    client.download("", 1, 1_000, "").unwrap();
-
-    let misused = world.company.site(NAMES, |c| {
-        c.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection]
-    });
-    let trust = site_trust(&misused);
-    let origin = Origin::of(misused);
-    let error = world
-        .browser_of(&origin, &trust)
-        .err()
-        .expect("not for servers")
-        .to_string();
-    assert!(error.contains("extended key usage"), "{error}");
 }
 
 fn whoever_changes_its_certificate_gets_nothing(driver: Driver) {
@@ -336,93 +235,6 @@ fn a_renewed_certificate_disturbs_nobody(driver: Driver) {
     assert_eq!((posted.status(), posted.json()["length"].as_u64()), (200, Some(1)));
 }
 
-/// `-F` on what is seen to stay opaque only when the answer to CONNECT has been: of its URLs `https://HOST:PORT/` is known.
-fn what_cannot_be_looked_into_is_dropped_by_its_name(driver: Driver) {
-    let world = World::with(driver, &["-F", "^https://localhost:[0-9]+/$"]);
-    let origin = world.origin();
-    // Where TLS ends here each URL is seen for what it is.
-    let mut client = world.browser(&origin).unwrap();
-    client.download("", 1, 1_000, "").unwrap();
-    assert_blocked(&client.get("/").unwrap(), "blocked");
-    let asking = world.origin();
-    asking.set_tls(asking.site.server_config_of(&[&version::TLS12], true));
-    let trust = asking.site.client_config();
-    let cut = world.browser_of(&asking, &trust).err().expect("it is cut");
-    let cuts = [io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof];
-    assert!(cuts.contains(&cut.kind()), "{cut}");
-    // Now it is known before.
-    let site = format!("localhost:{}", asking.https.port());
-    let refused = connect(world.tunnel.proxy, &site).unwrap().expect_err("it is opaque");
-    assert_blocked(&refused, "blocked");
-    let http = format!("localhost:{}", asking.http.port());
-    let mut socket = connect(world.tunnel.proxy, &http).unwrap().unwrap();
-    socket.write_all(b"neither TLS nor HTTP").unwrap();
-    let mut came = Vec::new();
-    let _ = socket.read_to_end(&mut came);
-    assert_eq!(came, b"");
-    assert_eq!(asking.counters().requests, 0);
-    // A name that no rule has is relayed: the site itself wants the browser's certificate.
-    let by_address = tls::client_through(world.tunnel.proxy, &trust, "127.0.0.1", asking.https.port());
-    let answered = by_address.and_then(|client| client.expect("CONNECT is answered with 200").get("/"));
-    let alert = answered.expect_err("the browser has none").to_string();
-    assert!(alert.contains("ertificate"), "{alert}");
-    let counted = || world.cloud.tunnel(&world.tunnel.id)["culvert"]["errors"]["blocked"] == 4;
-    until("all four are counted", counted);
-}
-
-fn what_is_not_https_goes_through(driver: Driver) {
-    let world = World::start(driver);
-    let origin = world.origin();
-    let tls12 = origin.site.server_config_of(&[&version::TLS12], false);
-    origin.set_tls(tls12);
-    world.browser(&origin).unwrap().download("", 1, 1_000, "").unwrap();
-    let roots = tls::read(&world.cloud.ca()).unwrap();
-    // A browser of TLS 1.2, and one that offers another protocol alone.
-    let old = certificate::client_config_of(&roots, &[&version::TLS12], &[]);
-    world
-        .browser_of(&origin, &old)
-        .unwrap()
-        .download("", 1, 1_000, "")
-        .unwrap();
-    let foreign = certificate::client_config_of(&roots, rustls::ALL_VERSIONS, &["acme-tls/1"]);
-    let error = world
-        .browser_of(&origin, &foreign)
-        .err()
-        .expect("the site's own leaf")
-        .to_string();
-    assert!(error.contains("UnknownIssuer"), "{error}");
-}
-
-/// The tunnel's leaves are of ECDSA: whoever takes none sees the site's own.
-fn who_takes_no_ecdsa_sees_the_site(driver: Driver) {
-    let world = World::start(driver);
-    let origin = Origin::of(world.company.rsa_site(NAMES));
-    let company = tls::read(&world.cloud.state.path().join("company.pem")).unwrap();
-    let old = certificate::rsa_client_config(&company);
-    // Twice: the second time the site is known.
-    for _ in 0..2 {
-        let mut client = world.browser_of(&origin, &old).unwrap();
-        client.download("", 1, 1_000, "").unwrap();
-        world.browser(&origin).unwrap().download("", 1, 1_000, "").unwrap();
-    }
-}
-
-fn hosts_can_be_left_alone(driver: Driver) {
-    let world = World::with(driver, &["-B", "localhost"]);
-    let origin = world.origin();
-    let error = world.browser(&origin).err().expect("the site's own leaf").to_string();
-    assert!(error.contains("UnknownIssuer"), "{error}");
-    let trust = origin.site.client_config();
-    world
-        .browser_of(&origin, &trust)
-        .unwrap()
-        .download("", 1, 1_000, "")
-        .unwrap();
-    // Another name of the same site is not on the list.
-    let client = tls::client_through(world.tunnel.proxy, &world.trust, "127.0.0.1", origin.https.port());
-    client.unwrap().unwrap().download("", 1, 1_000, "").unwrap();
-}
-
 fn a_known_site_is_dialled_with_the_first_request(driver: Driver) {
     let world = World::start(driver);
     let origin = world.origin();
@@ -474,80 +286,6 @@ fn what_cannot_be_reached_any_more_is_told(driver: Driver) {
     until("it is logged", || world.cloud.process.stderr().contains(&line));
 }
 
-fn apps_that_pin_their_site_are_left_alone(driver: Driver) {
-    let wanted = Origin::start();
-    let auth = format!("localhost:{}:ada:secret", wanted.https.port());
-    let world = World::with(driver, &["-a", &auth]);
-    let inspected = World::with(driver, &["-F", "/unwanted"]);
-    let origin = world.origin();
-    let pinned = origin.site.client_config();
-    // Where requests are to be looked at it is not given up: the site of `-a`, and all under `-F`.
-    wanted.set_tls(world.company.site(NAMES, |_| {}).server_config());
-    let within = inspected.origin();
-    let refuses = |world: &World, origin: &Origin| {
-        let error = world.browser_of(origin, &pinned).err().expect("not the pinned one");
-        assert!(error.to_string().contains("UnknownIssuer"), "{error}");
-    };
-    // Refusals close upon each other are one.
-    let started = Instant::now();
-    let mut client = loop {
-        refuses(&world, &wanted);
-        refuses(&inspected, &within);
-        match world.browser_of(&origin, &pinned) {
-            Ok(client) => break client,
-            Err(error) => assert!(error.to_string().contains("UnknownIssuer"), "{error}"),
-        }
-        assert!(started.elapsed() < PATIENCE, "it is never left alone");
-        fault_lasts(Duration::from_millis(100));
-    };
-    assert!(started.elapsed() >= 2 * PINNED_APART);
-    client.download("", 1, 1_000, "").unwrap();
-    let left = format!(
-        "localhost:{}: its clients refuse the tunnel's certificate: left alone for a while",
-        origin.https.port()
-    );
-    until("it is logged", || world.cloud.process.stderr().contains(&left));
-    world.browser(&wanted).unwrap().download("", 1, 1_000, "").unwrap();
-    inspected.browser(&within).unwrap().download("", 1, 1_000, "").unwrap();
-}
-
-fn a_site_that_speaks_first_is_relayed(driver: Driver) {
-    let world = World::start(driver);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let (connected, greets) = mpsc::channel();
-    std::thread::spawn(move || {
-        greets.recv().unwrap();
-        // Where it greets at the very moment when it is asked for TLS, the browser gets another connection.
-        for socket in listener.incoming() {
-            let _ = socket.and_then(greet_and_echo);
-        }
-    });
-    let mut socket = connect(world.tunnel.proxy, &address.to_string()).unwrap().unwrap();
-    connected.send(()).unwrap();
-    let name = ServerName::try_from("127.0.0.1").unwrap();
-    let mut hello = Vec::new();
-    ClientConnection::new(world.trust.clone(), name)
-        .unwrap()
-        .write_tls(&mut hello)
-        .unwrap();
-    socket.write_all(&hello).unwrap();
-    let mut came = vec![0; GREETING.len()];
-    socket.read_exact(&mut came).unwrap();
-    assert_eq!(came, GREETING);
-    socket.shutdown(Shutdown::Write).unwrap();
-    let mut echoed = Vec::new();
-    socket.read_to_end(&mut echoed).unwrap();
-    assert_eq!(echoed, hello);
-}
-
-fn greet_and_echo(mut socket: TcpStream) -> io::Result<()> {
-    socket.write_all(GREETING)?;
-    let mut all = Vec::new();
-    socket.read_to_end(&mut all)?;
-    socket.write_all(&all)
-}
-
 /// A way to the site whose first connection is `first`'s.
 fn by_way_of(origin: &Origin, first: impl FnOnce(TcpStream) + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -577,30 +315,9 @@ fn what_passes_is_a_page_and_teaches_nothing(driver: Driver) {
     client.download("", 1, 1_000, "").unwrap();
 }
 
-fn a_site_that_cannot_be_bumped_any_more_is_left_alone(driver: Driver) {
-    let world = World::start(driver);
-    let origin = world.origin();
-    let mut client = world.browser(&origin).unwrap();
-    client.download("", 1, 1_000, "").unwrap();
-    // It asks for client certificates from now on.
-    origin.set_tls(origin.site.server_config_of(&[&version::TLS12], true));
-    origin.close_connections();
-    let answer = client.get("/bytes?seed=1&length=10").unwrap();
-    assert_blocked(&answer, "tls");
-    assert!(answer.head.has("Connection", "close"));
-    // The next browser is on its own with it.
-    let own = origin.site.client_config();
-    let refused = world.browser_of(&origin, &own).and_then(|mut client| client.get("/"));
-    let error = refused.expect_err("it has no certificate").to_string();
-    assert!(!error.contains("UnknownIssuer"), "{error}");
-    origin.set_tls(origin.site.server_config());
-    let mut client = world.browser_of(&origin, &own).unwrap();
-    client.download("", 1, 1_000, "").unwrap();
-}
-
 fn another_tunnel_of_the_pool_looks(driver: Driver) {
     let world = World::with(driver, &["-i", "pool", "--tunnel-pool"]);
-    let company = world.cloud.state.path().join("company.pem");
+    let company = world.company_pem();
     let second = world.cloud.start_bumping_tunnel(&[
         "--shards",
         "1",
@@ -638,7 +355,7 @@ fn what_only_ends_is_not_denied(driver: Driver) {
     origin.wait("the site's connection", |c| c.connections_open == 1);
     drop(idle);
     origin.wait("its end", |c| c.connections_open == 0);
-    assert!(!world.log().contains("denied"), "{}", world.log());
+    assert!(!world.tunnel.log().contains("denied"), "{}", world.tunnel.log());
     // HTTP in a CONNECT is none of what is dropped, and goes over the connection that was made for it.
     let before = origin.counters().connections;
     let name = format!("localhost:{}", origin.http.port());
@@ -647,7 +364,7 @@ fn what_only_ends_is_not_denied(driver: Driver) {
     client.download("", 1, 1_000, "").unwrap();
     client.download("", 2, 1_000, "").unwrap();
     assert_eq!(origin.counters().connections, before + 1);
-    assert!(!world.log().contains("denied"), "{}", world.log());
+    assert!(!world.tunnel.log().contains("denied"), "{}", world.tunnel.log());
 }
 
 /// Behind the 200 a browser reads what the site says, and nothing else, also while the stream to it waits for a link.
