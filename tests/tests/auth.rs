@@ -22,6 +22,7 @@ use tests::websocket::WebSocket;
 both_drivers![
     exactly_that_site_is_shown_it,
     a_site_within_tls_is_shown_it,
+    a_host_field_opens_nothing,
     what_it_opens_is_nobody_elses,
 ];
 
@@ -192,6 +193,66 @@ fn a_site_within_tls_is_shown_it(driver: Driver) {
         &tunnel,
         "no credentials of --auth were added: the connection stayed opaque",
     );
+}
+
+/// Who is shown them is who the request goes to, by its target or the CONNECT around it, whatever Host says.
+fn a_host_field_opens_nothing(driver: Driver) {
+    let company = Company::new();
+    let origin = Origin::of(company.site(NAMES, |_| {}));
+    let cloud = Cloud::start(driver);
+    let roots = cloud.state.path().join("company.pem");
+    fs::write(&roots, &company.root_pem).unwrap();
+    let entries = [origin.http, origin.https].map(|site| entry("localhost", site.port()));
+    let tunnel = cloud.start_bumping_tunnel(&[
+        "--shards",
+        "1",
+        "--cacert-file",
+        roots.to_str().unwrap(),
+        "-a",
+        &entries[0],
+        "-a",
+        &entries[1],
+    ]);
+    let trust = tls::trust_file(&cloud.ca()).unwrap();
+    for (way, scheme, port, misdirected) in [
+        ("at the port", "http", origin.http.port(), 400),
+        ("in a CONNECT", "http", origin.http.port(), 421),
+        ("in TLS", "https", origin.https.port(), 421),
+    ] {
+        let site = |host: &str| format!("{host}:{port}");
+        let open = |host: &str| match way {
+            "at the port" => tunnel.client(),
+            "in a CONNECT" => Client::over(connect(tunnel.proxy, &site(host)).unwrap().unwrap()),
+            _ => tls::client_through(tunnel.proxy, &trust, host, port).unwrap().unwrap(),
+        };
+        let ask = |host: &str, target: &str, named: &str| {
+            let mut client = open(host);
+            let head = format!("GET {target} HTTP/1.1\r\nX-First: 1\r\nHost: {named}\r\nX-Last: 1\r\n\r\n");
+            client.send_raw(head.as_bytes()).unwrap();
+            client.read_answer("GET").unwrap()
+        };
+        let (theirs, elsewhere) = ("localhost", "127.0.0.1");
+        for (host, shown) in [
+            (theirs, format!("Authorization: {}\r\n", basic())),
+            (elsewhere, String::new()),
+        ] {
+            let target = format!("{scheme}://{}/echo-head", site(host));
+            let reached = format!(
+                "GET /echo-head HTTP/1.1\r\nX-First: 1\r\nHost: {}\r\nX-Last: 1\r\n{shown}",
+                site(host)
+            );
+            for named in [&site(theirs), &site(elsewhere), "other.test"] {
+                let answer = ask(host, &target, named);
+                let got = (answer.status(), answer.text());
+                assert_eq!(got, (200, reached.clone()), "{way}, {target}, {named}");
+            }
+        }
+        let before = origin.counters().requests;
+        let answer = ask(elsewhere, "/echo-head", &site(theirs));
+        assert_eq!(answer.status(), misdirected, "{way}: {}", answer.text());
+        assert_eq!(origin.counters().requests, before, "{way}");
+    }
+    tunnel.stop();
 }
 
 /// What a site shows to them is stored only where it says that anybody may have it.

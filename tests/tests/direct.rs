@@ -6,21 +6,25 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread;
 
 use serde_json::Value;
 use tempfile::TempDir;
 use tests::both_drivers;
-use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, binary};
-use tests::http::{Answer, Client, connect};
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, binary, until};
+use tests::http::{Answer, Client, Connection, connect};
 use tests::namespace::{INNER, Inner, WORLD, in_world, name_hosts};
-use tests::process::Process;
+use tests::origin::Origin;
+use tests::process::{PATIENCE, Process};
 use tests::tls;
 use tests::websocket::WebSocket;
 
 both_drivers![
     what_is_direct_goes_past_the_tunnel,
     what_is_not_for_the_tunnel_is_direct,
+    what_is_direct_is_dropped_by_its_url,
+    what_is_direct_is_cached,
     the_internet_and_nothing_else,
     no_spelling_leads_to_the_clouds_own_host,
     no_name_server_leads_there_either
@@ -90,6 +94,11 @@ impl Stage {
         self.cloud.adopt(Process::start(&mut self.inner.enter(&sc)), folder)
     }
 
+    /// Requests that the tunnel has carried.
+    fn requests(&self, tunnel: &Tunnel) -> u64 {
+        self.cloud.tunnel(&tunnel.id)["culvert"]["requests"].as_u64().unwrap()
+    }
+
     /// Requests for `path` that a site has seen: asked of it directly, from the other namespace.
     fn seen(&self, site: Ipv4Addr, path: &str) -> u64 {
         let mut client = Client::dial(SocketAddr::from((site, PORT))).unwrap();
@@ -120,7 +129,7 @@ fn what_is_direct_goes_past_the_tunnel(driver: Driver) {
         return;
     };
     let tunnel = stage.tunnel(&["-D", "cdn.test", "-F", "/unwanted"]);
-    let counted = || stage.cloud.tunnel(&tunnel.id)["culvert"]["requests"].as_u64();
+    let counted = || stage.requests(&tunnel);
     let (direct, inside) = (
         format!("http://www.cdn.test:{PORT}"),
         format!("http://intern.test:{PORT}"),
@@ -155,12 +164,132 @@ fn what_is_direct_goes_past_the_tunnel(driver: Driver) {
     // Between the others on one connection.
     client.download(&inside, 5, 100_000, "").unwrap();
     client.download(&direct, 6, 100_000, "").unwrap();
-    assert_eq!(counted(), before.map(|n| n + 1));
+    assert_eq!(counted(), before + 1);
     assert_eq!((stage.seen(INTERNET, "/bytes"), stage.seen(INNER, "/bytes")), (4, 1));
     assert_eq!(stage.seen(INTERNET, "/upload"), 2);
     tunnel.process.signal(rustix::process::Signal::KILL);
     // Past the tunnel there is no need of it.
     client.download(&direct, 7, 100_000, "").unwrap();
+}
+
+/// `-F` in a CONNECT past the tunnel or through it: the whole URL of a request, and the site of what stays opaque.
+fn what_is_direct_is_dropped_by_its_url(driver: Driver) {
+    let Some(stage) = Stage::set(driver, "what_is_direct_is_dropped_by_its_url", &[]) else {
+        return;
+    };
+    // On the ports that no URL names.
+    let at = |address: Ipv4Addr| {
+        let [http, https] = [80, 443].map(|port| SocketAddr::from((address, port)));
+        let site = || Origin::start_at(http, https, &["www.cdn.test", "cdn.test"]);
+        stage.inner.within(site).unwrap()
+    };
+    let (outside, inside) = (at(INTERNET), at(INNER));
+    let opaque = r"^https://www\.cdn\.test/$";
+    let pages = r"://(www\.cdn|intern)\.test/page\?resources=7$";
+    let sockets = r"\.test/ws\?unwanted$";
+    let list = [opaque, pages, sockets].join(",");
+    let tunnel = stage.tunnel(&["-D", "cdn.test", "-F", &list]);
+
+    let answer = connect(tunnel.proxy, "www.cdn.test:443").unwrap().unwrap_err();
+    refused(&answer, 403, "blocked", opaque);
+    // Another name, and no rule sees what is asked for.
+    let trust = outside.site.client_config();
+    let mut client = tls::client_through(tunnel.proxy, &trust, "cdn.test", 443)
+        .unwrap()
+        .unwrap();
+    assert_eq!(client.get("/page?resources=7").unwrap().status(), 200);
+    assert_eq!(outside.counters().connections, 1, "what is dropped is not dialled");
+
+    let before = stage.requests(&tunnel);
+    for (host, site, through) in [("www.cdn.test", &outside, 0), ("intern.test", &inside, 2)] {
+        let counts = site.counters();
+        let open = || {
+            let socket = connect(tunnel.proxy, &format!("{host}:80")).unwrap().ok().unwrap();
+            Client::over(socket).of_host(host)
+        };
+        let mut client = open();
+        refused(&client.get("/page?resources=7").unwrap(), 403, "blocked", pages);
+        assert_eq!(client.get("/page?resources=70").unwrap().status(), 200);
+        let handshake = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
+        let answer = open().request("GET", "/ws?unwanted", &handshake, &[]).unwrap();
+        refused(&answer, 403, "blocked", sockets);
+        let mut socket = WebSocket::open(open(), "/ws?wanted").unwrap();
+        socket.echo(b"along").unwrap();
+        assert_eq!(site.counters().requests, counts.requests + 2, "{host}");
+        assert_eq!(stage.requests(&tunnel), before + through, "{host}");
+    }
+}
+
+/// Past the tunnel too, in a CONNECT and without: stored, renewed by a condition, and over once somebody posts.
+fn what_is_direct_is_cached(driver: Driver) {
+    let Some(stage) = Stage::set(driver, "what_is_direct_is_cached", &[]) else {
+        return;
+    };
+    let tunnel = stage.tunnel(&["-D", "cdn.test"]);
+    let before = stage.requests(&tunnel);
+    let site = format!("cdn.test:{PORT}");
+    let target = "/bytes/a?seed=1&length=1000&field=Cache-Control:max-age=600";
+    let url = format!("http://{site}{target}");
+    let mut whole = tunnel.client();
+    let mut inside = Client::over(connect(tunnel.proxy, &site).unwrap().unwrap()).of_host(&site);
+    for (asked, is_inside) in [(1, false), (1, true), (1, false)] {
+        let answer = match is_inside {
+            true => inside.get(target),
+            false => whole.get(&url),
+        };
+        let answer = answer.unwrap();
+        assert_eq!((answer.status(), answer.body.len()), (200, 1_000));
+        assert_eq!(stage.seen(INTERNET, "/bytes/a"), asked);
+    }
+    for posted in 1..=2 {
+        let answer = match posted {
+            1 => whole.request("POST", &url, &[], b"x"),
+            _ => inside.request("POST", target, &[], b"x"),
+        };
+        assert_eq!(answer.unwrap().status(), 200);
+        for is_hit in [false, true] {
+            let answer = whole.get(&url).unwrap();
+            assert_eq!(hit_for(&answer).is_some(), is_hit, "{:?}", answer.head);
+        }
+        assert_eq!(stage.seen(INTERNET, "/bytes/a"), 1 + 2 * posted);
+    }
+
+    let listener = stage.inner.within(|| TcpListener::bind((INTERNET, 9_000))).unwrap();
+    let (come, comes) = mpsc::channel();
+    thread::spawn(move || listener.incoming().try_for_each(|socket| come.send(socket.unwrap())));
+    let asked = || {
+        let socket: TcpStream = comes.recv_timeout(PATIENCE).expect("the site is asked");
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut site = Connection::over(socket);
+        let head = site.read_head().unwrap().expect("a request");
+        (site, head)
+    };
+    let url = "http://cdn.test:9000/";
+    whole.send("GET", url, &[], &[]).unwrap();
+    let (mut site, _) = asked();
+    let stale = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=0, stale-while-revalidate=600\r\nETag: \"v1\"\r\n\
+          Content-Length: 5\r\nConnection: close\r\n\r\nfirst";
+    site.write(stale).unwrap();
+    whole.read_answer("GET").unwrap();
+    // Given before the site has said anything.
+    let answer = whole.get(url).unwrap();
+    assert!(hit_for(&answer).is_some_and(|ttl| ttl <= 0), "{:?}", answer.head);
+    let (mut site, head) = asked();
+    assert_eq!(head.field("If-None-Match"), Some("\"v1\""));
+    site.write(b"HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=600\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    until("it is fresh", || {
+        let answer = whole.get(url).unwrap();
+        assert_eq!(answer.text(), "first");
+        hit_for(&answer).is_some_and(|ttl| ttl > 0)
+    });
+    assert_eq!(stage.requests(&tunnel), before, "the tunnel carried some of it");
+}
+
+/// How many seconds it is fresh, if it comes from the cache.
+fn hit_for(answer: &Answer) -> Option<i64> {
+    let status = answer.head.field("Cache-Status")?;
+    status.strip_prefix("culvert; hit; ttl=")?.parse().ok()
 }
 
 /// `-t` overrides `-D`: what it does not name goes past the tunnel, but for `localhost`.

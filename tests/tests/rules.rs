@@ -1,11 +1,12 @@
 //! The operator's rules: what is dropped never reaches the site, and the browser is told which rule it was.
 
 use tests::both_drivers;
-use tests::cloud::{Cloud, Driver};
-use tests::http::{Answer, connect};
+use tests::cloud::{Cloud, Driver, until};
+use tests::http::{Answer, Client, connect};
 use tests::origin::Origin;
+use tests::websocket::WebSocket;
 
-both_drivers![fast_fail];
+both_drivers![fast_fail, fast_fail_in_a_connect];
 
 fn blocked_by(answer: &Answer, rule: &str) {
     let (head, page) = (&answer.head, answer.text());
@@ -59,6 +60,50 @@ fn fast_fail(driver: Driver) {
     assert_eq!(after.requests - before.requests, 1, "{:?}", after.paths);
     let shown = &cloud.tunnel(&tunnel.id)["fast_fail_regexps"];
     assert_eq!(shown.as_array().map(Vec::len), Some(3), "{shown}");
+    tunnel.stop();
+}
+
+/// `-F`: what is asked in a CONNECT has a URL as well, and so has the WebSocket that browsers open there.
+fn fast_fail_in_a_connect(driver: Driver) {
+    let origin = Origin::start();
+    let site = origin.http.to_string();
+    let whole = format!(r"^http://127\.0\.0\.1:{}/page\?resources=7$", origin.http.port());
+    let (posts, sockets) = ("^http://[0-9.:]+/upload$", r"/ws\?unwanted");
+    let cloud = Cloud::start(driver);
+    let list = [&whole, posts, sockets].join(",");
+    let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "-F", &list]);
+    let inside = || {
+        let socket = connect(tunnel.proxy, &site).unwrap().expect("no rule is for all of it");
+        Client::over(socket).of_host(&site)
+    };
+
+    let mut client = inside();
+    for target in ["/page?resources=7", &format!("http://{site}/page?resources=7")] {
+        blocked_by(&client.get(target).unwrap(), &whole);
+        // The same connection goes on.
+        assert_eq!(client.get("/page?resources=70").unwrap().status(), 200);
+    }
+    let posted = client.request("POST", "/upload", &[], b"a body").unwrap();
+    blocked_by(&posted, posts);
+    assert!(posted.head.has("Connection", "close"), "its body was not read");
+
+    let handshake = [
+        ("Connection", "Upgrade"),
+        ("Upgrade", "websocket"),
+        ("Sec-WebSocket-Version", "13"),
+        ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    let refused = inside().request("GET", "/ws?unwanted", &handshake, &[]).unwrap();
+    blocked_by(&refused, sockets);
+    let mut socket = WebSocket::open(inside(), "/ws?wanted").unwrap();
+    socket.echo(b"through the tunnel").unwrap();
+    socket.close().unwrap();
+
+    let counts = origin.counters();
+    let asked = ["/page", "/upload", "/ws"].map(|path| counts.path(path));
+    assert_eq!(asked, [2, 0, 1], "{counts:?}");
+    let counted = || cloud.tunnel(&tunnel.id)["culvert"]["errors"]["blocked"] == 4;
+    until("all four are counted", counted);
     tunnel.stop();
 }
 

@@ -1,23 +1,31 @@
-//! What `sc` says to a site in TLS, and whom it believes there.
+//! What `sc` says to a site in TLS, and whom it believes there; and which site is meant, where names differ.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use tests::both_drivers;
 use tests::certificate::{self, Company};
 use tests::cloud::{Cloud, Driver, Tunnel};
-use tests::http::connect;
+use tests::http::{Client, connect};
+use tests::namespace::in_world;
 use tests::origin::Origin;
 use tests::process::{PATIENCE, Process};
 use tests::socket::join;
 use tests::tls;
 
-both_drivers![a_site_is_asked_for_by_its_name, the_systems_roots_count];
+both_drivers![
+    a_site_is_asked_for_by_its_name,
+    another_name_than_the_connects_is_between_the_two,
+    a_browser_that_names_nobody_means_the_connects_site,
+    a_host_field_may_leave_out_the_port_of_its_scheme,
+    the_systems_roots_count,
+];
 
 const NAMES: &[&str] = &["localhost", "app.localhost", "127.0.0.1"];
 
@@ -135,13 +143,146 @@ fn a_site_is_asked_for_by_its_name(driver: Driver) {
             assert_eq!(client.get("/echo-head").unwrap().status(), 200, "{host}");
             let heard = told.recv_timeout(PATIENCE).unwrap();
             assert!(heard.contains_key(&SESSION) || !resumes, "{host}");
-            let list = named.map(|name| {
-                let length = name.len() as u8;
-                [&[0, length + 3, 0, 0, length], name.as_bytes()].concat()
-            });
+            let list = named.map(server_name);
             assert_eq!(heard.get(&SERVER_NAME), list.as_ref(), "{host}, {resumes}");
             assert_eq!(heard[&PROTOCOLS], b"\0\x09\x08http/1.1", "{host}, {resumes}");
             origin.close_connections();
+        }
+    }
+    tunnel.stop();
+}
+
+/// As it stands in a ClientHello (RFC 6066 section 3).
+fn server_name(name: &str) -> Vec<u8> {
+    let length = name.len() as u8;
+    [&[0, length + 3, 0, 0, length], name.as_bytes()].concat()
+}
+
+/// A ClientHello for another site is passed on, and the site's certificate shown, whether the CONNECT's site is known
+/// or not; `sc` says nothing to it, and nothing is learnt.
+fn another_name_than_the_connects_is_between_the_two(driver: Driver) {
+    let cloud = Cloud::start(driver);
+    let (company, roots) = company(&cloud);
+    let tunnel = tunnel(&cloud, Some(&roots));
+    let trust = tls::trust_file(&cloud.ca()).unwrap();
+    // It takes the site's own certificate alone.
+    let own = tls::read(&roots).unwrap();
+    let own = certificate::client_config_of(&own, rustls::ALL_VERSIONS, &["http/1.1", "own/1"]);
+    for (host, name) in [
+        ("localhost", "app.localhost"),
+        ("localhost", "other.test"),
+        ("app.localhost", "localhost"),
+        ("127.0.0.1", "localhost"),
+    ] {
+        let origin = Origin::of(company.site(&[NAMES, &["other.test"]].concat(), |_| {}));
+        let (port, told) = overheard(origin.https);
+        let site = format!("{host}:{port}");
+        let is_passed_on = || {
+            let socket = connect(tunnel.proxy, &site).unwrap().unwrap();
+            let mut client = tls::client(&own, name, socket).unwrap().of_host(&site);
+            assert_eq!(client.get("/echo-head").unwrap().status(), 200, "{site}, {name}");
+            let heard = told.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(heard[&SERVER_NAME], server_name(name), "{site}");
+            assert_eq!(heard[&PROTOCOLS], b"\0\x0f\x08http/1.1\x05own/1", "{site}, {name}");
+            assert!(told.try_recv().is_err(), "{site}, {name}: somebody else spoke to it");
+        };
+        is_passed_on();
+        let mut client = tls::client_through(tunnel.proxy, &trust, host, port).unwrap().unwrap();
+        assert_eq!(client.get("/echo-head").unwrap().status(), 200, "{site}");
+        let heard = told.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(heard[&PROTOCOLS], b"\0\x09\x08http/1.1", "{site}: sc itself");
+        is_passed_on();
+    }
+    tunnel.stop();
+}
+
+/// Without SNI: the leaf is for the name in the CONNECT, and so is what `sc` asks the site for, and how it judges.
+fn a_browser_that_names_nobody_means_the_connects_site(driver: Driver) {
+    let cloud = Cloud::start(driver);
+    let (company, roots) = company(&cloud);
+    let tunnel = tunnel(&cloud, Some(&roots));
+    let trust = tls::trust_file(&cloud.ca()).unwrap();
+    let mut nameless = (*trust).clone();
+    nameless.enable_sni = false;
+    let nameless = Arc::new(nameless);
+    let origin = Origin::of(company.site(NAMES, |_| {}));
+    for (host, named) in [
+        ("localhost", Some("localhost")),
+        ("app.localhost", Some("app.localhost")),
+        ("127.0.0.1", None),
+        ("x.localhost", Some("x.localhost")),
+    ] {
+        let (port, told) = overheard(origin.https);
+        let shaken = tls::client_through(tunnel.proxy, &nameless, host, port);
+        let heard = told.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(heard.get(&SERVER_NAME), named.map(server_name).as_ref(), "{host}");
+        assert_eq!(heard[&PROTOCOLS], b"\0\x09\x08http/1.1", "{host}: sc itself");
+        match NAMES.contains(&host) {
+            true => {
+                let mut client = shaken.unwrap().unwrap();
+                let head = client.get("/echo-head").unwrap().text();
+                assert!(head.contains(&format!("\r\nHost: {host}:{port}\r\n")), "{head}");
+            }
+            false => {
+                let refused = shaken.map(|_| ()).expect_err("the site's certificate is for others");
+                assert!(refused.to_string().contains("not valid for name"), "{refused}");
+            }
+        }
+    }
+    tunnel.stop();
+}
+
+/// RFC 9110 section 4.2: then the port is the scheme's, and a request in a CONNECT to another one is not for that.
+fn a_host_field_may_leave_out_the_port_of_its_scheme(driver: Driver) {
+    let module = driver.name();
+    if !in_world(&format!("{module}::a_host_field_may_leave_out_the_port_of_its_scheme")) {
+        return;
+    }
+    let cloud = Cloud::start(driver);
+    let (company, roots) = company(&cloud);
+    let tunnel = tunnel(&cloud, Some(&roots));
+    let trust = tls::trust_file(&cloud.ca()).unwrap();
+    let origin = Origin::of(company.site(NAMES, |_| {}));
+    for port in [80, 443, 8443] {
+        origin.serve_at(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+    }
+    for (scheme, port, accepted) in [
+        ("http", 80, &["", ":80"][..]),
+        ("http", 443, &[":443"]),
+        ("http", 8443, &[":8443"]),
+        ("https", 80, &[":80"]),
+        ("https", 443, &["", ":443"]),
+        ("https", 8443, &[":8443"]),
+    ] {
+        for named in ["", ":80", ":443", ":8443"] {
+            // In either form the site gets what names it as it was written.
+            let name = format!("LocalHost{named}");
+            let whole = format!("{scheme}://{name}/echo-head");
+            for (target, host) in [("/echo-head", &*name), (&whole, "other.test")] {
+                let socket = connect(tunnel.proxy, &format!("localhost:{port}")).unwrap().unwrap();
+                let mut client = match scheme {
+                    "https" => tls::client(&trust, "localhost", socket).unwrap(),
+                    _ => Client::over(socket),
+                };
+                let before = origin.counters().requests;
+                let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+                client.send_raw(request.as_bytes()).unwrap();
+                let answer = client.read_answer("GET").unwrap();
+                let got = (answer.status(), answer.head.field("Culvert-Error"));
+                let tried = format!("{scheme}, {port}: {request}");
+                match accepted.contains(&named) {
+                    true => {
+                        assert_eq!(got, (200, None), "{tried}");
+                        let reached = format!("GET /echo-head HTTP/1.1\r\nHost: {name}\r\n");
+                        assert_eq!(answer.text(), reached, "{tried}");
+                    }
+                    false => {
+                        assert_eq!(got, (421, Some("misdirected")), "{tried}");
+                        assert!(answer.head.has("Connection", "close"), "{tried}");
+                        assert_eq!(origin.counters().requests, before, "{tried}");
+                    }
+                }
+            }
         }
     }
     tunnel.stop();

@@ -3,15 +3,20 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tests::both_drivers;
-use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
+use tests::bumping::World;
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts, until};
 use tests::deaf::Deaf;
 use tests::http::{Answer, Client, connect};
 use tests::origin::Origin;
 use tests::relay::{Rule, Which};
+use tests::socket::join;
+use tests::tls;
 
 both_drivers![
     slow_heads,
@@ -20,6 +25,7 @@ both_drivers![
     silent_browsers,
     a_stalled_tunnel_is_not_the_browsers_fault,
     f9_late_sites,
+    f9_sites_that_shake_no_hands,
     f9_endless_sites,
     silent_connections,
 ];
@@ -293,6 +299,79 @@ fn f9_late_sites(driver: Driver) {
     for name in ["connect-timeout", "first-byte-timeout", "idle-timeout"] {
         assert!(log.contains(&format!("{name}: ")), "{name} is not in the log:\n{log}");
     }
+    tunnel.stop();
+}
+
+/// A way to the site that leads nowhere while `silent`: it takes connections, and says nothing to whoever begins TLS.
+fn by_way_of(site: SocketAddr, silent: &Arc<AtomicBool>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, silent) = (listener.local_addr().unwrap().port(), silent.clone());
+    thread::spawn(move || {
+        let mut held = Vec::new();
+        for near in listener.incoming() {
+            let near = near.unwrap();
+            match silent.load(Ordering::SeqCst) {
+                true => held.push(near),
+                false => join(near, TcpStream::connect(site).unwrap()),
+            }
+        }
+    });
+    port
+}
+
+/// A site that accepts connections and is silent in the handshake of TLS is late too, known or not; it teaches nothing.
+fn f9_sites_that_shake_no_hands(driver: Driver) {
+    let world = World::with(driver, &["--http-dial-timeout", "1s"]);
+    let origin = world.origin();
+    let World {
+        cloud, tunnel, trust, ..
+    } = world;
+    let silent = Arc::new(AtomicBool::new(false));
+    let [known, unknown] = [(); 2].map(|()| by_way_of(origin.https, &silent));
+    let open = |port| {
+        let client = tls::client_through(tunnel.proxy, &trust, "localhost", port).unwrap();
+        client.expect("CONNECT is answered with 200")
+    };
+    let mut early = open(known);
+    early.download("", 1, 1_000, "").unwrap();
+    silent.store(true, Ordering::SeqCst);
+    origin.close_connections();
+
+    thread::scope(|scope| {
+        for client in [Some(early), None] {
+            let (open, known) = (&open, known);
+            scope.spawn(move || {
+                // Its own TLS needs nothing of the site.
+                let mut client = client.unwrap_or_else(|| open(known));
+                let begun = Instant::now();
+                let answer = client.get("/bytes?seed=1&length=10").unwrap();
+                in_time(begun, "a request to a known site");
+                named(&answer, 504, "connect-timeout", false);
+            });
+        }
+        scope.spawn(|| {
+            let begun = Instant::now();
+            let mut client = open(unknown);
+            let answer = client.get("/").unwrap();
+            in_time(begun, "a look at a site");
+            named(&answer, 504, "connect-timeout", true);
+        });
+    });
+    let counted = || cloud.tunnel(&tunnel.id)["culvert"]["errors"]["connect-timeout"] == 3;
+    until("all three are counted", counted);
+    let line = |port| format!("connect-timeout: localhost:{port}: the site did not shake hands in time");
+    let (of_known, of_unknown) = (line(known), line(unknown));
+    let sc_says = || tunnel.log().contains(&of_known) && tunnel.log().contains(&of_unknown);
+    until("sc says so of both", sc_says);
+    // Of what follows at once it may only say how often.
+    let cloud_says = |log: String| log.contains(&of_known) || log.contains(&of_unknown);
+    until("the cloud says so", || cloud_says(cloud.process.stderr()));
+
+    silent.store(false, Ordering::SeqCst);
+    for port in [known, unknown] {
+        open(port).download("", 2, 1_000, "").unwrap();
+    }
+    lives_on(&cloud, &tunnel, &origin);
     tunnel.stop();
 }
 
