@@ -28,6 +28,7 @@ both_drivers![
     what_is_stored_is_not_multiplied,
     what_is_opaque_is_not_multiplied,
     what_is_sent_in_tls_is_not_multiplied,
+    what_is_sent_in_websockets_is_not_multiplied,
 ];
 
 const CONNECTIONS: usize = 200;
@@ -58,7 +59,11 @@ struct Attack {
     /// As many bytes a write; 0 for all at once.
     step: usize,
     /// None if nothing that is sent reaches a site.
-    answer: Option<String>,
+    answer: Option<Vec<u8>>,
+    /// What the browser sends behind the head of that answer.
+    then: Vec<u8>,
+    /// Error pages come of it.
+    refused: bool,
     /// Bytes of the answer's content that the cache takes while the browser reads. 0: it does not read.
     stored: u64,
 }
@@ -66,7 +71,7 @@ struct Attack {
 /// The site does not read.
 fn unread(what: &'static str, way: Way, request: String, step: usize) -> Attack {
     Attack {
-        answer: Some(String::new()),
+        answer: Some(Vec::new()),
         ..unfinished(what, way, request, step)
     }
 }
@@ -78,13 +83,15 @@ fn unfinished(what: &'static str, way: Way, request: String, step: usize) -> Att
         request,
         step,
         answer: None,
+        then: Vec::new(),
+        refused: false,
         stored: 0,
     }
 }
 
-fn answered(what: &'static str, way: Way, request: &str, step: usize, answer: String) -> Attack {
+fn answered(what: &'static str, way: Way, request: &str, step: usize, answer: impl Into<Vec<u8>>) -> Attack {
     Attack {
-        answer: Some(answer),
+        answer: Some(answer.into()),
         ..unfinished(what, way, request.to_owned(), step)
     }
 }
@@ -101,12 +108,27 @@ fn field(length: usize) -> String {
     format!("X: {}", "a".repeat(length))
 }
 
+/// So many messages of WebSocket, of so many bytes each; what a browser sends has a mask.
+fn frames(mask: &[u8], length: usize, count: usize) -> Vec<u8> {
+    let masked = if mask.is_empty() { 0 } else { 0x80 };
+    let mut frame = vec![0x82];
+    if length <= 125 {
+        frame.push(masked | length as u8);
+    } else {
+        frame.push(masked | 127);
+        frame.extend((length as u64).to_be_bytes());
+    }
+    frame.extend(mask);
+    frame.resize(frame.len() + length, b'x');
+    frame.repeat(count)
+}
+
 fn of_plain_http() -> Vec<Attack> {
     let extended = format!("1;{}\r\nx\r\n", "e".repeat(4_000)).repeat(8);
     let (tiny, some_tiny) = (tiny_chunks(5_000), tiny_chunks(250));
     let unfinished = |what, request, step| unfinished(what, Way::Url, request, step);
     let unread = |what, request, step| unread(what, Way::Url, request, step);
-    let answered = |what, request, step, answer| answered(what, Way::Url, request, step, answer);
+    let answered = |what, request, step, answer: String| answered(what, Way::Url, request, step, answer);
     let (get, chunked, ok) = (GET, CHUNKED, OK);
     let whole = format!("{get}\r\n");
     vec![
@@ -124,6 +146,14 @@ fn of_plain_http() -> Vec<Attack> {
             format!("{whole}{}", whole.repeat(30)),
             1,
         ),
+        Attack {
+            refused: true,
+            ..unfinished(
+                "error pages that nobody reads",
+                "GET http://SITE/unwanted HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_500),
+                0,
+            )
+        },
         unread(
             "early bytes of an upgrade",
             format!(
@@ -212,7 +242,7 @@ fn of_opaque_streams() -> Vec<Attack> {
     vec![
         unread("opaque bytes", Way::Connect, long.clone(), 0),
         unread("opaque bytes in small writes", Way::Connect, long.clone(), 100),
-        answered("a site's opaque bytes", Way::Connect, "\0", 0, long.clone()),
+        answered("a site's opaque bytes", Way::Connect, "\0", 0, long.as_str()),
         answered("a site's opaque bytes in small writes", Way::Connect, "\0", 100, long),
     ]
 }
@@ -231,7 +261,7 @@ fn of_tls() -> Vec<Attack> {
     let trickled = |what, hello: &str, step| unfinished(what, Way::Connect, hello.to_owned(), step);
     let unfinished = |what, request, step| unfinished(what, Way::Secured, request, step);
     let unread = |what, request, step| unread(what, Way::Secured, request, step);
-    let answered = |what, step, answer| answered(what, Way::Secured, &whole, step, answer);
+    let answered = |what, step, answer: String| answered(what, Way::Secured, &whole, step, answer);
     vec![
         trickled("a ClientHello, byte by byte", &in_one_record[..1_500], 1),
         trickled("a ClientHello in small writes", &in_one_record, 100),
@@ -266,6 +296,29 @@ fn of_tls() -> Vec<Attack> {
             1,
             format!("{OK}{}", tiny_chunks(80)),
         ),
+    ]
+}
+
+/// WebSocket in TLS. Of whoever sends the frames the other side reads none.
+fn of_websockets() -> Vec<Attack> {
+    const MASK: &[u8] = &[1, 2, 3, 4];
+    const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let request = format!("GET / HTTP/1.1\r\nHost: SITE\r\n{UPGRADE}");
+    let switched = format!("HTTP/1.1 101 Switching Protocols\r\n{UPGRADE}").into_bytes();
+    let of_browser = |what, step, frames| Attack {
+        then: frames,
+        ..answered(what, Way::Secured, &request, step, switched.as_slice())
+    };
+    let of_site = |what, step, frames: Vec<u8>| {
+        let answer = [&switched[..], &frames].concat();
+        answered(what, Way::Secured, &request, step, answer)
+    };
+    let (masked, bare) = (frames(MASK, 1, 1).len(), frames(&[], 1, 1).len());
+    vec![
+        of_browser("a large frame", 0, frames(MASK, 100_000, 1)),
+        of_browser("tiny frames, a record each", masked, frames(MASK, 1, 80)),
+        of_site("a site's large frame", 0, frames(&[], 100_000, 1)),
+        of_site("a site's tiny frames, a record each", bare, frames(&[], 1, 80)),
     ]
 }
 
@@ -335,17 +388,27 @@ impl End {
     }
 
     /// Reads some of what is there.
-    fn take(&mut self) {
+    fn take(&mut self, into: &mut [u8]) {
         let read = match &mut self.tls {
-            None => self.socket.read(&mut [0; 1_024]).unwrap(),
+            None => self.socket.read(into).unwrap(),
             Some(tls) => loop {
-                match tls.reader().read(&mut [0; 1_024]) {
+                match tls.reader().read(into) {
                     Err(e) if e.kind() == ErrorKind::WouldBlock => tls.complete_io(&mut self.socket).unwrap(),
                     read => break read.unwrap(),
                 };
             },
         };
         assert_ne!(read, 0);
+    }
+
+    /// Reads the head of an answer.
+    fn take_head(&mut self) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            self.take(&mut byte);
+            head.push(byte[0]);
+        }
     }
 
     /// Waits for something, and leaves it.
@@ -432,8 +495,12 @@ impl Open {
             let mut asked = site.filter(End::has_input).unwrap_or_else(serve);
             asked.await_input();
             if !answer.is_empty() {
-                asked.take();
-                sent += asked.write(answer.as_bytes(), attack.step);
+                asked.take(&mut [0; 1_024]);
+                sent += asked.write(answer, attack.step);
+            }
+            if !attack.then.is_empty() {
+                browser.take_head();
+                sent += browser.write(&attack.then, attack.step);
             }
             site = Some(asked);
         }
@@ -468,6 +535,10 @@ fn what_is_sent_in_tls_is_not_multiplied(driver: Driver) {
     check(driver, &of_tls());
 }
 
+fn what_is_sent_in_websockets_is_not_multiplied(driver: Driver) {
+    check(driver, &of_websockets());
+}
+
 fn check(driver: Driver, attacks: &[Attack]) {
     raise_own_limit();
     let origin = Origin::start();
@@ -479,7 +550,8 @@ fn check(driver: Driver, attacks: &[Attack]) {
         let cloud = Cloud::start(driver);
         let roots = cloud.state.path().join("company.pem");
         fs::write(&roots, &company.root_pem).unwrap();
-        let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "--cacert-file", roots.to_str().unwrap()]);
+        let roots = roots.to_str().unwrap();
+        let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "-F", "/unwanted", "--cacert-file", roots]);
         let sites = Sites {
             address,
             browser: tls::trust_file(&cloud.ca()).unwrap(),
@@ -513,6 +585,9 @@ fn hold(attack: &Attack, cloud: &Cloud, tunnel: &Tunnel, sites: &Sites) {
         if n % 20 == 0 {
             look();
         }
+    }
+    if attack.refused {
+        open.iter_mut().for_each(|open| open.browser.await_input());
     }
     let since = Instant::now();
     while since.elapsed() < LOOK || to_hold.is_some_and(|bytes| held() < bytes) {

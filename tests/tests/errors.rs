@@ -20,6 +20,7 @@ use tests::tls;
 
 both_drivers![
     one_name_everywhere,
+    what_goes_past_the_tunnel_has_the_same_names,
     a_flood_of_errors_is_none_of_lines,
     too_much_is_limit,
     what_was_kept_and_closed_costs_nothing
@@ -271,6 +272,41 @@ fn one_name_everywhere(driver: Driver) {
         );
         fault_lasts(Duration::from_millis(20));
     }
+    tunnel.stop();
+}
+
+/// As above, met where the cloud itself dials: `sc` has no part in it.
+fn what_goes_past_the_tunnel_has_the_same_names(driver: Driver) {
+    let cloud = Cloud::with(CloudOptions {
+        arguments: vec!["--direct-networks=0.0.0.0/32".to_owned()],
+        ..CloudOptions::new(driver)
+    });
+    // To the kernel the first one is this host too, and it is none that always goes through the tunnel.
+    let direct = "0.0.0.0,169.254.169.254,nowhere.invalid";
+    let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "-D", direct]);
+    let closed = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap();
+    let mut told = Told::default();
+    let met = [
+        (403, "denied", "only the internet", "169.254.169.254:80".to_owned()),
+        (502, "dns", "nowhere.invalid", "nowhere.invalid:80".to_owned()),
+        (502, "refused", "the connection was refused", closed.to_string()),
+    ];
+    let mut client = tunnel.client();
+    for (status, name, words, site) in &met {
+        let url = format!("http://{site}/page?token=secret");
+        told.page(&url, &client.get(&url).unwrap(), *status, name, words);
+        let page = connect(tunnel.proxy, site).unwrap().unwrap_err();
+        told.page(site, &page, *status, name, words);
+    }
+    told.is_counted(&cloud, &tunnel.id);
+    is_logged(&cloud, told.0.keys().copied());
+    let log = cloud.process.stderr();
+    for (_, name, _, site) in &met {
+        let host = site.strip_suffix(":80").unwrap_or(site);
+        assert!(log.contains(&format!(" INFO {name}: {host}")), "{name}, {host}: {log}");
+        assert!(!tunnel.log().contains(&format!(" {name}: ")), "{}", tunnel.log());
+    }
+    assert!(!log.contains("secret"), "{log}");
     tunnel.stop();
 }
 

@@ -1,6 +1,7 @@
 //! What was counted on both sides, and where it differs.
 
 use std::collections::HashMap;
+use std::ops::AddAssign;
 
 use crate::reading::Seen;
 
@@ -8,6 +9,7 @@ use crate::reading::Seen;
 #[derive(Clone, Debug)]
 pub struct Record {
     digest: String,
+    pub body_bytes: u64,
     /// For people.
     text: String,
 }
@@ -16,15 +18,18 @@ impl Record {
     pub fn of(seen: &Seen) -> Self {
         Self {
             digest: seen.digest(),
+            body_bytes: seen.body.len() as u64,
             text: describe(seen),
         }
     }
 
-    /// A line of a list.
+    /// A line of a list, with the length of its body at the end.
     pub fn parse(line: &str) -> Option<Self> {
         let (digest, text) = line.split_once(' ')?;
+        let (_, length) = text.rsplit_once(' ')?;
         Some(Self {
             digest: digest.to_owned(),
+            body_bytes: length.parse().ok()?,
             text: text.to_owned(),
         })
     }
@@ -61,22 +66,50 @@ struct Entry {
     seen: u64,
 }
 
+/// Requests, and what their bodies have.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Amount {
+    pub requests: u64,
+    pub body_bytes: u64,
+}
+
+impl Amount {
+    pub fn add(&mut self, body_bytes: u64) {
+        self.requests += 1;
+        self.body_bytes += body_bytes;
+    }
+}
+
+impl AddAssign for Amount {
+    fn add_assign(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.body_bytes += other.body_bytes;
+    }
+}
+
 /// The requests to one server, as we count them.
 #[derive(Default)]
 pub struct Account {
     entries: HashMap<String, Entry>,
-    pub answered: u64,
+    pub answered: Amount,
     pub refused: u64,
-    pub lost: u64,
+    pub lost: Amount,
 }
 
 impl Account {
     pub fn add(&mut self, number: u64, seen: &Seen, outcome: Outcome) {
         let entry = self.entries.entry(seen.digest()).or_default();
         entry.number = number;
+        let body_bytes = seen.body.len() as u64;
         match outcome {
-            Outcome::Answered => (entry.answered, self.answered) = (entry.answered + 1, self.answered + 1),
-            Outcome::Lost => (entry.lost, self.lost) = (entry.lost + 1, self.lost + 1),
+            Outcome::Answered => {
+                entry.answered += 1;
+                self.answered.add(body_bytes);
+            }
+            Outcome::Lost => {
+                entry.lost += 1;
+                self.lost.add(body_bytes);
+            }
             Outcome::Refused => self.refused += 1,
         }
     }

@@ -74,6 +74,8 @@ pub struct Tally {
     pub forwarded: u64,
     /// Requests that were begun at a site.
     pub begun: u64,
+    /// … of them those that came to no end.
+    pub unfinished: u64,
     /// Error pages and refusals of the proxy, by name and status.
     pub pages: BTreeMap<String, u64>,
     pub disagreements: Vec<Disagreement>,
@@ -85,6 +87,7 @@ impl Tally {
         self.messages += other.messages;
         self.forwarded += other.forwarded;
         self.begun += other.begun;
+        self.unfinished += other.unfinished;
         for (name, count) in other.pages {
             *self.pages.entry(name).or_default() += count;
         }
@@ -191,7 +194,9 @@ impl Browser {
             }
         }
         tally.forwarded += u64::from(was_forwarded);
-        tally.begun += u64::from(matches!(rest, Rest::Body | Rest::Broken));
+        let unfinished = u64::from(matches!(rest, Rest::Body | Rest::Broken));
+        tally.begun += unfinished;
+        tally.unfinished += unfinished;
         rest == Rest::Nothing || self.end(route, number, rest, tally)
     }
 

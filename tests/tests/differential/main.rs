@@ -2,7 +2,11 @@
 //! we count. A request that only one side sees is how requests are smuggled.
 //!
 //! Each server names to its client the request that it counted, by a hash of method, target and body, and keeps a list.
-//! Our own account is the proxy's parser over the bytes that the browser sent. `SEED=N` sends message N alone.
+//! What we count is held against it twice. Request by request it is the account of the proxy's parser over the bytes
+//! that the browser sent: each answer names the request that was sent, the server's list has each that it has answered,
+//! and nothing that is not in the account; so bodies are equal too, since the hash is of them. In sum it is the tunnel's
+//! own count of requests (REST): that of the lists, and of those that a server has refused, that came to no end, or that
+//! got a page of ours or a cut for an answer. The tunnel counts no bytes of bodies. `SEED=N` sends message N alone.
 //!
 //! Some are sent in TLS: it ends at the endpoint, and `sc` speaks TLS to a front of the server.
 
@@ -24,7 +28,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use account::Disagreement;
+use account::{Account, Amount, Disagreement, Record};
 use browser::{Case, Route, Tally};
 use reading::Way;
 use rustls::ClientConfig;
@@ -135,13 +139,14 @@ impl World {
             .to_string()
     }
 
-    /// Ends a server and compares its list with our account; what is wrong is printed.
-    fn disagreements(&mut self, index: usize, tally: &mut Tally) -> usize {
+    /// Ends a server, adds it to the sum, and compares its list with our account; what is wrong is printed.
+    fn disagreements(&mut self, index: usize, tally: &mut Tally, sum: &mut Sum) -> usize {
         let records = self.servers[index].stop();
         let name = self.servers[index].name;
         let account = std::mem::take(&mut tally.account);
+        sum.add(&records, &account, tally.unfinished);
         println!(
-            "{name}: {} messages, {} forwarded; {} requests answered, {} refused by it, {} lost; it counts {}; {:?}",
+            "{name}: {} messages, {} forwarded; {:?} answered, {} refused by it, {:?} lost; it counts {}; {:?}",
             tally.messages,
             tally.forwarded,
             account.answered,
@@ -159,6 +164,28 @@ impl World {
             }
         }
         found.len()
+    }
+}
+
+/// What all servers have counted, and what they have not of the requests that were begun at them.
+#[derive(Debug, Default)]
+struct Sum {
+    listed: Amount,
+    answered: Amount,
+    /// Those that may be in a list …
+    lost: Amount,
+    /// … and those that are in none.
+    refused: u64,
+    unfinished: u64,
+}
+
+impl Sum {
+    fn add(&mut self, records: &[Record], account: &Account, unfinished: u64) {
+        records.iter().for_each(|record| self.listed.add(record.body_bytes));
+        self.answered += account.answered;
+        self.lost += account.lost;
+        self.refused += account.refused;
+        self.unfinished += unfinished;
     }
 }
 
@@ -198,9 +225,9 @@ fn what_sites_count_is_what_we_count(driver: Driver) {
     let counted = cloud.tunnel(&tunnel.id)["culvert"]["requests"].as_u64();
     println!("inside TLS, of each server, messages and forwarded ones: {in_tls:?}");
     println!("{sent} messages in {took:?}, {forwarded} of them forwarded; {requests} requests, {counted:?} counted");
-    let mut found = BTreeMap::new();
+    let (mut found, mut sum) = (BTreeMap::new(), Sum::default());
     for (index, tally) in tallies.iter_mut().enumerate() {
-        match world.disagreements(index, tally) {
+        match world.disagreements(index, tally, &mut sum) {
             0 => {}
             several => drop(found.insert(world.servers[index].name, several)),
         }
@@ -210,6 +237,17 @@ fn what_sites_count_is_what_we_count(driver: Driver) {
         "disagreements: {found:?}; SEED=N sends message N alone"
     );
     assert_eq!(counted, Some(requests));
+    println!("of all servers: {sum:?}");
+    let most = requests - sum.refused - sum.unfinished;
+    assert!(
+        (most - sum.lost.requests..=most).contains(&sum.listed.requests),
+        "{sum:?}"
+    );
+    let most = sum.answered.body_bytes + sum.lost.body_bytes;
+    assert!(
+        (sum.answered.body_bytes..=most).contains(&sum.listed.body_bytes),
+        "{sum:?}"
+    );
     if world.numbers.end - world.numbers.start > 1 {
         assert!(sent == messages() && forwarded * 100 >= sent * 30);
         let is_spread = |tally: &Tally| tally.forwarded * 100 >= tally.messages * 20;
@@ -229,7 +267,7 @@ fn whoever_forwards_everything_is_found_out() {
     let lanes = world.browse();
     let mut tallies: Vec<Tally> = lanes.into_iter().map(together).collect();
     for (index, tally) in tallies.iter_mut().enumerate() {
-        let found = world.disagreements(index, tally);
+        let found = world.disagreements(index, tally, &mut Sum::default());
         assert!(found > 0, "{} counts what we count", world.servers[index].name);
     }
 }

@@ -3,6 +3,8 @@
 use tests::body;
 use tests::websocket::{BINARY, CLOSE, PING, PONG, TEXT};
 
+use crate::Ended;
+
 const CONTINUATION: u8 = 0;
 const FIN: u8 = 0x80;
 /// Of the first frame of a compressed message.
@@ -55,6 +57,8 @@ pub struct Case {
     /// How many bytes are written at a time.
     pub piece: usize,
     pub end: End,
+    /// How the server is told to end the connection, without a close frame.
+    pub server_ends: Option<Ended>,
 }
 
 fn case(name: impl Into<String>, steps: Vec<(Vec<u8>, usize)>) -> Case {
@@ -64,6 +68,7 @@ fn case(name: impl Into<String>, steps: Vec<(Vec<u8>, usize)>) -> Case {
         steps,
         piece: usize::MAX,
         end: End::Close,
+        server_ends: None,
     }
 }
 
@@ -146,6 +151,7 @@ pub fn all() -> Vec<Case> {
         text(),
         compressed(),
         cut(),
+        left(),
         handshakes(),
     ];
     groups.into_iter().flatten().collect()
@@ -478,6 +484,29 @@ fn cut() -> Vec<Case> {
             end: End::Cut,
             ..case(format!("cut after a message of {length}"), vec![(whole, 1)])
         });
+    }
+    cases
+}
+
+/// The server leaves: what is written for it does what these messages say.
+fn left() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (word, ended) in [("FIN", Ended::Cleanly), ("RST", Ended::ByReset)] {
+        let told = frame(FIN | TEXT, word.as_bytes());
+        for (name, before) in [
+            ("at once", vec![]),
+            (
+                "after a message",
+                vec![(frame(FIN | BINARY, &content(BINARY, 70_000)), 1)],
+            ),
+        ] {
+            let steps = before.into_iter().chain([(told.clone(), 1)]).collect();
+            cases.push(Case {
+                end: End::Closed,
+                server_ends: Some(ended),
+                ..case(format!("{word} {name}"), steps)
+            });
+        }
     }
     cases
 }

@@ -2,7 +2,9 @@
 
 import asyncio
 import ssl
+import struct
 import sys
+from socket import SO_LINGER, SOL_SOCKET
 
 import websockets
 
@@ -10,7 +12,15 @@ import websockets
 async def echo(socket, *_):
     try:
         async for message in socket:
-            await socket.send(message)
+            # It ends the connection so, without a close frame.
+            if message == "FIN":
+                socket.transport.close()
+            elif message == "RST":
+                carrier = socket.transport.get_extra_info("socket")
+                carrier.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+                socket.transport.abort()
+            else:
+                await socket.send(message)
     except websockets.ConnectionClosed:
         pass
 

@@ -74,8 +74,20 @@ fn verdicts_are_the_same(program: &str, script: &str) {
         .collect();
     kinds.sort_unstable();
     kinds.dedup();
-    println!("{} cases, {} verdicts", cases.len(), kinds.len());
+    let resets = |verdicts: &[Verdict]| verdicts.iter().filter(|v| v.ended == Ended::ByReset).count();
+    println!(
+        "{} cases, {} verdicts, {} and {} ended by resets",
+        cases.len(),
+        kinds.len(),
+        resets(&plain),
+        resets(&secure)
+    );
     assert!(kinds.len() >= 100, "the server answers everything alike");
+    for (case, (plain, secure)) in cases.iter().zip(plain.iter().zip(&secure)) {
+        if let Some(ended) = case.server_ends {
+            assert_eq!((plain.ended, secure.ended), (ended, ended), "{}", case.name);
+        }
+    }
     for driver in [Driver::IoUring, Driver::Epoll] {
         if left_out(driver) {
             continue;
@@ -171,7 +183,15 @@ impl Link {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.read(into),
-            Self::Tls(tls) => tls.read(into),
+            // Not as rustls' own stream, which writes first: what was said is there also where nothing is taken.
+            Self::Tls(tls) => loop {
+                match tls.conn.reader().read(into) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    read => return read,
+                }
+                tls.conn.read_tls(&mut tls.sock)?;
+                tls.conn.process_new_packets().map_err(io::Error::other)?;
+            },
         }
     }
 
@@ -195,12 +215,26 @@ struct Verdict {
     handshake: Vec<String>,
     /// All that followed, up to the end of the connection.
     bytes: Vec<u8>,
+    ended: Ended,
+}
+
+/// How a server has ended the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Ended {
+    /// Its direction has an end, whether TLS says so or not: that a WebSocket is whole is told by its close frame.
+    Cleanly,
+    ByReset,
 }
 
 impl fmt::Debug for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let start = &self.bytes[..self.bytes.len().min(40)];
-        write!(f, "{:?}, {} bytes {start:02x?}", self.handshake, self.bytes.len())
+        let Self {
+            handshake,
+            bytes,
+            ended,
+        } = self;
+        write!(f, "{handshake:?}, {} bytes {start:02x?}, ended {ended:?}", bytes.len())
     }
 }
 
@@ -235,7 +269,8 @@ fn play(case: &Case, way: &Way) -> io::Result<Verdict> {
         link,
         came: Vec::new(),
         at: 0,
-        ended: false,
+        ended: None,
+        was_reset: false,
     };
     player.link.write(request(case, &target, &host).as_bytes())?;
     let handshake = player.handshake()?;
@@ -244,13 +279,14 @@ fn play(case: &Case, way: &Way) -> io::Result<Verdict> {
         return Ok(Verdict {
             handshake,
             bytes: Vec::new(),
+            ended: Ended::Cleanly,
         });
     }
     let mut closed = None;
     for (bytes, frames) in &case.steps {
         for piece in bytes.chunks(case.piece) {
             // It may have ended already; what it said then is read below.
-            let _ = player.link.write(piece);
+            player.write(piece);
         }
         for _ in 0..*frames {
             match player.frame()? {
@@ -260,24 +296,28 @@ fn play(case: &Case, way: &Way) -> io::Result<Verdict> {
             }
             break;
         }
-        if closed.is_some() || player.ended {
+        if closed.is_some() || player.ended.is_some() {
             break;
         }
     }
-    if !player.ended {
-        let _ = match (case.end, closed) {
-            (End::Cut, _) => player.link.finish(),
-            (End::Close, None) => player.link.write(b"\x88\x82\0\0\0\0\x03\xe8"),
-            (End::Close, Some(_)) => player.link.write(b"\x88\x80\0\0\0\0"),
-            (End::Closed, _) => Ok(()),
-        };
+    if player.ended.is_none() {
+        match (case.end, closed) {
+            (End::Cut, _) => drop(player.link.finish()),
+            (End::Close, None) => player.write(b"\x88\x82\0\0\0\0\x03\xe8"),
+            (End::Close, Some(_)) => player.write(b"\x88\x80\0\0\0\0"),
+            (End::Closed, _) => {}
+        }
     }
-    while !player.ended {
-        player.more()?;
-    }
+    let ended = loop {
+        match player.ended {
+            Some(ended) => break ended,
+            None => player.more()?,
+        }
+    };
     Ok(Verdict {
         handshake,
         bytes: player.came,
+        ended,
     })
 }
 
@@ -305,18 +345,30 @@ struct Player {
     came: Vec<u8>,
     /// Where the next frame begins in it.
     at: usize,
-    ended: bool,
+    ended: Option<Ended>,
+    /// A write has met it, and so no read does.
+    was_reset: bool,
 }
 
 impl Player {
-    /// Reads once. However the connection ends, by its end or a reset, it is over.
+    /// The server may be gone already: then nobody reads it.
+    fn write(&mut self, bytes: &[u8]) {
+        let written = self.link.write(bytes);
+        self.was_reset |= written.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset);
+    }
+
+    /// Reads once.
     fn more(&mut self) -> io::Result<()> {
         let mut buffer = [0; 65_536];
         match self.link.read(&mut buffer) {
-            Ok(0) => self.ended = true,
+            Ok(0) if self.was_reset => self.ended = Some(Ended::ByReset),
+            Ok(0) => self.ended = Some(Ended::Cleanly),
             Ok(read) => self.came.extend_from_slice(&buffer[..read]),
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return Err(e),
-            Err(_) => self.ended = true,
+            Err(e) => match e.kind() {
+                io::ErrorKind::UnexpectedEof => self.ended = Some(Ended::Cleanly),
+                io::ErrorKind::ConnectionReset => self.ended = Some(Ended::ByReset),
+                _ => return Err(e),
+            },
         }
         Ok(())
     }
@@ -327,7 +379,7 @@ impl Player {
             if let Some(at) = self.came.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at;
             }
-            if self.ended {
+            if self.ended.is_some() {
                 return Err(io::Error::other("no answer to the handshake"));
             }
             self.more()?;
@@ -350,7 +402,7 @@ impl Player {
                 self.at += end;
                 return Ok(Some((first, payload)));
             }
-            if self.ended {
+            if self.ended.is_some() {
                 return Ok(None);
             }
             self.more()?;
