@@ -169,6 +169,16 @@ fn program(name: &str) -> io::Result<PathBuf> {
 
 // ── Culvert ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
+/// None of them fits what is measured, each is looked at for every request.
+const RULES: [&str; 6] = [
+    "--fast-fail-regexps",
+    r"^https?://[^/]*\.(ads|metrics)\.example/,/beacon\?,\.mp4$",
+    "--direct-domains",
+    "cdn.example.com,*.fonts.example.com,video.example.net",
+    "--no-ssl-bump-domains",
+    "pinned.example.com,*.bank.example.com",
+];
+
 fn culvert(place: &Place, folder: &Path, line: Option<&Delay>, shards: usize, caches: bool) -> io::Result<Started> {
     let (shards, root) = (shards.to_string(), folder.join("root.pem"));
     fs::write(&root, &place.root)?;
@@ -206,6 +216,8 @@ fn culvert(place: &Place, folder: &Path, line: Option<&Delay>, shards: usize, ca
     if !caches {
         command.arg("-N");
     }
+    command.args(RULES);
+    command.env("SAUCE_AUTH", "staging.example.com:443:bench:bench");
     command.arg("--cacert-file").arg(&root);
     command.env("SAUCE_ACCESS_KEY", key);
     command.arg("--cainfo").arg(state.join("ca.pem"));
