@@ -65,7 +65,7 @@ impl Trial {
 
     pub fn with(options: CloudOptions, sc: &[&str]) -> Self {
         let (cloud, origin) = (Cloud::with(options), Origin::start());
-        let tunnel = cloud.start_bumping_tunnel(sc);
+        let tunnel = cloud.start_tunnel_with(sc);
         Self::of(cloud, origin, tunnel)
     }
 
