@@ -389,14 +389,15 @@ impl Stored {
             used: false,
             charge,
         };
-        self.queue.push_back((hash, self.turns));
-        self.tidy();
         let before = self.slots.insert(hash, slot);
+        self.queue.push_back((hash, self.turns));
+        // A place without its slot would be tidied away, and the slot be there for good.
+        self.tidy();
         before.map_or(Vec::new(), |slot| slot.entries)
     }
 
-    /// Keeps queue and map in proportion: invalidated slots leave their places in the queue behind, and what either has
-    /// grown to is charged to the slots that are there.
+    /// Keeps queue and map in proportion to the slots that are there, which pay for them: invalidated ones leave their
+    /// places in the queue behind, and neither becomes smaller by itself.
     fn tidy(&mut self) {
         let kept = self.slots.len();
         if self.queue.len() > 2 * kept + 64 {

@@ -56,6 +56,25 @@ fn tables_shrink_with_what_is_given_up() {
 }
 
 #[test]
+fn what_was_often_given_up_can_be_displaced_still() {
+    let limit = 1 << 20;
+    let large = "x".repeat(limit / CACHE_OBJECT_SHARE - 2_000);
+    // Each time leaves a place in the queue behind; by one of these numbers they are tidied up as the page is stored.
+    for times in 60..70 {
+        let mut trial = Trial::with_limit(limit);
+        for _ in 0..times {
+            trial.get("/often", &[], (200, LONG, "x"));
+            trial.get("DELETE /often", &[], (200, &[], ""));
+        }
+        trial.get("/often", &[], (200, LONG, "x"));
+        for n in 0..4 * CACHE_OBJECT_SHARE {
+            trial.get(&format!("/other/{n}"), &[], (200, LONG, &large));
+        }
+        assert!(!trial.probe("/often", &[]).is_hit(), "{times}");
+    }
+}
+
+#[test]
 fn one_object_gets_its_share_and_no_more() {
     let limit = 1 << 20;
     let share = limit / CACHE_OBJECT_SHARE;
