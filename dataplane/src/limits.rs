@@ -230,6 +230,8 @@ pub const FDS_LINK: usize = 2;
 /// Connections of one shard above the first mark, each of which is told so and closed. When all are there, at the second
 /// mark, no more is taken.
 pub const REFUSED_MAX: usize = 64;
+/// Connections of one shard from networks that may not use the proxy; what comes beyond is closed without a word.
+pub const STRANGERS_MAX: usize = 16;
 /// At the second mark it is looked again after this.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

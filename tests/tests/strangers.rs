@@ -1,19 +1,23 @@
 //! Who may use a proxy port: browsers of the networks that `--proxy-networks` names. All others are told so, and that is
 //! all that they get.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use dataplane::limits::STRANGERS_MAX;
 use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 use tests::both_drivers;
-use tests::cloud::{Cloud, CloudOptions, Driver, until};
+use tests::cloud::{Cloud, CloudOptions, Driver, fault_lasts, until};
 use tests::http::{Client, PATIENCE};
 use tests::origin::Origin;
 use tests::process::Held;
 
-both_drivers![strangers_are_told_so_and_served_nothing];
+both_drivers![
+    strangers_are_told_so_and_served_nothing,
+    strangers_take_no_place_of_browsers
+];
 
 const OURS: Ipv4Addr = Ipv4Addr::new(127, 7, 0, 9);
 const STRANGE: Ipv4Addr = Ipv4Addr::new(127, 8, 0, 9);
@@ -90,11 +94,16 @@ fn strangers_are_told_so_and_served_nothing(driver: Driver) {
     until("its address is in the log", || cloud.process.stderr().contains(&line));
 
     // Who says nothing has no place for as long as browsers that are welcome: the head's time limit ends it.
-    let silent = dial_from(STRANGE, tunnel.proxy).unwrap();
     let welcome = dial_from(OURS, tunnel.proxy).unwrap();
-    assert_eq!(io::Read::read(&mut &silent, &mut [0]).unwrap(), 0);
+    let (silent, slow) = [STRANGE; 2].map(|own| dial_from(own, tunnel.proxy).unwrap()).into();
+    let dripped = Instant::now();
+    while (&slow).write_all(b"G").is_ok() && dripped.elapsed() < PATIENCE {
+        fault_lasts(Duration::from_millis(50));
+    }
+    assert!(dripped.elapsed() < PATIENCE, "who is slow has all the time");
+    assert_eq!((&silent).read(&mut [0]).unwrap(), 0);
     welcome.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
-    let kind = io::Read::read(&mut &welcome, &mut [0]).unwrap_err().kind();
+    let kind = (&welcome).read(&mut [0]).unwrap_err().kind();
     assert_eq!(kind, io::ErrorKind::WouldBlock);
 
     // The next endpoint knows them as well.
@@ -105,4 +114,34 @@ fn strangers_are_told_so_and_served_nothing(driver: Driver) {
         client.read_answer("GET").is_ok_and(|answer| answer.status() == 200)
     });
     assert_eq!(ask(STRANGE, &requests[0]).0, 403);
+}
+
+/// However many there are, and however long they say nothing.
+fn strangers_take_no_place_of_browsers(driver: Driver) {
+    let mut options = CloudOptions::new(driver);
+    options.arguments = ["--proxy-networks", "127.7.0.0/16"].map(str::to_owned).into();
+    let (cloud, origin) = (Cloud::with(options), Origin::start());
+    let tunnel = cloud.start_tunnel();
+    let flood: Vec<_> = (0..8 * STRANGERS_MAX)
+        .map(|_| dial_from(STRANGE, tunnel.proxy).unwrap())
+        .collect();
+    flood
+        .iter()
+        .for_each(|stranger| stranger.set_nonblocking(true).unwrap());
+    let open = || {
+        let is_open = |stranger: &&TcpStream| {
+            let mut stranger = *stranger;
+            stranger
+                .read(&mut [0])
+                .is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+        };
+        flood.iter().filter(is_open).count()
+    };
+    until("those beyond the bound are closed", || open() == STRANGERS_MAX);
+    let mut client = Client::over(dial_from(OURS, tunnel.proxy).unwrap());
+    assert_eq!(
+        client.get(&format!("{}/echo-head", origin.base())).unwrap().status(),
+        200
+    );
+    assert_eq!(open(), STRANGERS_MAX);
 }

@@ -13,7 +13,7 @@ use tests::both_drivers;
 use tests::certificate::Site;
 use tests::cloud::{Cloud, Driver, Tunnel};
 use tests::http::{Client, Connection};
-use tests::process::memory_bytes;
+use tests::process::anonymous_bytes;
 use tests::tls;
 
 both_drivers![
@@ -98,7 +98,7 @@ impl World {
     }
 
     fn memory(&self) -> u64 {
-        memory_bytes(self.cloud.endpoint())
+        anonymous_bytes(self.cloud.endpoint())
     }
 }
 
@@ -183,7 +183,7 @@ fn hosts_without_number_have_an_end(driver: Driver) {
             .unwrap();
     };
     let ids = [tunnel.process.id(), cloud.endpoint()];
-    let memory = || ids.map(memory_bytes);
+    let memory = || ids.map(anonymous_bytes);
     let before = memory();
     share(0..HOSTS, open, &tunnel);
     let full = memory();

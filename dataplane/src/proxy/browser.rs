@@ -278,6 +278,7 @@ impl Browser {
     /// Reads up to the end of the next head. An idle connection holds no buffer.
     async fn read_head(&mut self) -> Result<BytesMut, NoHead> {
         let mut finder = Finder::request();
+        let came = runtime::now();
         if self.inbox.is_empty() {
             self.inbox = BytesMut::new();
             if self.eof {
@@ -288,14 +289,18 @@ impl Browser {
                 Visitor::Stranger => times.browser_head,
                 Visitor::Browser | Visitor::Probe => times.browser_idle,
             };
-            let idle = self.alarm.until(runtime::now() + patience);
+            let idle = self.alarm.until(came + patience);
             match select(self.socket.readable(), select(idle, self.is_dismissed())).await {
                 Either::Left(Ok(())) => {}
                 Either::Left(Err(_)) | Either::Right(_) => return Err(NoHead::Closed),
             }
         }
         // Asked now: a reload may have come while nothing was said.
-        let deadline = runtime::now() + self.shard.times().browser_head;
+        let begun = match self.visitor {
+            Visitor::Stranger => came,
+            Visitor::Browser | Visitor::Probe => runtime::now(),
+        };
+        let deadline = begun + self.shard.times().browser_head;
         loop {
             if let Some(n) = finder.find(&self.inbox).map_err(NoHead::Bad)? {
                 // Mostly it is all there is: no part of a buffer that is shared.

@@ -51,6 +51,7 @@ use crate::cache::{Cache, Follow, Outcome as Flown};
 use crate::credentials::Credentials;
 use crate::limits::{
     CACHE_REFRESHES_MAX, COMMANDS_MAX, ERROR_LINES_APART, EVENTS_MAX, FDS_LINK, LINKS_MAX, MEMBERS_MAX, REFUSED_MAX,
+    STRANGERS_MAX,
 };
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
 use crate::proxy::resolve::is_own;
@@ -110,6 +111,8 @@ struct Inner {
     /// Shards of this process that are not drained yet.
     undrained: Arc<AtomicUsize>,
     handshakes: Cell<usize>,
+    /// Endpoint: open connections of strangers.
+    strangers: Rc<Cell<usize>>,
     /// Connections above which new ones are turned away.
     connections_max: usize,
     /// Endpoint: streams to sites that are reached without the tunnel.
@@ -139,7 +142,7 @@ pub enum Visitor {
     Browser,
     /// The broker's own self-test.
     Probe,
-    /// Of none of the networks that browsers may come from: is told so, and nothing else.
+    /// Of none of the networks that browsers may come from: is served nothing.
     Stranger,
 }
 
@@ -185,11 +188,18 @@ const DRAINING: &str = "shutting down";
 const LEAVING: &str = "the tunnel is no more";
 
 /// Counts a local connection for as long as it lives.
-pub struct Counted(Arc<Counters>);
+pub struct Counted {
+    counters: Arc<Counters>,
+    /// Its shard's count of strangers, if it is one.
+    strangers: Option<Rc<Cell<usize>>>,
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.connections.sub(1);
+        self.counters.connections.sub(1);
+        if let Some(strangers) = &self.strangers {
+            strangers.set(strangers.get() - 1);
+        }
     }
 }
 
@@ -354,7 +364,21 @@ impl Shard {
     /// Counts a local connection while the guard lives.
     pub fn count_connection(&self) -> Counted {
         self.0.counters.connections.add(1);
-        Counted(self.0.counters.clone())
+        Counted {
+            counters: self.0.counters.clone(),
+            strangers: None,
+        }
+    }
+
+    /// As [`Self::count_connection`], for one to the proxy port.
+    fn count_visitor(&self, visitor: Visitor) -> Counted {
+        let mut counted = self.count_connection();
+        if visitor == Visitor::Stranger {
+            let strangers = &self.0.strangers;
+            strangers.set(strangers.get() + 1);
+            counted.strangers = Some(strangers.clone());
+        }
+        counted
     }
 
     /// No new requests are to be taken: answer them with `shutdown`, close idle connections.
@@ -544,6 +568,11 @@ impl Shard {
 
     /// Starts what serves a browser's connection, here or where a link is.
     fn serve_browser(&self, browser: OwnedFd, visitor: Visitor) {
+        // They take no place that a browser could have.
+        let is_room = || self.0.strangers.get() < STRANGERS_MAX && !self.over_fd_mark();
+        if visitor == Visitor::Stranger && !is_room() {
+            return;
+        }
         let browser = if visitor == Visitor::Browser && self.is_dark() {
             match self.forward(browser) {
                 Ok(()) => return,
@@ -724,7 +753,7 @@ pub(crate) const SERVICES: Services = Services {
     site: |shard, stream| runtime::spawn(site::serve(shard.clone(), stream)),
     browser: |shard, socket, visitor| {
         // Before its task runs: the marks must know of it.
-        let counted = shard.count_connection();
+        let counted = shard.count_visitor(visitor);
         runtime::spawn(browser::serve(shard.clone(), socket, visitor, counted));
     },
 };

@@ -274,6 +274,7 @@ impl Seed {
             drained: Signal::new(),
             undrained: self.undrained,
             handshakes: Cell::new(0),
+            strangers: Rc::default(),
             connections_max: self.connections_max,
             pipes: RefCell::default(),
             dials: super::outside::Dials::default(),
