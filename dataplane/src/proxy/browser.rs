@@ -278,16 +278,17 @@ impl Browser {
     /// Reads up to the end of the next head. An idle connection holds no buffer.
     async fn read_head(&mut self) -> Result<BytesMut, NoHead> {
         let mut finder = Finder::request();
-        let came = runtime::now();
+        let (came, is_stranger) = (runtime::now(), self.visitor == Visitor::Stranger);
         if self.inbox.is_empty() {
             self.inbox = BytesMut::new();
             if self.eof {
                 return Err(NoHead::Closed);
             }
             let times = self.shard.times();
-            let patience = match self.visitor {
-                Visitor::Stranger => times.browser_head,
-                Visitor::Browser | Visitor::Probe => times.browser_idle,
+            let patience = if is_stranger {
+                times.browser_head
+            } else {
+                times.browser_idle
             };
             let idle = self.alarm.until(came + patience);
             match select(self.socket.readable(), select(idle, self.is_dismissed())).await {
@@ -296,10 +297,7 @@ impl Browser {
             }
         }
         // Asked now: a reload may have come while nothing was said.
-        let begun = match self.visitor {
-            Visitor::Stranger => came,
-            Visitor::Browser | Visitor::Probe => runtime::now(),
-        };
+        let begun = if is_stranger { came } else { runtime::now() };
         let deadline = begun + self.shard.times().browser_head;
         loop {
             if let Some(n) = finder.find(&self.inbox).map_err(NoHead::Bad)? {

@@ -35,6 +35,7 @@ mod tasks;
 pub(crate) mod threads;
 pub mod timers;
 pub mod transport;
+mod visitor;
 mod waiting;
 
 use std::cell::{Cell, Ref, RefCell};
@@ -51,7 +52,6 @@ use crate::cache::{Cache, Follow, Outcome as Flown};
 use crate::credentials::Credentials;
 use crate::limits::{
     CACHE_REFRESHES_MAX, COMMANDS_MAX, ERROR_LINES_APART, EVENTS_MAX, FDS_LINK, LINKS_MAX, MEMBERS_MAX, REFUSED_MAX,
-    STRANGERS_MAX,
 };
 use crate::mux::{self, Budget, Code, GoAwayReason, Kind, Open, Side};
 use crate::proxy::resolve::is_own;
@@ -74,6 +74,7 @@ pub use mailbox::Level;
 pub use outside::Outcome;
 pub use seats::Seat;
 pub use stream::Stream;
+pub use visitor::Visitor;
 
 /// Handle of the shard that runs on this thread.
 #[derive(Clone)]
@@ -136,31 +137,6 @@ pub(crate) enum Role {
     Endpoint(RefCell<Vec<Attached>>),
 }
 
-/// Who has connected to the proxy port, as the broker says with each socket: the byte of its message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Visitor {
-    Browser,
-    /// The broker's own self-test.
-    Probe,
-    /// Of none of the networks that browsers may come from: is served nothing.
-    Stranger,
-}
-
-impl Visitor {
-    /// Of that byte. What nobody knows is given nothing.
-    pub fn of(kind: u8) -> Self {
-        match kind {
-            0 => Self::Browser,
-            1 => Self::Probe,
-            _ => Self::Stranger,
-        }
-    }
-
-    pub fn byte(self) -> u8 {
-        self as u8
-    }
-}
-
 /// Who starts the tasks that serve what arrives: the proxy, or a test.
 #[derive(Clone, Copy)]
 pub(crate) struct Services {
@@ -190,23 +166,28 @@ const LEAVING: &str = "the tunnel is no more";
 /// Counts a local connection for as long as it lives.
 pub struct Counted {
     counters: Arc<Counters>,
-    /// Its shard's count of strangers, if it is one.
-    strangers: Option<Rc<Cell<usize>>>,
+    _place: Option<Place>,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.counters.connections.sub(1);
-        if let Some(strangers) = &self.strangers {
-            strangers.set(strangers.get() - 1);
-        }
     }
 }
 
-/// A request that fills the cache, counted for as long as it lives.
-pub struct Refresh(Rc<Cell<usize>>);
+/// One of a kind that only so many are of: requests that fill the cache for nobody, strangers.
+pub struct Place(Rc<Cell<usize>>);
 
-impl Drop for Refresh {
+impl Place {
+    fn among(taken: &Rc<Cell<usize>>, most: usize) -> Option<Self> {
+        (taken.get() < most).then(|| {
+            taken.set(taken.get() + 1);
+            Self(taken.clone())
+        })
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
@@ -279,12 +260,8 @@ impl Shard {
     }
 
     /// A place among the requests that fill the cache for nobody in particular; none if they are too many.
-    pub fn take_refresh(&self) -> Option<Refresh> {
-        let refreshes = &self.0.refreshes;
-        (refreshes.get() < CACHE_REFRESHES_MAX).then(|| {
-            refreshes.set(refreshes.get() + 1);
-            Refresh(refreshes.clone())
-        })
+    pub fn take_refresh(&self) -> Option<Place> {
+        Place::among(&self.0.refreshes, CACHE_REFRESHES_MAX)
     }
 
     /// Has a drain wait while the guard lives.
@@ -363,22 +340,15 @@ impl Shard {
 
     /// Counts a local connection while the guard lives.
     pub fn count_connection(&self) -> Counted {
+        self.counted(None)
+    }
+
+    fn counted(&self, place: Option<Place>) -> Counted {
         self.0.counters.connections.add(1);
         Counted {
             counters: self.0.counters.clone(),
-            strangers: None,
+            _place: place,
         }
-    }
-
-    /// As [`Self::count_connection`], for one to the proxy port.
-    fn count_visitor(&self, visitor: Visitor) -> Counted {
-        let mut counted = self.count_connection();
-        if visitor == Visitor::Stranger {
-            let strangers = &self.0.strangers;
-            strangers.set(strangers.get() + 1);
-            counted.strangers = Some(strangers.clone());
-        }
-        counted
     }
 
     /// No new requests are to be taken: answer them with `shutdown`, close idle connections.
@@ -411,20 +381,6 @@ impl Shard {
             .all_counters
             .iter()
             .position(|c| c.links_live.value() > 0 && room(c) && !Arc::ptr_eq(c, &self.0.counters))
-    }
-
-    /// Passes a browser's descriptor, nothing of it read, to a shard that has a live link.
-    ///
-    /// # Errors
-    /// The descriptor, if no shard can take it.
-    pub fn forward(&self, browser: OwnedFd) -> Result<(), OwnedFd> {
-        let Some(shard) = self.lit_shard() else {
-            return Err(browser);
-        };
-        match self.0.shards[shard].send(Command::Browser(browser)) {
-            Err(Command::Browser(browser)) => Err(browser),
-            _ => Ok(()),
-        }
     }
 
     /// `sc`: this address is one of its own listening sockets and is denied to streams.
@@ -563,31 +519,6 @@ impl Shard {
             (Side::Client, Kind::Probe) => runtime::spawn(probe::echo(stream)),
             (Side::Client, Kind::Tcp | Kind::Http | Kind::Https) => (self.0.services.site)(self, stream),
             _ => stream.reset(Code::Denied, "this side serves no such stream"),
-        }
-    }
-
-    /// Starts what serves a browser's connection, here or where a link is.
-    fn serve_browser(&self, browser: OwnedFd, visitor: Visitor) {
-        // They take no place that a browser could have.
-        let is_room = || self.0.strangers.get() < STRANGERS_MAX && !self.over_fd_mark();
-        if visitor == Visitor::Stranger && !is_room() {
-            return;
-        }
-        let browser = if visitor == Visitor::Browser && self.is_dark() {
-            match self.forward(browser) {
-                Ok(()) => return,
-                Err(browser) => browser,
-            }
-        } else {
-            browser
-        };
-        self.serve_here(browser, visitor);
-    }
-
-    fn serve_here(&self, browser: OwnedFd, visitor: Visitor) {
-        match Socket::new(browser) {
-            Ok(socket) => (self.0.services.browser)(self, socket, visitor),
-            Err(e) => self.log(Level::Warn, format!("taking a browser's socket: {e}")),
         }
     }
 
@@ -753,8 +684,9 @@ pub(crate) const SERVICES: Services = Services {
     site: |shard, stream| runtime::spawn(site::serve(shard.clone(), stream)),
     browser: |shard, socket, visitor| {
         // Before its task runs: the marks must know of it.
-        let counted = shard.count_visitor(visitor);
-        runtime::spawn(browser::serve(shard.clone(), socket, visitor, counted));
+        if let Some(counted) = shard.admit(visitor) {
+            runtime::spawn(browser::serve(shard.clone(), socket, visitor, counted));
+        }
     },
 };
 
