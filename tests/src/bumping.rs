@@ -30,12 +30,17 @@ impl World {
 
     /// With further arguments of `sc`.
     pub fn with(driver: Driver, arguments: &[&str]) -> Self {
-        let company = Company::new();
-        let cloud = Cloud::with(CloudOptions::new(driver));
+        let arguments = [&["--shards", "1"], arguments].concat();
+        Self::of(Company::new(), CloudOptions::new(driver), &arguments)
+    }
+
+    /// Of a company that may have sites already. `arguments`: of `sc`, beside the company's root.
+    pub fn of(company: Company, options: CloudOptions, arguments: &[&str]) -> Self {
+        let cloud = Cloud::with(options);
         let file = company_file(&cloud);
         fs::write(&file, &company.root_pem).expect("a file");
         let file = file.to_string_lossy();
-        let tunnel = cloud.start_bumping_tunnel(&[&["--shards", "1", "--cacert-file", &file], arguments].concat());
+        let tunnel = cloud.start_bumping_tunnel(&[&["--cacert-file", &file], arguments].concat());
         let trust = tls::trust_file(&cloud.ca()).expect("the cloud's CA");
         Self {
             cloud,

@@ -296,7 +296,8 @@ impl Cloud {
         }
     }
 
-    /// As [`Cloud::bumping_sc`], and every host is left alone: neither does TLS end at the endpoint, nor is anything cached.
+    /// As [`Cloud::bumping_sc`], and every host is left alone: neither does TLS end at the endpoint, nor is anything
+    /// cached.
     pub fn sc(&self, log: &Path) -> Command {
         let mut command = self.bumping_sc(log);
         command.env("SAUCE_NO_SSL_BUMP_DOMAINS", "all");

@@ -10,8 +10,9 @@ use base64::prelude::BASE64_STANDARD;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tests::both_drivers;
+use tests::bumping::World;
 use tests::certificate::{self, Company};
-use tests::cloud::{Cloud, Driver, Tunnel, fault_lasts};
+use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::{Answer, Client, PATIENCE, connect};
 use tests::memory;
 use tests::origin::Origin;
@@ -199,21 +200,10 @@ fn a_site_within_tls_is_shown_it(driver: Driver) {
 fn a_host_field_opens_nothing(driver: Driver) {
     let company = Company::new();
     let origin = Origin::of(company.site(NAMES, |_| {}));
-    let cloud = Cloud::start(driver);
-    let roots = cloud.state.path().join("company.pem");
-    fs::write(&roots, &company.root_pem).unwrap();
-    let entries = [origin.http, origin.https].map(|site| entry("localhost", site.port()));
-    let tunnel = cloud.start_bumping_tunnel(&[
-        "--shards",
-        "1",
-        "--cacert-file",
-        roots.to_str().unwrap(),
-        "-a",
-        &entries[0],
-        "-a",
-        &entries[1],
-    ]);
-    let trust = tls::trust_file(&cloud.ca()).unwrap();
+    let [http, https] = [origin.http, origin.https].map(|site| entry("localhost", site.port()));
+    let arguments = ["--shards", "1", "-a", &http, "-a", &https];
+    let world = World::of(company, CloudOptions::new(driver), &arguments);
+    let World { tunnel, trust, .. } = &world;
     for (way, scheme, port, misdirected) in [
         ("at the port", "http", origin.http.port(), 400),
         ("in a CONNECT", "http", origin.http.port(), 421),
@@ -223,7 +213,7 @@ fn a_host_field_opens_nothing(driver: Driver) {
         let open = |host: &str| match way {
             "at the port" => tunnel.client(),
             "in a CONNECT" => Client::over(connect(tunnel.proxy, &site(host)).unwrap().unwrap()),
-            _ => tls::client_through(tunnel.proxy, &trust, host, port).unwrap().unwrap(),
+            _ => tls::client_through(tunnel.proxy, trust, host, port).unwrap().unwrap(),
         };
         let ask = |host: &str, target: &str, named: &str| {
             let mut client = open(host);
@@ -252,7 +242,7 @@ fn a_host_field_opens_nothing(driver: Driver) {
         assert_eq!(answer.status(), misdirected, "{way}: {}", answer.text());
         assert_eq!(origin.counters().requests, before, "{way}");
     }
-    tunnel.stop();
+    world.tunnel.stop();
 }
 
 /// What a site shows to them is stored only where it says that anybody may have it.

@@ -7,8 +7,9 @@ use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
 use rustls::version;
 use tests::both_drivers;
 use tests::browser::{Browser, Kind, Refusal};
+use tests::bumping::{self, NAMES};
 use tests::certificate::{self, Company, Site};
-use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel};
+use tests::cloud::{Cloud, Driver, Tunnel};
 use tests::namespace::in_world;
 use tests::origin::Origin;
 
@@ -19,7 +20,6 @@ both_drivers![
 ];
 
 const BROWSERS: [Kind; 2] = [Kind::Chromium, Kind::Firefox];
-const NAMES: &[&str] = &["localhost", "127.0.0.1"];
 
 struct World {
     tunnel: Tunnel,
@@ -35,11 +35,9 @@ impl World {
         if !in_world(&format!("{module}::{test}")) {
             return None;
         }
-        let company = Company::new();
-        let cloud = Cloud::with(CloudOptions::new(driver));
-        let file = cloud.state.path().join("company.pem");
-        fs::write(&file, &company.root_pem).unwrap();
-        let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "--cacert-file", file.to_str().unwrap()]);
+        let bumping::World {
+            cloud, tunnel, company, ..
+        } = bumping::World::start(driver);
         Some(Self {
             tunnel,
             company,
@@ -163,27 +161,26 @@ fn other_defects_are_the_browsers_to_judge(driver: Driver) {
         };
         assert_eq!(refusal.error, expected, "{kind:?}");
 
-        let misused = Origin::of(world.company.site(NAMES, |c| {
-            c.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection]
-        }));
-        let refusal = browser.refusal(&url(&misused));
-        let expected = match kind {
-            Kind::Chromium => "ERR_CERT_INVALID",
-            Kind::Firefox => "SEC_ERROR_INADEQUATE_CERT_TYPE",
-        };
-        assert_eq!(refusal.error, expected, "{kind:?}");
-        assert_eq!(refusal.leaf.as_deref(), Some(misused.site.leaf()), "{kind:?}");
+        assert_eq!(asking.counters().requests, 0, "{kind:?}");
 
-        let own_ca = Origin::of(Site::self_signed(NAMES, true));
-        let refusal = browser.refusal(&url(&own_ca));
-        let expected = match kind {
-            Kind::Chromium => "ERR_CERT_AUTHORITY_INVALID",
-            Kind::Firefox => "MOZILLA_PKIX_ERROR_SELF_SIGNED_CERT",
-        };
-        assert_eq!(refusal.error, expected, "{kind:?}");
-        assert_eq!(refusal.leaf.as_deref(), Some(own_ca.site.leaf()), "{kind:?}");
-        for site in [&asking, &misused, &own_ca] {
-            assert_eq!(site.counters().requests, 0, "{kind:?}");
+        let misused = world.company.site(NAMES, |c| {
+            c.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection]
+        });
+        let own_ca = Site::self_signed(NAMES, true);
+        for (site, chromium, firefox) in [
+            (misused, "ERR_CERT_INVALID", "SEC_ERROR_INADEQUATE_CERT_TYPE"),
+            (
+                own_ca,
+                "ERR_CERT_AUTHORITY_INVALID",
+                "MOZILLA_PKIX_ERROR_SELF_SIGNED_CERT",
+            ),
+        ] {
+            let origin = Origin::of(site);
+            let refusal = browser.refusal(&url(&origin));
+            let expected = if kind == Kind::Chromium { chromium } else { firefox };
+            assert_eq!(refusal.error, expected, "{kind:?}");
+            assert_eq!(refusal.leaf.as_deref(), Some(origin.site.leaf()), "{kind:?}");
+            assert_eq!(origin.counters().requests, 0, "{kind:?}: {expected}");
         }
     }
     let log = world.tunnel.log();

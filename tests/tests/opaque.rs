@@ -373,6 +373,7 @@ fn who_has_a_client_certificate_is_served(driver: Driver) {
         assert_left_alone(&world, &place, "the site asks for a client certificate");
     }
 }
+
 /// `-F` on what is seen to stay opaque only when the answer to CONNECT has been: of its URLs `https://HOST:PORT/` is
 /// known.
 fn what_cannot_be_looked_into_is_dropped_by_its_name(driver: Driver) {

@@ -1,5 +1,5 @@
-//! Who may use a proxy port: browsers of the networks that `--proxy-networks` names. All others are told so, and that is
-//! all that they get.
+//! Who may use a proxy port: browsers of the networks that `--proxy-networks` names. All others are told so, and that
+//! is all that they get.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};

@@ -102,8 +102,8 @@ impl World {
     }
 }
 
-/// Tiny answers first, whose tables have more than they themselves; then large ones up to all that the cache may hold, and
-/// tiny ones in their place.
+/// Tiny answers first, whose tables have more than they themselves; then large ones up to all that the cache may hold,
+/// and tiny ones in their place.
 fn what_is_stored_costs_what_is_counted(driver: Driver) {
     const TINY: usize = 8_000;
     const LARGE_BYTES: usize = 1 << 20;

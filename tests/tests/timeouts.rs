@@ -3,8 +3,6 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,8 +12,7 @@ use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts, until};
 use tests::deaf::Deaf;
 use tests::http::{Answer, Client, connect};
 use tests::origin::Origin;
-use tests::relay::{Rule, Which};
-use tests::socket::join;
+use tests::relay::{Cut, Relay, Rule, Which};
 use tests::tls;
 
 both_drivers![
@@ -302,23 +299,6 @@ fn f9_late_sites(driver: Driver) {
     tunnel.stop();
 }
 
-/// A way to the site that leads nowhere while `silent`: it takes connections, and says nothing to whoever begins TLS.
-fn by_way_of(site: SocketAddr, silent: &Arc<AtomicBool>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (port, silent) = (listener.local_addr().unwrap().port(), silent.clone());
-    thread::spawn(move || {
-        let mut held = Vec::new();
-        for near in listener.incoming() {
-            let near = near.unwrap();
-            match silent.load(Ordering::SeqCst) {
-                true => held.push(near),
-                false => join(near, TcpStream::connect(site).unwrap()),
-            }
-        }
-    });
-    port
-}
-
 /// A site that accepts connections and is silent in the handshake of TLS is late too, known or not; it teaches nothing.
 fn f9_sites_that_shake_no_hands(driver: Driver) {
     let world = World::with(driver, &["--http-dial-timeout", "1s"]);
@@ -326,16 +306,19 @@ fn f9_sites_that_shake_no_hands(driver: Driver) {
     let World {
         cloud, tunnel, trust, ..
     } = world;
-    let silent = Arc::new(AtomicBool::new(false));
-    let [known, unknown] = [(); 2].map(|()| by_way_of(origin.https, &silent));
+    let ways = [Relay::start(), Relay::start()];
+    ways.iter().for_each(|way| way.set_target(origin.https));
+    let [known, unknown] = [0, 1].map(|i: usize| ways[i].address.port());
     let open = |port| {
         let client = tls::client_through(tunnel.proxy, &trust, "localhost", port).unwrap();
         client.expect("CONNECT is answered with 200")
     };
     let mut early = open(known);
     early.download("", 1, 1_000, "").unwrap();
-    silent.store(true, Ordering::SeqCst);
-    origin.close_connections();
+    for way in &ways {
+        way.set(Which::All, Rule::BlackHole);
+        way.cut(Which::All, Cut::Fin);
+    }
 
     thread::scope(|scope| {
         for client in [Some(early), None] {
@@ -367,7 +350,7 @@ fn f9_sites_that_shake_no_hands(driver: Driver) {
     let cloud_says = |log: String| log.contains(&of_known) || log.contains(&of_unknown);
     until("the cloud says so", || cloud_says(cloud.process.stderr()));
 
-    silent.store(false, Ordering::SeqCst);
+    ways.iter().for_each(|way| way.set(Which::All, Rule::Pass));
     for port in [known, unknown] {
         open(port).download("", 2, 1_000, "").unwrap();
     }

@@ -5,14 +5,15 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, Read};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::{fs, thread};
+use std::thread;
 
 use dataplane::limits::PINNED_APART;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned, version};
 use tests::both_drivers;
+use tests::bumping;
 use tests::certificate::{self, Company};
-use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts, until};
+use tests::cloud::{CloudOptions, Driver, fault_lasts, until};
 use tests::http::{Answer, Client, Connection, dial};
 use tests::origin::Origin;
 use tests::process::is_closed_to_us;
@@ -30,11 +31,7 @@ const NAMES: &[&str] = &["localhost"];
 const SHARDS: usize = 2;
 
 struct World {
-    cloud: Cloud,
-    tunnel: Tunnel,
-    company: Company,
-    /// What a browser trusts: the cloud's root and nothing else.
-    trust: Arc<ClientConfig>,
+    bumping: bumping::World,
     plain: Origin,
     /// By which each shard watches its sockets, in the order in which browsers have come to them.
     shards: RefCell<Vec<u32>>,
@@ -43,20 +40,12 @@ struct World {
 
 impl World {
     fn start(driver: Driver) -> Self {
-        let company = Company::new();
-        let cloud = Cloud::with(CloudOptions {
+        let options = CloudOptions {
             endpoint_shards: SHARDS,
             ..CloudOptions::new(driver)
-        });
-        let file = cloud.state.path().join("company.pem");
-        fs::write(&file, &company.root_pem).unwrap();
-        let tunnel = cloud.start_bumping_tunnel(&["--shards", "2", "--cacert-file", file.to_str().unwrap()]);
-        let trust = tls::trust_file(&cloud.ca()).unwrap();
+        };
         Self {
-            cloud,
-            tunnel,
-            company,
-            trust,
+            bumping: bumping::World::of(Company::new(), options, &["--shards", "2"]),
             plain: Origin::start(),
             shards: RefCell::default(),
             dialled: Cell::new(0),
@@ -65,10 +54,10 @@ impl World {
 
     /// A browser's connection that this shard serves.
     fn dial(&self, shard: usize) -> TcpStream {
-        let endpoint = self.cloud.endpoint();
+        let endpoint = self.bumping.cloud.endpoint();
         // What comes alone goes to the shard that got fewest.
         for _ in 0..2 * SHARDS {
-            let socket = dial(self.tunnel.proxy).unwrap();
+            let socket = dial(self.bumping.tunnel.proxy).unwrap();
             let mut client = Client::over(socket.try_clone().unwrap());
             let answer = client.get(&format!("{}/echo-head", self.plain.base()));
             assert_eq!(answer.unwrap().status(), 200);
@@ -140,18 +129,18 @@ fn assert_changed(answer: &Answer) {
 fn what_one_shard_saw_the_other_shows(driver: Driver) {
     let world = World::start(driver);
     let careless = certificate::careless();
-    let expired = world.company.site(NAMES, certificate::expired).server_config();
-    let origin = Origin::of(world.company.site(NAMES, |_| {}));
+    let expired = world.bumping.company.site(NAMES, certificate::expired).server_config();
+    let origin = Origin::of(world.bumping.company.site(NAMES, |_| {}));
     let port = origin.https.port();
     let becomes = |config: Arc<ServerConfig>| {
         origin.set_tls(config);
         origin.close_connections();
     };
 
-    let (mut first, good) = world.browser(0, port, &world.trust).unwrap();
+    let (mut first, good) = world.browser(0, port, &world.bumping.trust).unwrap();
     first.download("", 1, 1_000, "").unwrap();
     becomes(expired);
-    let (mut second, shown) = world.browser(1, port, &world.trust).unwrap();
+    let (mut second, shown) = world.browser(1, port, &world.bumping.trust).unwrap();
     assert!(shown == good, "it is not the leaf of the other shard");
     assert_changed(&second.get("/bytes?seed=1&length=10").unwrap());
 
@@ -163,7 +152,7 @@ fn what_one_shard_saw_the_other_shows(driver: Driver) {
     assert!(shown == bad, "it is not the leaf of the other shard");
     assert_changed(&fourth.get("/bytes?seed=1&length=10").unwrap());
 
-    let (mut last, shown) = world.browser(0, port, &world.trust).unwrap();
+    let (mut last, shown) = world.browser(0, port, &world.bumping.trust).unwrap();
     assert!(shown == good, "it is not the leaf that was made before");
     last.download("", 1, 1_000, "").unwrap();
 }
@@ -178,7 +167,7 @@ fn what_one_shard_learns_the_other_leaves_alone(driver: Driver) {
         client.download("", 1, 1_000, "").unwrap();
     };
     for (learns, other) in [(0, 1), (1, 0)] {
-        let origin = Origin::of(world.company.site(NAMES, |_| {}));
+        let origin = Origin::of(world.bumping.company.site(NAMES, |_| {}));
         let own = origin.site.client_config();
         origin.set_tls(origin.site.server_config_of(&[&version::TLS12], true));
         let asked = world.browser(learns, origin.https.port(), &own);
@@ -189,7 +178,7 @@ fn what_one_shard_learns_the_other_leaves_alone(driver: Driver) {
         sees_the_site(other, &origin);
     }
 
-    let origin = Origin::of(world.company.site(NAMES, |_| {}));
+    let origin = Origin::of(world.bumping.company.site(NAMES, |_| {}));
     let port = origin.https.port();
     // Fewer on each shard than it takes.
     for (shard, apart) in [(0, true), (1, true), (0, false)] {
@@ -266,16 +255,16 @@ fn page(client: &mut Client, target: &str) -> (String, bool) {
 /// An answer that may be given stale is not renewed by a site whose certificate has turned bad meanwhile.
 fn no_renewal_is_what_a_bad_site_says(driver: Driver) {
     let world = World::start(driver);
-    let good = world.company.site(NAMES, |_| {}).server_config();
-    let bad = world.company.site(NAMES, certificate::expired).server_config();
+    let good = world.bumping.company.site(NAMES, |_| {}).server_config();
+    let bad = world.bumping.company.site(NAMES, certificate::expired).server_config();
     let site = Candid::start((good.clone(), "good"));
-    let [mut early, mut other] = [0, 1].map(|shard| world.browser(shard, site.port, &world.trust).unwrap().0);
+    let [mut early, mut other] = [0, 1].map(|shard| world.browser(shard, site.port, &world.bumping.trust).unwrap().0);
     let stored = ("good".to_owned(), true);
     assert_eq!(page(&mut early, "/a"), stored);
 
     site.becomes((bad, "bad"));
     let refused = format!("verdict-changed: localhost:{}: ", site.port);
-    let renewals = || world.tunnel.log().matches(&refused).count();
+    let renewals = || world.bumping.tunnel.log().matches(&refused).count();
     until("a renewal is refused", || {
         for client in [&mut early, &mut other] {
             assert_eq!(page(client, "/a"), stored);
