@@ -119,8 +119,8 @@ pub struct Args {
     /// The only hosts that go through the tunnel, in the same form; overrides --direct-domains. localhost always does
     #[arg(short = 't', long, value_name = "domains")]
     pub tunnel_domains: Option<String>,
-    /// Hosts that are left alone, in the same form, or `all`: of HTTPS browsers see the sites' own certificates, and nothing
-    /// is cached, of HTTP neither
+    /// Hosts that are left alone, in the same form, or `all`: of HTTPS browsers see the sites' own certificates, and
+    /// nothing is cached, of HTTP neither
     #[arg(short = 'B', long, value_name = "domains")]
     pub no_ssl_bump_domains: Option<String>,
     /// Leave the cloud's response cache out: each request for a page goes to its site

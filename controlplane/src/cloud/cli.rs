@@ -85,8 +85,8 @@ struct ServeArguments {
     /// One for each tunnel or pool: where its browsers connect
     #[arg(long, value_name = "FIRST-LAST", default_value = "20000-29999", value_parser = port_range)]
     proxy_ports: RangeInclusive<u16>,
-    /// Networks that browsers may come from, separated by commas; anybody else is told that they may not. To be named with
-    /// a --proxy-address beyond loopback [default: 127.0.0.0/8]
+    /// Networks that browsers may come from, separated by commas; anybody else is told that they may not. To be named
+    /// with a --proxy-address beyond loopback [default: 127.0.0.0/8]
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     proxy_networks: Vec<Network>,
     /// Networks that browsers may reach without the tunnel (-D, -t of `sc`), beside the internet, separated by commas
@@ -249,8 +249,8 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
     if networks.is_empty() {
         if !address.is_loopback() {
             return Err(Failure::usage(format!(
-                "--proxy-address {address}: name the networks that browsers come from, such as --proxy-networks 10.0.0.0/8 \
-                 (0.0.0.0/0 for everybody who can reach it)"
+                "--proxy-address {address}: name the networks that browsers come from, such as \
+                 --proxy-networks 10.0.0.0/8 (0.0.0.0/0 for everybody who can reach it)"
             )));
         }
         networks.push(LOOPBACK);
