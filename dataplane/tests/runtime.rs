@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use dataplane::limits::FRAME_HEADER_BYTES;
+use dataplane::limits::{FRAME_HEADER_BYTES, TURN_EXCHANGES_MAX};
 use dataplane::shard::buffers::Buffers;
 use dataplane::shard::pair::{self, Either};
 use dataplane::shard::ring;
@@ -243,6 +243,42 @@ fn all_that_stir_together_are_heard() {
             }
         }
     });
+}
+
+/// What sockets wake has its turn after few of them where they carry HTTP, and once for all that relay.
+#[test]
+fn sockets_that_stir_together_are_served_in_turns() {
+    const SOCKETS: usize = 3 * TURN_EXCHANGES_MAX;
+    for (relay, turns) in [(false, vec![TURN_EXCHANGES_MAX; 3]), (true, vec![SOCKETS])] {
+        on_both_drivers(|| async {
+            let pairs: Vec<_> = (0..SOCKETS).map(|_| watched_pair()).collect();
+            let mut fars = Vec::new();
+            let (heard, woken) = (Rc::new(Cell::new(0)), Rc::new(Signal::new()));
+            for (near, far) in pairs {
+                fars.push(far);
+                if relay {
+                    near.begin_relay();
+                }
+                let (heard, woken) = (heard.clone(), woken.clone());
+                runtime::spawn(async move {
+                    near.readable().await.unwrap();
+                    heard.set(heard.get() + 1);
+                    woken.raise();
+                });
+            }
+            // All wait.
+            runtime::yield_now().await;
+            for far in &mut fars {
+                far.write_all(b"x").unwrap();
+            }
+            let mut served = Vec::new();
+            while served.iter().sum::<usize>() < SOCKETS {
+                woken.wait().await;
+                served.push(heard.take());
+            }
+            assert_eq!(served, turns);
+        });
+    }
 }
 
 /// Whatever the sizes of reads and writes, both directions at once, each byte arrives and nobody waits for ever.

@@ -18,7 +18,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 
 use super::runtime::{self, Socket};
-use crate::limits::{READY_EVENTS_MAX, READY_PAUSE, UNWAITED_MAX};
+use crate::limits::{READY_EVENTS_MAX, READY_PAUSE, TURN_EXCHANGES_MAX, UNWAITED_MAX};
 
 thread_local! {
     static SET: RefCell<Option<Rc<Set>>> = const { RefCell::new(None) };
@@ -42,6 +42,7 @@ pub(super) async fn keep(epoll: OwnedFd) {
         free: RefCell::default(),
         sockets: Cell::new(0),
         events: RefCell::new(Vec::with_capacity(READY_EVENTS_MAX)),
+        told: Cell::new(0),
     });
     SET.set(Some(set.clone()));
     let _ends = Ends;
@@ -50,7 +51,7 @@ pub(super) async fn keep(epoll: OwnedFd) {
             // The kernel has no memory for it now; nobody else asks for these sockets.
             runtime::sleep(READY_PAUSE).await;
         }
-        while set.collect() == READY_EVENTS_MAX {
+        while set.collect() {
             runtime::yield_now().await;
         }
     }
@@ -72,25 +73,37 @@ struct Set {
     /// That were ever in it, modulo 2³².
     sockets: Cell<u32>,
     events: RefCell<Vec<Event>>,
+    /// How many of them their sockets were told of.
+    told: Cell<usize>,
 }
 
 impl Set {
-    /// Takes what the kernel has, at most [`READY_EVENTS_MAX`] events, and wakes who waits for it.
-    fn collect(&self) -> usize {
+    /// Wakes who waits for what the kernel has, and says whether there may be more: it takes [`READY_EVENTS_MAX`] events
+    /// at once, and tells of them until [`TURN_EXCHANGES_MAX`] sockets that carry HTTP have stirred.
+    fn collect(&self) -> bool {
         const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         let events = &mut *self.events.borrow_mut();
-        events.clear();
-        let count = epoll::wait(&self.bell, spare_capacity(events), Some(&AT_ONCE)).unwrap_or(0);
+        let mut told = self.told.take();
+        if told == events.len() {
+            events.clear();
+            told = 0;
+            let _ = epoll::wait(&self.bell, spare_capacity(events), Some(&AT_ONCE));
+        }
         let states = self.states.borrow();
-        for event in events.iter() {
+        let mut exchanges = 0;
+        while told < events.len() && exchanges < TURN_EXCHANGES_MAX {
+            let event = &events[told];
+            told += 1;
             let data = event.data.u64();
             let state = states.get(data as u32 as usize).and_then(Option::as_ref);
             // The place may have gone to another socket since.
             if let Some(state) = state.filter(|state| state.number == (data >> 32) as u32) {
                 state.happened(event.flags);
+                exchanges += usize::from(!state.relays.get());
             }
         }
-        count
+        self.told.set(told);
+        told < events.len() || told == READY_EVENTS_MAX
     }
 
     fn place(&self, state: &Rc<State>) -> u32 {
@@ -124,6 +137,8 @@ struct State {
     full: Cell<bool>,
     /// An end or an error came: there is always something to read.
     ended: Cell<bool>,
+    /// Carries opaque bytes.
+    relays: Cell<bool>,
     reader: Cell<Option<Waker>>,
     writer: Cell<Option<Waker>>,
 }
@@ -186,6 +201,11 @@ impl Watch {
 
     pub fn is_readable(&self) -> bool {
         self.state.readable.get()
+    }
+
+    /// From now on it carries opaque bytes, which cost little beside HTTP.
+    pub fn begin_relay(&self) {
+        self.state.relays.set(true);
     }
 
     /// May be dropped. Who always has something to read lets the others have their turn now and then.

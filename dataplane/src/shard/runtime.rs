@@ -364,6 +364,13 @@ impl Socket {
         self
     }
 
+    /// From now on it carries opaque bytes: many such are served in one turn.
+    pub fn begin_relay(&self) {
+        if let Some(watch) = &self.watch {
+            watch.begin_relay();
+        }
+    }
+
     /// Waits until a read would not block (bytes, end or error); now and then it returns too early. May be dropped.
     ///
     /// # Errors
