@@ -75,9 +75,11 @@ fn of_certificate(error: &CertificateError) -> String {
             "the site's certificate is not for servers (extended key usage)"
         }
         CertificateError::UnsupportedSignatureAlgorithm
-        | CertificateError::UnsupportedSignatureAlgorithmContext { .. }
-        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+        | CertificateError::UnsupportedSignatureAlgorithmContext { .. } => {
             "the site's certificates are signed with an algorithm that is unknown or too weak"
+        }
+        CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "the site's certificates are not signed by whom they name: that key is of another kind"
         }
         CertificateError::Other(why) => match why.0.downcast_ref::<Defect>() {
             Some(Defect(text)) => return text.clone(),

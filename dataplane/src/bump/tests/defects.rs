@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use rcgen::{CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, NameConstraints};
+use rcgen::{
+    CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair,
+    NameConstraints, PKCS_ED25519,
+};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::SingleCertAndKey;
@@ -60,6 +63,13 @@ fn defective(world: &World) -> Vec<(&'static str, Shown)> {
     // Another key than the certificate of that name has.
     let forged = world.root.below(ca_params("intermediate"));
     all.push(("signature", issued(leaf_params(), &forged, &[&world.intermediate])));
+
+    let other = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+    let other = Ca {
+        issuer: Issuer::new(ca_params("intermediate"), other),
+        certificate: world.intermediate.certificate.clone(),
+    };
+    all.push(("key is of another kind", issued(leaf_params(), &other, &[&other])));
 
     let mut params = ca_params("no CA");
     params.is_ca = IsCa::NoCa;
