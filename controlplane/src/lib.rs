@@ -1,5 +1,6 @@
 //! Culvert's control plane: command lines, REST, the life of tunnels. It decides, and never touches a payload byte.
 
+pub mod allocator;
 pub mod api;
 pub mod cli;
 pub mod client;

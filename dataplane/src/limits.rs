@@ -271,6 +271,8 @@ pub const TURNS_MAX: u32 = 64;
 pub const STOP_MAX: Duration = Duration::from_secs(3);
 /// … and this long for its tasks to end and the kernel to give back their buffers.
 pub const END_MAX: Duration = Duration::from_secs(1);
+/// A shard that had so many tasks at once gives back their memory when they are few again.
+pub const GIVE_BACK_TASKS_MIN: usize = 1_024;
 /// Members of one pool, each with its own links.
 pub const MEMBERS_MAX: usize = 256;
 /// Links of one member.

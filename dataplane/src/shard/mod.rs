@@ -74,6 +74,7 @@ pub use mailbox::Level;
 pub use outside::Outcome;
 pub use seats::Seat;
 pub use stream::Stream;
+pub use tasks::give_back_by;
 pub use visitor::Visitor;
 
 /// Handle of the shard that runs on this thread.

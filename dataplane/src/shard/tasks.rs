@@ -1,17 +1,18 @@
 //! What a shard's thread has under way: its tasks, and the operations whose buffers the kernel holds. A runtime can be
 //! let go once there are none, and the end of one lets none be: nothing of a tunnel outlives it, in a process that goes on
-//! to the next.
+//! to the next. Where most of many tasks have ended, the allocator is asked for what they had.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 
 use super::signal::Signal;
 use super::timers;
-use crate::limits::END_MAX;
+use crate::limits::{END_MAX, GIVE_BACK_TASKS_MIN};
 
 thread_local! {
     /// Never dropped with its thread: a runtime that could not be let go has tasks that refer to it.
@@ -19,6 +20,7 @@ thread_local! {
         ManuallyDrop::new(Underway {
             wakers: RefCell::new(Vec::new()),
             free: RefCell::new(Vec::new()),
+            give_back_at: Cell::new(0),
             operations: Cell::new(0),
             is_ending: Cell::new(false),
             rests: Signal::new(),
@@ -30,6 +32,8 @@ struct Underway {
     /// One place for each task, with its waker once it has been polled.
     wakers: RefCell<Vec<Option<Waker>>>,
     free: RefCell<Vec<u32>>,
+    /// With so few tasks left memory is given back: an eighth of those that there were at once, then an eighth of these …
+    give_back_at: Cell<usize>,
     operations: Cell<usize>,
     is_ending: Cell<bool>,
     /// Nothing is left of what is to end.
@@ -43,9 +47,38 @@ impl Underway {
         }
     }
 
-    fn is_at_rest(&self) -> bool {
-        self.operations.get() == 0 && self.wakers.borrow().len() == self.free.borrow().len()
+    fn tasks(&self) -> usize {
+        self.wakers.borrow().len() - self.free.borrow().len()
     }
+
+    fn is_at_rest(&self) -> bool {
+        self.operations.get() == 0 && self.tasks() == 0
+    }
+
+    fn note_rise(&self) {
+        let tasks = self.tasks();
+        if tasks >= GIVE_BACK_TASKS_MIN {
+            self.give_back_at.set(self.give_back_at.get().max(tasks / 8));
+        }
+    }
+
+    /// What it costs is little beside the tasks that have ended: a thousand allow for it four times.
+    fn note_fall(&self) {
+        let tasks = self.tasks();
+        if tasks < self.give_back_at.get() {
+            self.give_back_at.set(tasks / 8);
+            GIVE_BACK.get().inspect(|give_back| give_back());
+        }
+    }
+}
+
+static GIVE_BACK: OnceLock<fn()> = OnceLock::new();
+
+/// How this process's allocator gives back what the calling thread has freed. Unasked, mimalloc keeps what thousands of
+/// connections had until ten thousand allocations have not found room at once: in an idle process for ever.
+pub fn give_back_by(collect: fn()) {
+    // The first one stays: there is one allocator.
+    let _ = GIVE_BACK.set(collect);
 }
 
 /// Ends all tasks of this thread's runtime, those too that begin meanwhile, and waits until the kernel holds no buffer.
@@ -87,6 +120,7 @@ impl Task {
                 (wakers.len() - 1) as u32
             })
         });
+        UNDERWAY.with(|u| u.note_rise());
         Self {
             future: Some(Box::pin(future)),
             place,
@@ -128,6 +162,7 @@ impl Drop for Task {
             let waker = u.wakers.borrow_mut()[self.place as usize].take();
             drop(waker);
             u.free.borrow_mut().push(self.place);
+            u.note_fall();
             u.note_rest();
         });
     }
@@ -178,6 +213,30 @@ mod tests {
         });
         // The second time nothing is under way any more.
         run(async { assert!(end().await) });
+    }
+
+    #[test]
+    fn memory_is_given_back_where_most_of_many_tasks_have_ended() {
+        thread_local! {
+            static ASKED: Cell<u32> = const { Cell::new(0) };
+        }
+        give_back_by(|| ASKED.set(ASKED.get() + 1));
+        let flood = |tasks: usize| (0..tasks).map(|_| Task::new(async {})).collect::<Vec<_>>();
+        let end = |tasks: &mut Vec<Task>, left: usize| {
+            tasks.truncate(left);
+            ASKED.get()
+        };
+        let mut few = flood(GIVE_BACK_TASKS_MIN - 1);
+        assert_eq!(end(&mut few, 0), 0);
+        let mut many = flood(GIVE_BACK_TASKS_MIN);
+        let eighth = GIVE_BACK_TASKS_MIN / 8;
+        assert_eq!(end(&mut many, eighth), 0);
+        assert_eq!(end(&mut many, eighth - 1), 1);
+        many.extend(flood(10 * eighth / 8));
+        assert_eq!(end(&mut many, eighth / 8), 1, "of the rest");
+        assert_eq!(end(&mut many, 1), 2);
+        many.extend(flood(eighth));
+        assert_eq!(end(&mut many, 1), 2, "those were few");
     }
 
     #[test]
