@@ -41,7 +41,7 @@ fn strangers_are_told_so_and_served_nothing(driver: Driver) {
     ]
     .map(str::to_owned)
     .into();
-    let (cloud, origin) = (Cloud::with(options), Origin::start());
+    let (mut cloud, origin) = (Cloud::with(options), Origin::start());
     // It is ready though the self-test comes from no network of the list.
     let tunnel = cloud.start_tunnel();
     let site = origin.http.to_string();
@@ -106,13 +106,18 @@ fn strangers_are_told_so_and_served_nothing(driver: Driver) {
     let kind = (&welcome).read(&mut [0]).unwrap_err().kind();
     assert_eq!(kind, io::ErrorKind::WouldBlock);
 
-    // The next endpoint knows them as well.
-    Held::of(cloud.endpoint()).unwrap().signal(Signal::KILL);
-    until("it is served again", || {
+    let is_served = || {
         let mut client = Client::over(dial_from(OURS, tunnel.proxy).unwrap());
         client.send_raw(requests[0].as_bytes()).unwrap();
         client.read_answer("GET").is_ok_and(|answer| answer.status() == 200)
-    });
+    };
+    // The next endpoint knows them as well, and so does the next broker that it does.
+    Held::of(cloud.endpoint()).unwrap().signal(Signal::KILL);
+    until("it is served again", is_served);
+    assert_eq!(ask(STRANGE, &requests[0]).0, 403);
+    cloud.kill();
+    cloud.restart();
+    until("it is adopted", is_served);
     assert_eq!(ask(STRANGE, &requests[0]).0, 403);
 }
 

@@ -161,7 +161,8 @@ impl Agreement {
         let at = self.proposals.iter().position(|p| p.hash == hash)?;
         let agreed = self.proposals.swap_remove(at);
         self.settings = Arc::new(Settings {
-            version: self.settings.version,
+            // Also where the members' own are lower: whoever has asked the rules of one version need not ask them again.
+            version: self.settings.version.saturating_add(1),
             json: agreed.json.into(),
             rules: Arc::new(agreed.rules),
             times: self.settings.times,
@@ -284,6 +285,18 @@ mod tests {
         let outcome = pool.sent(C, 3, rules("new"), Rules::default(), now + PATIENCE / 2);
         switched(outcome, "new", &[(A, 7), (B, 2), (C, 3)], true);
         assert_eq!(pool.deadline(), None);
+    }
+
+    #[test]
+    fn new_rules_have_a_version_that_none_had_before() {
+        let (mut pool, now) = (pool(&[A, B]), Instant::now());
+        assert_eq!(pool.sent(A, 7, rules("new"), Rules::default(), now), None);
+        let both = [(A, 7), (B, 2)];
+        switched(pool.sent(B, 2, rules("new"), Rules::default(), now), "new", &both, true);
+        assert_eq!((pool.settings().version, pool.detach(A)), (7, None));
+        let outcome = pool.sent(B, 3, rules("newer"), Rules::default(), now);
+        switched(outcome, "newer", &[(B, 3)], true);
+        assert_eq!(pool.settings().version, 8);
     }
 
     #[test]

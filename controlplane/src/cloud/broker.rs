@@ -239,12 +239,21 @@ impl ShardSender {
 }
 
 /// Accepts on `listener` and passes on, until the endpoint is gone: the other end of its `control` is closed. What it
-/// has accepted then and not passed waits for the next endpoint.
-pub async fn run(listener: Arc<Listener>, control: Arc<Seqpacket>, mut shards: Vec<ShardSender>) {
+/// has accepted then and not passed waits for the next endpoint. Strangers are closed where the endpoint does not know
+/// them.
+pub async fn run(
+    listener: Arc<Listener>,
+    control: Arc<Seqpacket>,
+    mut shards: Vec<ShardSender>,
+    knows_strangers: bool,
+) {
     let most = batch_max(shards.len().max(1));
     let mut accepted = Accepted::on(&listener);
     let mut many = false;
     loop {
+        if !knows_strangers {
+            accepted.strangers.clear();
+        }
         for visitor in [Visitor::Probe, Visitor::Browser, Visitor::Stranger] {
             while !accepted.of(visitor).is_empty() {
                 let next = accepted.of(visitor).len().min(most);
@@ -367,7 +376,7 @@ mod tests {
             let (control, theirs) = control();
             let (sender, shard) = ShardSender::pair(1).unwrap();
             let shard = Seqpacket::new(shard).unwrap();
-            let broker = tokio::spawn(run(Arc::clone(&listener), control, vec![sender]));
+            let broker = tokio::spawn(run(Arc::clone(&listener), control, vec![sender], true));
             let browser = TcpStream::connect(listener.address).unwrap();
             let probe = listener.probe().await.unwrap();
             let expected = [
@@ -406,11 +415,11 @@ mod tests {
             let (control, _theirs) = self::control();
             let (sender, shard) = ShardSender::pair(1).unwrap();
             drop(shard);
-            let second = stop(tokio::spawn(run(Arc::clone(&listener), control, vec![sender]))).await;
+            let second = stop(tokio::spawn(run(Arc::clone(&listener), control, vec![sender], true))).await;
             let (control, _theirs) = self::control();
             let (sender, shard) = ShardSender::pair(1).unwrap();
             let shard = Seqpacket::new(shard).unwrap();
-            let broker = tokio::spawn(run(Arc::clone(&listener), control, vec![sender]));
+            let broker = tokio::spawn(run(Arc::clone(&listener), control, vec![sender], true));
             let mut peers = Vec::new();
             while peers.len() < expected.len() {
                 let sockets = shard.receive(&mut buffer).await.unwrap().unwrap();

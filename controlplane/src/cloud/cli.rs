@@ -85,8 +85,8 @@ struct ServeArguments {
     /// One for each tunnel or pool: where its browsers connect
     #[arg(long, value_name = "FIRST-LAST", default_value = "20000-29999", value_parser = port_range)]
     proxy_ports: RangeInclusive<u16>,
-    /// Networks that browsers may come from, separated by commas; anybody else is told that they may not. To be named
-    /// with a --proxy-address beyond loopback [default: 127.0.0.0/8]
+    /// IPv4 networks that browsers may come from, separated by commas; anybody else is told that they may not. To be
+    /// named with a --proxy-address beyond loopback [default: 127.0.0.0/8]
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     proxy_networks: Vec<Network>,
     /// Networks that browsers may reach without the tunnel (-D, -t of `sc`), beside the internet, separated by commas
@@ -255,6 +255,17 @@ fn options(arguments: ServeArguments) -> Result<Options, Failure> {
         }
         networks.push(LOOPBACK);
     }
+    if let Some(network) = networks.iter().find(|network| !network.is_ipv4()) {
+        return Err(Failure::usage(format!(
+            "--proxy-networks {network}: proxy ports are IPv4, and no browser comes from there: name IPv4 networks"
+        )));
+    }
+    if address.is_loopback() && !networks.iter().any(|network| network.meets(&LOOPBACK)) {
+        return Err(Failure::usage(format!(
+            "--proxy-networks: browsers that reach --proxy-address {address} come from {LOOPBACK}: name that as well, \
+             or another --proxy-address"
+        )));
+    }
     Ok(Options {
         state: state_dir(arguments.state)?,
         listen: arguments.listen,
@@ -353,6 +364,9 @@ mod tests {
             open.proxy_networks,
             ["10.0.0.0/8", "10.1.1.1/32"].map(|network| network.parse().unwrap())
         );
+        for networks in ["10.0.0.0/8,127.9.9.9", "0.0.0.0/0"] {
+            assert!(parse(&["--proxy-networks", networks]).is_ok(), "{networks}");
+        }
         let given = parse(&["--listen", "9000", "--driver", "io_uring", "--proxy-ports", "5-5"]).unwrap();
         assert_eq!(given.listen.unwrap().to_string(), "0.0.0.0:9000");
         assert_eq!((given.driver, given.proxy_ports), (Driver::IoUring, 5..=5));
@@ -382,6 +396,11 @@ mod tests {
             (["--proxy-ports", "9-8"], "--proxy-ports"),
             (["--proxy-ports", "0-8"], "--proxy-ports"),
             (["--proxy-networks", "10.0.0.0/33"], "--proxy-networks"),
+            (
+                ["--proxy-networks", "127.0.0.0/8,fd00::/8"],
+                "fd00::/8: proxy ports are IPv4",
+            ),
+            (["--proxy-networks", "10.0.0.0/8"], "127.0.0.1 come from 127.0.0.0/8"),
             (["--proxy-address", "0.0.0.0"], "--proxy-networks"),
             (["--public-address", "host"], "--public-address"),
             (["--endpoint-shards", "0"], "--endpoint-shards"),

@@ -280,6 +280,7 @@ impl Guest {
             fingerprint: self.fingerprint.clone(),
             driver: self.driver.clone(),
             members: self.members.clone(),
+            knows_strangers: true,
         })
         .await;
         Ok(())

@@ -111,6 +111,7 @@ struct Running {
     process: Process,
     control: Arc<Seqpacket>,
     fingerprint: String,
+    knows_strangers: bool,
     lines: Bucket,
     /// New rules, as far as they have come.
     rules: Vec<u8>,
@@ -133,6 +134,7 @@ impl Running {
             process,
             control,
             fingerprint: String::new(),
+            knows_strangers: true,
             lines: Bucket::new(LINES_BURST, LINES_PER_SECOND, Instant::now()),
             rules: Vec::new(),
             counts: Vec::new(),
@@ -270,7 +272,12 @@ impl Life {
             Err(text) => return End::Died(text),
         };
         // It goes on while the endpoint drains: new browsers are told so by the endpoint.
-        let broker = broker::run(Arc::clone(&self.listener), Arc::clone(&running.control), shards);
+        let broker = broker::run(
+            Arc::clone(&self.listener),
+            Arc::clone(&running.control),
+            shards,
+            running.knows_strangers,
+        );
         let broker = Task(tokio::spawn(broker));
         loop {
             let deadline = self.seats.iter().filter_map(|s| s.deadline).min();

@@ -122,6 +122,9 @@ pub enum FromEndpoint {
         fingerprint: String,
         driver: String,
         members: Vec<Present>,
+        /// Not of a version that would take strangers for browsers.
+        #[serde(default)]
+        knows_strangers: bool,
     },
     LinkUp {
         member: String,
@@ -291,6 +294,7 @@ mod tests {
             members: std::iter::repeat_with(one)
                 .take(dataplane::limits::MEMBERS_MAX)
                 .collect(),
+            knows_strangers: false,
         };
         assert!(serde_json::to_vec(&adopted).unwrap().len() <= MESSAGE_BYTES_MAX);
     }

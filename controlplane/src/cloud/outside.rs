@@ -52,6 +52,15 @@ impl FromStr for Network {
 }
 
 impl Network {
+    pub fn is_ipv4(&self) -> bool {
+        self.address.is_ipv4()
+    }
+
+    /// Whether an address is in both: then one holds all of the other.
+    pub fn meets(&self, other: &Self) -> bool {
+        self.contains(other.address) || other.contains(self.address)
+    }
+
     pub fn contains(&self, ip: IpAddr) -> bool {
         let (own, ip, all) = match (self.address, ip) {
             (IpAddr::V4(own), IpAddr::V4(ip)) => (own.to_bits().into(), ip.to_bits().into(), 32),

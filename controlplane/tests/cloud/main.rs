@@ -1,5 +1,6 @@
 //! The real `sc-cloud` over loopback: accounts, REST shapes, the life of tunnels.
 
+mod adopted;
 mod ca;
 mod front;
 mod log;

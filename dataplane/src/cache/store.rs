@@ -241,12 +241,15 @@ impl Cache {
     /// Drops an entry that has turned out to be outdated.
     pub(super) fn remove(&self, hash: u64, entry: &Arc<Entry>) {
         let mut stored = self.stored(hash);
-        if let Place::Occupied(mut place) = stored.slots.entry(hash) {
-            place.get_mut().entries.retain(|e| !Arc::ptr_eq(e, entry));
-            if place.get().entries.is_empty() {
-                place.remove();
-                stored.tidy();
-            }
+        let Place::Occupied(mut place) = stored.slots.entry(hash) else {
+            return;
+        };
+        place.get_mut().entries.retain(|e| !Arc::ptr_eq(e, entry));
+        if place.get().entries.is_empty() {
+            let slot = place.remove();
+            stored.tidy();
+            drop(stored);
+            drop(slot);
         }
     }
 

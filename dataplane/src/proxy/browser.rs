@@ -54,6 +54,8 @@ pub(super) struct Browser {
     pub inbox: BytesMut,
     /// The browser sends no more.
     pub eof: bool,
+    /// It asks with HEAD: no page may have a body (RFC 9110 section 9.3.2), a refused head's neither.
+    asks_head: bool,
     pub visitor: Visitor,
     /// The CONNECT in which it speaks HTTP, if it does.
     pub inside: Option<Inside>,
@@ -77,6 +79,7 @@ pub async fn serve(shard: Shard, socket: Socket, visitor: Visitor, counted: Coun
         socket: socket.into(),
         inbox: BytesMut::new(),
         eof: false,
+        asks_head: false,
         visitor,
         inside: None,
         shown: None,
@@ -202,7 +205,10 @@ impl Browser {
     }
 
     async fn exchange(&mut self) -> Next {
-        let head = match self.read_head().await {
+        let head = self.read_head().await;
+        let bytes = head.as_ref().unwrap_or(&self.inbox);
+        self.asks_head = bytes.starts_with(b"HEAD ");
+        let head = match head {
             Ok(head) => head,
             Err(NoHead::Closed) => return Next::Done,
             Err(NoHead::Late) => return self.refuse("request-timeout", "the head took too long").await,
@@ -386,6 +392,10 @@ impl Browser {
         if self.visitor != Visitor::Probe {
             self.shard.tell_error(page.name, || page.reason());
         }
+        let page = Page {
+            head: self.asks_head,
+            ..*page
+        };
         match self.socket.write_all(&page.write()).await {
             Ok(()) => Next::Close,
             Err(_) => Next::Abort,
@@ -403,7 +413,6 @@ impl Browser {
             url: url.as_bytes(),
             detail,
             close,
-            head: request.method == "HEAD",
             ..Page::new(name, self.version())
         };
         match self.last_page(&page).await {

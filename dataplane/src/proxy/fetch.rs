@@ -116,6 +116,8 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
             return browser.answer(request, "denied", detail, whole).await;
         }
     };
+    // Those that have let it come so far.
+    let mut rules = browser.version();
     // What comes from the cache, or from a request that it waits for, has no stream that a drain would see.
     let _held = browser.shard.hold();
     let caching = match cached::look_up(browser, request).await {
@@ -131,15 +133,18 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     };
     let mut counted = false;
     loop {
-        // The rules may have changed while it waited for an equal one, or was sent in vain.
-        if kind == Kind::Https && !bump::is_allowed(&browser.shard, authority.host) {
+        // While it waited for an equal one or a link, or was sent in vain.
+        let changed = browser.version() != rules;
+        if changed && kind == Kind::Https && !bump::is_allowed(&browser.shard, authority.host) {
             return browser.refuse_head(OUTDATED).await;
         }
+        rules = browser.version();
         let open = browser.open(kind, authority.host, port);
         let stream = match browser
             .open_stream(request, open, request.version == Version::Http11)
             .await
         {
+            Some(Ok(_)) if browser.version() != rules => continue,
             Some(Ok(stream)) => stream,
             Some(Err((code, text))) => {
                 return failed(browser, request, caching, Fault::Stream(code, text), whole).await;

@@ -20,11 +20,11 @@ pub(super) fn start(shard: &Shard, request: &Request<'_>, member: Option<[u8; 16
         return;
     }
     let Some(place) = shard.take_refresh() else { return };
-    let head = owned(request);
+    let (head, rules) = (owned(request), shard.rules_version());
     let own = shard.clone();
     shard.spawn(async move {
         let _place = place;
-        timers::timeout(CACHE_REFRESH_TIME_MAX, refresh(&own, &head, member, fetch)).await;
+        timers::timeout(CACHE_REFRESH_TIME_MAX, refresh(&own, &head, rules, member, fetch)).await;
     });
 }
 
@@ -46,13 +46,13 @@ fn owned(request: &Request<'_>) -> Vec<u8> {
 }
 
 /// None if it came to nothing: then the answer is as stale as it was.
-async fn refresh(shard: &Shard, head: &[u8], member: Option<[u8; 16]>, mut fetch: Fetch) -> Option<()> {
+async fn refresh(shard: &Shard, head: &[u8], rules: u32, member: Option<[u8; 16]>, mut fetch: Fetch) -> Option<()> {
     let request = Request::parse(head).ok()?;
     // Nothing of a site that is not is ever stored.
     let asked = ask(shard, &request, true)?;
     // The second time without a condition: what the site confirmed was not what is stored.
     for _ in 0..2 {
-        let stream = open(shard, &request, member).await?;
+        let stream = open(shard, &request, rules, member).await?;
         stream.count_request();
         // Nobody waits for it: least of all a drain.
         fetch = match select(exchange(&stream, &asked, fetch), stream.draining()).await {
@@ -86,19 +86,25 @@ async fn exchange(stream: &Stream, asked: &Asked<'_>, fetch: Fetch) -> Option<Op
     Some(again)
 }
 
-async fn open(shard: &Shard, request: &Request<'_>, member: Option<[u8; 16]>) -> Option<Stream> {
+/// None if `rules` are not those in force any more: nothing that was under way then is ever stored.
+async fn open(shard: &Shard, request: &Request<'_>, rules: u32, member: Option<[u8; 16]>) -> Option<Stream> {
     let authority = request.authority?;
     let scheme = request.scheme.unwrap_or(Scheme::Http);
     let kind = match scheme {
         Scheme::Http => Kind::Http,
         Scheme::Https => Kind::Https,
     };
+    let in_force = || shard.rules_version() == rules;
+    if !in_force() {
+        return None;
+    }
     let open = open_of(shard, kind, authority.host, authority.port_or(scheme.default_port()));
     let route = shard.rules().routes.of(authority.host);
-    match route {
+    let opened = match route {
         Route::Direct => shard.open_direct(open).ok(),
         Route::Tunnel => shard.open(open, member).await.ok(),
-    }
+    };
+    opened.filter(|_| in_force())
 }
 
 async fn final_head(inlet: &mut Inlet<'_>) -> Option<bytes::Bytes> {

@@ -384,7 +384,7 @@ fn a_site_that_asks_for_a_certificate_and_then_says_nothing_is_left_to_browsers(
 }
 
 /// Waits until something holds.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
         assert!(started.elapsed() < Duration::from_secs(10), "{what}: in vain");

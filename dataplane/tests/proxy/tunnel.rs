@@ -3,17 +3,17 @@
 
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dataplane::bump::TunnelCa;
 use dataplane::client::{self, Client, ClientConfig, Driver};
-use dataplane::endpoint::{self, Endpoint, EndpointConfig, Member};
+use dataplane::endpoint::{self, Endpoint, EndpointConfig, Event, Member};
 use dataplane::settings::{Settings, Times};
 use dataplane::stats::Report;
-use dataplane::tls::Identity;
+use dataplane::tls::{Fingerprint, Identity};
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
 
 use crate::tls::Connection;
@@ -33,6 +33,10 @@ pub struct Tunnel {
     /// What its browsers trust, if their TLS ends here.
     pub trust: Option<Arc<rustls::ClientConfig>>,
     broker: OwnedFd,
+    /// Where and whom the client dials.
+    cloud: (SocketAddr, Fingerprint),
+    /// The last one that came; none comes while this is locked.
+    link: Arc<Mutex<Option<TcpStream>>>,
 }
 
 impl Tunnel {
@@ -98,10 +102,13 @@ impl Tunnel {
         });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let cloud = listener.local_addr().unwrap();
-        let front = endpoint.clone();
+        let (front, last) = (endpoint.clone(), Arc::new(Mutex::new(None)));
+        let link = last.clone();
         std::thread::spawn(move || {
             for link in listener.incoming() {
-                pass_link(link.unwrap(), &front, member);
+                let link = link.unwrap();
+                *last.lock().unwrap() = Some(link.try_clone().unwrap());
+                pass_link(link, &front, member);
             }
         });
         let config = ClientConfig {
@@ -128,12 +135,29 @@ impl Tunnel {
             member,
             trust: None,
             broker,
+            cloud: (cloud, fingerprint),
+            link,
         };
         (tunnel, config)
     }
 
     pub fn client(&self) -> &Client {
         self.client.as_ref().expect("it was started")
+    }
+
+    /// Cuts its link: no other one comes before [`Tunnel::mend`].
+    pub fn cut(&self) -> MutexGuard<'_, Option<TcpStream>> {
+        let link = self.link.lock().unwrap();
+        link.as_ref().unwrap().shutdown(Shutdown::Both).unwrap();
+        let told = || self.endpoint.events().recv_timeout(PATIENCE).unwrap();
+        while !matches!(told(), Event::LinkDown { .. }) {}
+        link
+    }
+
+    /// Has the client dial at once.
+    pub fn mend(&self, cut: MutexGuard<'_, Option<TcpStream>>) {
+        drop(cut);
+        self.client().set_cloud(self.cloud.0, self.cloud.1);
     }
 
     /// A browser's connection to the proxy port.

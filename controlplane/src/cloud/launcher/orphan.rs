@@ -61,9 +61,11 @@ impl Life {
                         fingerprint,
                         driver,
                         members,
+                        knows_strangers,
                     },
                     _,
                 ))) => {
+                    running.knows_strangers = knows_strangers;
                     let proxy = self.listener.address;
                     tracing::info!(endpoint = self.id, %proxy, driver = messages::clean(&driver), "adopted");
                     return self.resume(running, fingerprint, members).await;

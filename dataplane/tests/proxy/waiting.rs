@@ -1,0 +1,161 @@
+//! Rules that change while something waits: it goes on under those that are in force then.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::mpsc;
+
+use dataplane::client::Driver;
+use dataplane::endpoint::Event;
+use dataplane::rules::{Routes, Rules};
+
+use crate::reload::switch;
+use crate::secure::until;
+use crate::tls::{bumping, client_for, connect_to, domains, secure_site, shaken};
+use crate::tunnel::{Browser, PATIENCE, SETTINGS, Tunnel, is_asked, on_both_drivers, read_head, site};
+
+/// Leads to this host, as `localhost` does, which never goes past the tunnel.
+const HOST: &str = "0.0.0.0";
+
+/// Stale when it comes.
+const STALE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nETag: \"a\"\r\nAge: 100\r\n\
+    Cache-Control: max-age=10, stale-while-revalidate=600\r\n\r\ninside";
+
+fn past_the_tunnel() -> Rules {
+    Rules {
+        routes: Routes {
+            direct: domains(HOST),
+            ..Routes::default()
+        },
+        ..Rules::default()
+    }
+}
+
+/// What the endpoint asks its broker to dial: shard, number and port.
+fn dial(events: impl Iterator<Item = Event>) -> Option<(usize, u64, u16)> {
+    let mut events = events;
+    events.find_map(|event| match event {
+        Event::Dial { shard, id, port, .. } => Some((shard, id, port)),
+        _ => None,
+    })
+}
+
+/// By the answer what was sent before has been read, and what it has led to is under way.
+fn has_been_read(tunnel: &Tunnel) {
+    assert_eq!(tunnel.get("https://a.test/").status, 403);
+}
+
+fn answers_stale(tunnel: &Tunnel, url: &str) {
+    let answer = tunnel.get(url);
+    let status = answer.field("Cache-Status");
+    assert!(status.is_some_and(|status| status.contains("hit; ttl=-")), "{status:?}");
+}
+
+#[test]
+fn what_waits_for_a_link_goes_on_under_the_rules_that_are_in_force_then() {
+    for driver in [Driver::Epoll, Driver::Auto] {
+        let tunnel = bumping(driver);
+        let (tell, told) = mpsc::channel();
+        let tell_secure = tell.clone();
+        let secure = secure_site(move |mut connection| {
+            while is_asked(&mut connection) {
+                tell_secure.send(read_head(&mut connection)).unwrap();
+                connection.get_mut().write_all(STALE).unwrap();
+            }
+        });
+        let inside = site(move |mut connection| {
+            while is_asked(&mut connection) {
+                tell.send(read_head(&mut connection)).unwrap();
+                connection.get_mut().write_all(STALE).unwrap();
+            }
+        });
+        let outside = site(|mut connection| {
+            while is_asked(&mut connection) {
+                read_head(&mut connection);
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nbeyond";
+                connection.get_mut().write_all(answer).unwrap();
+            }
+        });
+        let authority = |site: SocketAddr| format!("{HOST}:{}", site.port());
+        let url = |path: &str| format!("http://{}/{path}", authority(inside));
+        let mut secured = tunnel.browser();
+        secured.send(connect_to(&authority(secure)).as_bytes());
+        assert_eq!(secured.answer("CONNECT").status, 200);
+        let mut secured = Browser(shaken(client_for(&tunnel, HOST), secured).unwrap());
+        assert_eq!(tunnel.get(&url("stale")).body, b"inside");
+        assert!(told.recv_timeout(PATIENCE).unwrap().starts_with("GET /stale "));
+
+        let cut = tunnel.cut();
+        answers_stale(&tunnel, &url("stale"));
+        secured.send(format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", authority(secure)).as_bytes());
+        let mut plain = tunnel.browser();
+        plain.get(&url("plain"));
+        let mut connecting = tunnel.browser();
+        connecting.send(connect_to(&authority(inside)).as_bytes());
+        has_been_read(&tunnel);
+        switch(&tunnel, SETTINGS + 1, past_the_tunnel());
+        tunnel.mend(cut);
+
+        let answer = secured.answer("GET");
+        assert_eq!((answer.status, answer.field("Connection")), (421, Some("close")));
+        for _ in 0..2 {
+            let events = std::iter::from_fn(|| tunnel.endpoint.events().recv_timeout(PATIENCE).ok());
+            let (shard, id, port) = dial(events).expect("the endpoint asks for a connection");
+            assert_eq!(port, inside.port());
+            let socket = TcpStream::connect(outside).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            tunnel.endpoint.dialled(shard, id, Ok((socket.into(), outside)));
+        }
+        assert_eq!(plain.answer("GET").body, b"beyond");
+        assert_eq!(connecting.answer("CONNECT").status, 200);
+        // Sent later, so that it arrives later than the renewal would.
+        assert_eq!(tunnel.get(&format!("http://{inside}/last")).body, b"inside");
+        assert!(told.recv_timeout(PATIENCE).unwrap().starts_with("GET /last "));
+        assert_eq!(dial(tunnel.endpoint.events().try_iter()), None);
+        tunnel.stop();
+    }
+}
+
+/// A site that confirms something else than what is stored is asked once more, unless the rules have changed.
+#[test]
+fn a_renewal_ends_with_the_rules_under_which_it_began() {
+    on_both_drivers(|tunnel| {
+        let (tell, told) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        let released = Mutex::new(released);
+        let site = site(move |mut connection| {
+            while is_asked(&mut connection) {
+                let head = read_head(&mut connection);
+                let confirms = head.contains("If-None-Match");
+                tell.send(confirms).unwrap();
+                let answer = match confirms {
+                    true => &b"HTTP/1.1 304 Not Modified\r\nETag: \"b\"\r\n\r\n"[..],
+                    false => STALE,
+                };
+                if confirms {
+                    released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                }
+                connection.get_mut().write_all(answer).unwrap();
+            }
+        });
+        let url = format!("http://{HOST}:{}/", site.port());
+        let told = || told.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(tunnel.get(&url).body, b"inside");
+        assert!(!told());
+        answers_stale(tunnel, &url);
+        assert!(told());
+        // Under the same rules.
+        release.send(()).unwrap();
+        assert!(!told());
+        until("it is renewed", || tunnel.endpoint.report().streams_open == 0);
+        answers_stale(tunnel, &url);
+        assert!(told());
+        switch(tunnel, SETTINGS + 1, past_the_tunnel());
+        release.send(()).unwrap();
+        until("the first answer has come", || {
+            tunnel.endpoint.report().streams_open == 0
+        });
+        has_been_read(tunnel);
+        assert_eq!(dial(tunnel.endpoint.events().try_iter()), None);
+    });
+}
