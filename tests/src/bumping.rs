@@ -36,7 +36,11 @@ impl World {
 
     /// Of a company that may have sites already. `arguments`: of `sc`, beside the company's root.
     pub fn of(company: Company, options: CloudOptions, arguments: &[&str]) -> Self {
-        let cloud = Cloud::with(options);
+        Self::within(Cloud::with(options), company, arguments)
+    }
+
+    /// As [`World::of`], in a cloud that is there.
+    pub fn within(cloud: Cloud, company: Company, arguments: &[&str]) -> Self {
         let file = company_file(&cloud);
         fs::write(&file, &company.root_pem).expect("a file");
         let file = file.to_string_lossy();

@@ -143,7 +143,6 @@ impl Trial {
     ) -> R {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
-            // Raised by a panic of `act` too: the scope waits for the clients.
             let _over = Raise(&over);
             for client in 0..clients {
                 let (over, connect, exchange) = (&over, &connect, &exchange);
@@ -202,8 +201,8 @@ impl Trial {
     }
 }
 
-/// Raises a flag when it goes.
-struct Raise<'a>(&'a AtomicBool);
+/// Raises a flag when it goes, by a panic too: a scope waits for its threads.
+pub struct Raise<'a>(pub &'a AtomicBool);
 
 impl Drop for Raise<'_> {
     fn drop(&mut self) {

@@ -3,18 +3,21 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
+use rustls::ClientConfig;
 use serde_json::Value;
-use tests::both_drivers;
+use tests::bumping::{NAMES, World};
+use tests::certificate::Company;
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::{Client, connect};
 use tests::origin::Origin;
 use tests::process::{Held, PATIENCE};
 use tests::trial::Trial;
+use tests::{both_drivers, tls};
 
 both_drivers![
     what_is_open_goes_on_and_what_is_new_is_served,
@@ -72,10 +75,23 @@ fn endpoint_of(cloud: &Cloud) -> Held {
     Held::of(cloud.endpoint()).expect("it lives")
 }
 
-/// Kills `sc-cloud` with 20 bodies under way, lets half of them end before the next one starts, and checks all.
-fn kill_under_load(trial: &mut Trial, round: u64) {
+/// May be kept for longer than any test takes.
+const STORED: &str = "/bytes/stored?length=10&field=Cache-Control:max-age=600";
+
+/// A browser in whose TLS the endpoint speaks for the site.
+fn in_tls(tunnel: &Tunnel, trust: &Arc<ClientConfig>, site: &Origin) -> Client {
+    let opened = tls::client_through(tunnel.proxy, trust, "localhost", site.https.port());
+    opened.unwrap().unwrap()
+}
+
+/// Kills `sc-cloud` with 20 bodies under way, lets half of them end before the next one starts, and checks all. In TLS
+/// and from the cache all goes on as well.
+fn kill_under_load(trial: &mut Trial, company: &Company, trust: &Arc<ClientConfig>, round: u64) {
     const EACH: u64 = 5;
-    let sites = [Origin::start(), Origin::start()];
+    let sites = [(); 2].map(|()| Origin::of(company.site(NAMES, |_| {})));
+    let mut secure = sites.each_ref().map(|site| in_tls(&trial.tunnel, trust, site));
+    secure[0].download("", 1, 1_000, "").unwrap();
+    assert_eq!(secure[0].get(STORED).unwrap().status(), 200);
     let halves = [Barrier::new(EACH as usize + 1), Barrier::new(EACH as usize + 1)];
     let rests = [Barrier::new(EACH as usize + 1), Barrier::new(EACH as usize + 1)];
     let Trial { cloud, tunnel, .. } = trial;
@@ -123,6 +139,8 @@ fn kill_under_load(trial: &mut Trial, round: u64) {
             body.join().unwrap().unwrap();
         }
         kept_alive.download(&sites[0].base(), 2, MIB, "").unwrap();
+        secure[0].download("", 2, MIB, "").unwrap();
+        assert_eq!(secure[0].get(STORED).unwrap().status(), 200);
         let started = Instant::now();
         cloud.restart();
         while get(tunnel, &sites[1]).is_err() {
@@ -145,7 +163,15 @@ fn kill_under_load(trial: &mut Trial, round: u64) {
     kept_alive.download(&sites[0].base(), 3, MIB, "").unwrap();
     echo_head(&mut idle).unwrap();
     assert_eq!(cloud.process.children(), [0; 0], "adopted, not started anew");
-    drop((kept_alive, idle));
+    for client in &mut secure {
+        client.download("", 3, MIB, "").unwrap();
+    }
+    // The cache is the endpoint's, and a new browser's TLS ends there as before.
+    let mut later = in_tls(tunnel, trust, &sites[0]);
+    later.download("", 4, 1_000, "").unwrap();
+    assert_eq!(later.get(STORED).unwrap().status(), 200);
+    assert_eq!(sites[0].counters().path("/bytes/stored"), 1);
+    drop((kept_alive, idle, secure, later));
     for site in sites {
         site.close_connections();
     }
@@ -154,10 +180,17 @@ fn kill_under_load(trial: &mut Trial, round: u64) {
 }
 
 fn what_is_open_goes_on_and_what_is_new_is_served(driver: Driver) {
-    let mut trial = Trial::start(driver);
+    let World {
+        cloud,
+        tunnel,
+        company,
+        trust,
+    } = World::start(driver);
+    let mut trial = Trial::of(cloud, Origin::start(), tunnel);
     let endpoint = endpoint_of(&trial.cloud);
-    kill_under_load(&mut trial, 1);
-    kill_under_load(&mut trial, 2);
+    for round in 1..=2 {
+        kill_under_load(&mut trial, &company, &trust, round);
+    }
     let Trial {
         mut cloud, mut tunnel, ..
     } = trial;
@@ -178,14 +211,25 @@ fn what_is_open_goes_on_and_what_is_new_is_served(driver: Driver) {
 
 /// The endpoint keeps its two shards, whatever the next `serve` gives to others.
 fn a_pool_goes_on_with_all_its_members(driver: Driver) {
-    let origin = Origin::start();
-    let mut cloud = Cloud::with(CloudOptions {
+    let options = CloudOptions {
         endpoint_shards: 2,
         ..CloudOptions::new(driver)
-    });
+    };
+    let pool = ["--shards", "1", "-i", "pool", "--tunnel-pool"];
+    let world = World::of(Company::new(), options, &pool);
+    let (origin, roots) = (world.origin(), world.company_pem());
+    let World {
+        mut cloud,
+        tunnel: first,
+        trust,
+        ..
+    } = world;
     cloud.options.endpoint_shards = 1;
-    let member = |cloud: &Cloud| cloud.start_tunnel_with(&["--shards", "1", "-i", "pool", "--tunnel-pool"]);
-    let (first, second) = (member(&cloud), member(&cloud));
+    let arguments = [&pool[..], &["--cacert-file", roots.to_str().unwrap()]].concat();
+    let member = |cloud: &Cloud| cloud.start_bumping_tunnel(&arguments);
+    let second = member(&cloud);
+    // Of each member.
+    let mut secure = [(); 2].map(|()| in_tls(&first, &trust, &origin));
     let endpoint = endpoint_of(&cloud);
     thread::scope(|scope| {
         let bodies: Vec<_> = (0..8)
@@ -202,6 +246,9 @@ fn a_pool_goes_on_with_all_its_members(driver: Driver) {
                 until(&cloud, id, "ready", is_ready);
             }
             assert_eq!(get(&first, &origin).unwrap(), 200, "{round}");
+            for client in &mut secure {
+                client.download("", round, 1_000, "").unwrap();
+            }
         }
         origin.open_gate();
         for body in bodies {
@@ -209,7 +256,8 @@ fn a_pool_goes_on_with_all_its_members(driver: Driver) {
         }
     });
     let requests = |t: &Tunnel| cloud.tunnel(&t.id)["culvert"]["requests"].as_u64().unwrap();
-    assert_eq!(requests(&first) + requests(&second), 8 + 2, "counts go on");
+    assert_eq!(requests(&first) + requests(&second), 8 + 2 * 3, "counts go on");
+    in_tls(&first, &trust, &origin).download("", 1, 1_000, "").unwrap();
     // It is a pool still: another one joins, and one leaves without the others.
     let third = member(&cloud);
     assert_eq!(third.proxy, first.proxy);
@@ -252,8 +300,20 @@ fn a_tunnel_on_its_way_out_stays_on_it() {
 
 #[test]
 fn an_endpoint_that_died_meanwhile_is_started_again() {
-    let (mut cloud, origin) = (Cloud::start(Driver::Epoll), Origin::start());
-    let tunnel = cloud.start_tunnel();
+    let world = World::start(Driver::Epoll);
+    let origin = world.origin();
+    let World {
+        mut cloud,
+        tunnel,
+        trust,
+        ..
+    } = world;
+    let get_stored = || {
+        let mut client = in_tls(&tunnel, &trust, &origin);
+        assert_eq!(client.get(STORED).unwrap().status(), 200);
+        origin.counters().path("/bytes/stored")
+    };
+    assert_eq!((get_stored(), get_stored()), (1, 1));
     let endpoint = endpoint_of(&cloud);
     let key = |cloud: &Cloud| cloud.tunnel(&tunnel.id)["culvert"]["fingerprint"].clone();
     let before = key(&cloud);
@@ -264,6 +324,7 @@ fn an_endpoint_that_died_meanwhile_is_started_again() {
     // It waits for the new endpoint and its link.
     assert_eq!(get(&tunnel, &origin).unwrap(), 200);
     assert_ne!(key(&cloud), before);
+    assert_eq!((get_stored(), get_stored()), (2, 2), "the cache ended with it");
     // One that dies after it was adopted is replaced as any other.
     let endpoint = endpoint_of(&cloud);
     cloud.kill();

@@ -1,7 +1,6 @@
 //! `-a`: exactly one host and port is shown a password, and nobody else ever sees it.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,9 +9,10 @@ use base64::prelude::BASE64_STANDARD;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tests::both_drivers;
-use tests::bumping::World;
+use tests::bumping::{NAMES, World};
 use tests::certificate::{self, Company};
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
+use tests::deaf::Closed;
 use tests::http::{Answer, Client, PATIENCE, connect};
 use tests::memory;
 use tests::origin::Origin;
@@ -29,7 +29,6 @@ both_drivers![
 
 const USER: &str = "ada";
 const PASSWORD: &str = "pw:d@planted";
-const NAMES: &[&str] = &["localhost", "127.0.0.1"];
 
 fn basic() -> String {
     format!("Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}")))
@@ -131,22 +130,14 @@ fn a_site_within_tls_is_shown_it(driver: Driver) {
     let company = Company::new();
     let origin = Origin::of(company.site(NAMES, |_| {}));
     let expired = Origin::of(company.site(NAMES, certificate::expired));
-    let cloud = Cloud::start(driver);
-    let roots = cloud.state.path().join("company.pem");
-    fs::write(&roots, &company.root_pem).unwrap();
     let entries = [&origin, &expired].map(|origin| entry("localhost", origin.https.port()));
-    let arguments = [
-        "--shards",
-        "1",
-        "--cacert-file",
-        roots.to_str().unwrap(),
-        "-a",
-        &entries[0],
-        "-a",
-        &entries[1],
-    ];
-    let tunnel = cloud.start_bumping_tunnel(&arguments);
-    let trust = tls::trust_file(&cloud.ca()).unwrap();
+    let arguments = ["--shards", "1", "-a", &entries[0], "-a", &entries[1]];
+    let world = World::of(company, CloudOptions::new(driver), &arguments);
+    let roots = world.company_pem();
+    let arguments = [&arguments[..], &["--cacert-file", roots.to_str().unwrap()]].concat();
+    let World {
+        cloud, tunnel, trust, ..
+    } = world;
     let browser = |tunnel: &Tunnel, trust, host, origin: &Origin| {
         let client = tls::client_through(tunnel.proxy, trust, host, origin.https.port());
         client.unwrap().expect("CONNECT is answered with 200")
@@ -355,12 +346,9 @@ fn assert_unseen_in(folder: &Path) {
 #[test]
 fn nobody_else_sees_it() {
     let origin = Origin::start();
-    let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let entries = [entry("localhost", origin.http.port()), entry("localhost", closed)];
+    let closed = Closed::start();
+    let closed_port = closed.address.port();
+    let entries = [origin.http.port(), closed_port].map(|port| entry("localhost", port));
     let mut cloud = Cloud::start(Driver::Epoll);
     let files = tempfile::tempdir().unwrap();
     let file = files.path().join("sc.yaml");
@@ -389,7 +377,10 @@ fn nobody_else_sees_it() {
             "{source}"
         );
 
-        let failed = tunnel.client().get(&format!("http://localhost:{closed}/")).unwrap();
+        let failed = tunnel
+            .client()
+            .get(&format!("http://localhost:{closed_port}/"))
+            .unwrap();
         assert_eq!(failed.status(), 502);
         assert_unseen("the error page", &failed.body);
         let tunnels = cloud.rest("GET", &format!("/{}/tunnels?full=1", cloud.user));

@@ -1,13 +1,13 @@
 //! A body of 1 GiB (10 GiB with `CULVERT_LONG`) beside 10,000 small requests over 100 connections, all exact; and what a
 //! body costs in memory, whatever its length, and however it goes.
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use rustls::ClientConfig;
+use tests::bumping::World;
 use tests::cloud::{Cloud, Driver, fault_lasts, until};
 use tests::http::{Client, connect};
 use tests::origin::Origin;
@@ -67,12 +67,11 @@ const STORABLE: &str = "&field=Cache-Control:max-age=600";
 
 /// Up and down, with a length, in chunks and up to the connection's end.
 fn a_body_costs_what_a_short_one_does(driver: Driver) {
-    let (cloud, origin) = (Cloud::start(driver), Origin::start());
-    let roots = cloud.state.path().join("company.pem");
-    fs::write(&roots, &origin.site.root_pem).unwrap();
-    let roots = roots.to_str().unwrap();
-    let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "-B", "localhost", "--cacert-file", roots]);
-    let trust = tls::trust_file(&cloud.ca()).unwrap();
+    let world = World::with(driver, &["-B", "localhost"]);
+    let origin = world.origin();
+    let World {
+        cloud, tunnel, trust, ..
+    } = world;
     let secure = |trust: &Arc<ClientConfig>, host: &str| {
         let client = tls::client_through(tunnel.proxy, trust, host, origin.https.port());
         (client.unwrap().unwrap(), String::new())

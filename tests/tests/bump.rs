@@ -12,6 +12,7 @@ use tests::both_drivers;
 use tests::bumping::{NAMES, World, assert_blocked};
 use tests::certificate::{self, Company, Site};
 use tests::cloud::{Driver, fault_lasts, until};
+use tests::deaf::Closed;
 use tests::http::{Client, connect, dial};
 use tests::origin::Origin;
 use tests::process::PATIENCE;
@@ -275,7 +276,7 @@ fn what_cannot_be_reached_any_more_is_told(driver: Driver) {
     world.browser(&origin).unwrap().download("", 1, 1_000, "").unwrap();
     let (site, port) = (origin.https, origin.https.port());
     drop(origin);
-    until("nobody listens", || TcpStream::connect(site).is_err());
+    let _closed = Closed::instead_of(site);
     let roots = tls::read(&world.cloud.ca()).unwrap();
     let foreign = certificate::client_config_of(&roots, rustls::ALL_VERSIONS, &["acme-tls/1"]);
     let cut = tls::client_through(world.tunnel.proxy, &foreign, "localhost", port);

@@ -10,6 +10,7 @@ use dataplane::limits::{CACHE_FOLLOW_MAX, DRAIN_SILENCE_MAX};
 use tests::body::{self, Check};
 use tests::both_drivers;
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
+use tests::deaf::Closed;
 use tests::http::{Answer, Client, Connection, PATIENCE, connect, dial};
 use tests::origin::Origin;
 use tests::process::is_closed_to_us;
@@ -421,8 +422,14 @@ fn a_site_that_is_gone_is_stood_in_for(driver: Driver) {
     let stale = "&field=Cache-Control:max-age=50,+stale-if-error=600&field=Age:100&field=ETag:\"v1\"";
     let url = world.url("a", &format!("&close{stale}"));
     world.get(&url, &[]);
-    let World { cloud, tunnel, origin } = world;
+    let World {
+        cloud: _cloud,
+        tunnel,
+        origin,
+    } = world;
+    let site = origin.http;
     drop(origin);
+    let _closed = Closed::instead_of(site);
     let mut client = tunnel.client();
     let stale = client.get(&url).unwrap();
     assert_eq!((stale.status(), stale.body.len() as u64), (200, LENGTH));
@@ -430,7 +437,6 @@ fn a_site_that_is_gone_is_stood_in_for(driver: Driver) {
     // What was never seen has nothing to stand in for it.
     let other = client.get(&url.replace("/bytes/a", "/bytes/b")).unwrap();
     assert_eq!(other.status(), 502);
-    drop(cloud);
 }
 
 fn without_caching_each_request_goes_to_its_site(driver: Driver) {

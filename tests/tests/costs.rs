@@ -1,7 +1,6 @@
 //! What browsers and sites send that is meant to be dear: 200 connections at a time, held open. It costs either program at
 //! most four times what was sent, and 64 KiB a stream.
 
-use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::iter;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -16,12 +15,11 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 use socket2::SockRef;
 use tests::both_drivers;
-use tests::certificate::Site;
-use tests::cloud::{Cloud, Driver, Tunnel, fault_lasts};
+use tests::bumping::World;
+use tests::cloud::{Driver, fault_lasts};
 use tests::http::{connect, dial};
 use tests::origin::Origin;
 use tests::process::{PATIENCE, memory_bytes, raise_own_limit};
-use tests::tls;
 
 both_drivers![
     what_is_sent_is_not_multiplied,
@@ -544,27 +542,23 @@ fn check(driver: Driver, attacks: &[Attack]) {
     let origin = Origin::start();
     static TESTS: AtomicU8 = AtomicU8::new(1);
     let address = Ipv4Addr::new(127, 0, 1, TESTS.fetch_add(1, Ordering::Relaxed));
-    let company = Site::new(&[&address.to_string()]);
     for attack in attacks {
         // In programs of its own: what an allocator keeps of one attack would hide the next.
-        let cloud = Cloud::start(driver);
-        let roots = cloud.state.path().join("company.pem");
-        fs::write(&roots, &company.root_pem).unwrap();
-        let roots = roots.to_str().unwrap();
-        let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "-F", "/unwanted", "--cacert-file", roots]);
+        let world = World::with(driver, &["-F", "/unwanted"]);
         let sites = Sites {
             address,
-            browser: tls::trust_file(&cloud.ca()).unwrap(),
-            site: company.server_config(),
+            browser: world.trust.clone(),
+            site: world.company.site(&[&address.to_string()], |_| {}).server_config(),
         };
-        tunnel.serves(&origin);
-        hold(attack, &cloud, &tunnel, &sites);
-        tunnel.serves(&origin);
+        world.tunnel.serves(&origin);
+        hold(attack, &world, &sites);
+        world.tunnel.serves(&origin);
     }
 }
 
 /// Holds all connections of an attack open, and looks at what that costs.
-fn hold(attack: &Attack, cloud: &Cloud, tunnel: &Tunnel, sites: &Sites) {
+fn hold(attack: &Attack, world: &World, sites: &Sites) {
+    let World { cloud, tunnel, .. } = world;
     let programs = [("sc", tunnel.process.id()), ("endpoint", cloud.endpoint())];
     let memory = || programs.map(|(_, id)| memory_bytes(id));
     let before = memory();

@@ -225,7 +225,7 @@ fn what_is_direct_is_cached(driver: Driver) {
     let Some(stage) = Stage::set(driver, "what_is_direct_is_cached", &[]) else {
         return;
     };
-    let tunnel = stage.tunnel(&["-D", "cdn.test"]);
+    let tunnel = stage.tunnel(&["-D", "cdn.test", "-B", "www.cdn.test"]);
     let before = stage.requests(&tunnel);
     let site = format!("cdn.test:{PORT}");
     let target = "/bytes/a?seed=1&length=1000&field=Cache-Control:max-age=600";
@@ -252,6 +252,17 @@ fn what_is_direct_is_cached(driver: Driver) {
             assert_eq!(hit_for(&answer).is_some(), is_hit, "{:?}", answer.head);
         }
         assert_eq!(stage.seen(INTERNET, "/bytes/a"), 1 + 2 * posted);
+    }
+    // But nothing of a host that is left alone as well.
+    let alone = format!("www.cdn.test:{PORT}");
+    let target = target.replace("/a?", "/alone?");
+    let mut inside = Client::over(connect(tunnel.proxy, &alone).unwrap().unwrap()).of_host(&alone);
+    for round in 1..=2 {
+        for answer in [whole.get(&format!("http://{alone}{target}")), inside.get(&target)] {
+            let answer = answer.unwrap();
+            assert_eq!((answer.status(), answer.head.field("Cache-Status")), (200, None));
+        }
+        assert_eq!(stage.seen(INTERNET, "/bytes/alone"), 2 * round);
     }
 
     let listener = stage.inner.within(|| TcpListener::bind((INTERNET, 9_000))).unwrap();

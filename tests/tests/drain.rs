@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 
 use dataplane::limits::DRAIN_SILENCE_MAX;
 use rustix::process::Signal;
-use tests::both_drivers;
+use tests::bumping::{NAMES, World};
+use tests::certificate::Company;
 use tests::cloud::{Cloud, Driver, Tunnel, fault_lasts};
 use tests::http::{Client, connect, dial};
 use tests::origin::Origin;
 use tests::process::PATIENCE;
+use tests::trial::Raise;
 use tests::watch::Watch;
+use tests::{both_drivers, tls};
 
 both_drivers![f23_at_sigterm, at_delete];
 
@@ -59,13 +62,9 @@ fn ends(mut socket: &TcpStream) -> Result<(), ErrorKind> {
     }
 }
 
-/// Raises a flag when it goes: a scope waits for its threads.
-struct Raise<'a>(&'a AtomicBool);
-
-impl Drop for Raise<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+/// Reads in TLS up to the end, which is no byte away and announced: a cut looks otherwise.
+fn is_told_the_end(browser: Client) -> bool {
+    browser.into_connection().read_head().unwrap().is_none()
 }
 
 /// Who asks for the end.
@@ -86,23 +85,36 @@ fn at_delete(driver: Driver) {
 }
 
 fn drains(driver: Driver, by: By) {
-    let (cloud, origin) = (Cloud::start(driver), Origin::start());
+    let cloud = Cloud::start(driver);
     let mut watch = Watch::default();
     watch.add("sc-cloud", cloud.process.id());
-    let mut tunnel = cloud.start_tunnel();
+    let World {
+        cloud,
+        mut tunnel,
+        company,
+        trust,
+    } = World::within(cloud, Company::new(), &["--shards", "1"]);
+    let origin = Origin::of(company.site(NAMES, |_| {}));
     let base = origin.base();
     let (proxy, asked) = (tunnel.proxy, &base);
+    let secure = || tls::client_through(proxy, &trust, "localhost", origin.https.port()).map(Result::unwrap);
     let used = dial(proxy).unwrap();
     let answer = Client::over(used.try_clone().unwrap()).get(&format!("{asked}/echo-head"));
     assert_eq!(answer.unwrap().status(), 200);
     let unused = dial(proxy).unwrap();
+    let stored = "/bytes/stored?length=10&field=Cache-Control:max-age=600";
+    let mut in_tls = vec![secure().unwrap(), secure().unwrap()];
+    assert_eq!(in_tls[0].get(stored).unwrap().status(), 200);
     let silent = Opaque::open(&tunnel);
     let mut talking = Opaque::open(&tunnel);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let over_at_last = Raise(&over);
-        let held = scope.spawn(move || Client::dial(proxy)?.download(asked, 1, LENGTH, "&held"));
-        origin.wait("the answer that goes on", |c| c.held == 1);
+        let held = [
+            scope.spawn(move || Client::dial(proxy)?.download(asked, 1, LENGTH, "&held")),
+            scope.spawn(|| secure()?.download("", 2, LENGTH, "&held")),
+        ];
+        origin.wait("the answers that go on", |c| c.held == 2);
         let begun = Instant::now();
         match by {
             By::Sigterm => tunnel.process.signal(Signal::TERM),
@@ -120,9 +132,10 @@ fn drains(driver: Driver, by: By) {
         });
         if by == By::Delete {
             assert_eq!((ends(&used), ends(&unused)), (Ok(()), Ok(())));
+            assert!(in_tls.drain(..).all(is_told_the_end));
             assert!(begun.elapsed() < AT_ONCE, "kept for {:?}", begun.elapsed());
         }
-        assert_eq!(origin.counters().held, 1, "the exchange goes on");
+        assert_eq!(origin.counters().held, 2, "the exchanges go on");
 
         // It is cut, not ended: nobody said that it was complete.
         assert_eq!(ends(&silent.browser), Err(ErrorKind::ConnectionReset));
@@ -133,7 +146,9 @@ fn drains(driver: Driver, by: By) {
 
         // Who still carries something is waited for.
         origin.open_gate();
-        held.join().unwrap().unwrap();
+        for held in held {
+            held.join().unwrap().unwrap();
+        }
         drop(over_at_last);
         let mut talking = talk.join().unwrap();
         talking.speak();
@@ -141,12 +156,17 @@ fn drains(driver: Driver, by: By) {
         if by == By::Sigterm {
             let answer = Client::over(used.try_clone().unwrap()).get(&format!("{base}/echo-head"));
             assert_eq!(answer.unwrap().status(), 200, "a job goes on");
+            assert_eq!(in_tls[0].get("/echo-head").unwrap().status(), 200, "in TLS too");
+            let hit = in_tls[0].get(stored).unwrap();
+            let status = hit.head.field("Cache-Status").unwrap_or_default();
+            assert!(status.starts_with("culvert; hit"), "{status}");
         }
         let begun = Instant::now();
         drop(talking);
         tunnel.process.end(PATIENCE);
         cloud.await_end(&tunnel.id);
         assert_eq!((ends(&used), ends(&unused)), (Ok(()), Ok(())));
+        assert!(in_tls.drain(..).all(is_told_the_end));
         assert!(
             begun.elapsed() < AT_ONCE,
             "waited for idle browsers: {:?}",

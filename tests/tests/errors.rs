@@ -3,19 +3,24 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
-use dataplane::limits::ERROR_LINES_APART;
+use dataplane::limits::{DIRECT_STREAMS_MAX, ERROR_LINES_APART};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tests::both_drivers;
+use tests::bumping::World;
 use tests::certificate::Company;
 use tests::cloud::{Cloud, CloudOptions, Driver, fault_lasts, until};
-use tests::deaf::Deaf;
-use tests::http::{Answer, Client, PATIENCE, connect};
+use tests::deaf::{Closed, Deaf};
+use tests::http::{Answer, Client, PATIENCE, connect, dial};
+use tests::namespace::in_world;
 use tests::origin::Origin;
+use tests::process::raise_own_limit;
 use tests::tls;
 
 both_drivers![
@@ -87,28 +92,20 @@ fn site_that_says(bytes: &'static [u8], resets: bool) -> SocketAddr {
 }
 
 fn one_name_everywhere(driver: Driver) {
-    let company = Company::new();
-    let cloud = Cloud::with(CloudOptions {
+    let options = CloudOptions {
         arguments: vec!["--browser-body-timeout=200ms".to_owned()],
         ..CloudOptions::new(driver)
-    });
-    let roots = cloud.state.path().join("company.pem");
-    std::fs::write(&roots, &company.root_pem).unwrap();
-    let mut arguments = vec![
-        "--shards",
-        "1",
-        "-F",
-        "/unwanted",
-        "--cacert-file",
-        roots.to_str().unwrap(),
-    ];
+    };
+    let mut arguments = vec!["--shards", "1", "-F", "/unwanted"];
     for limit in ["--http-dial-timeout", "--first-byte-timeout", "--idle-timeout"] {
         arguments.extend([limit, "500ms"]);
     }
-    let tunnel = cloud.start_bumping_tunnel(&arguments);
-    let (origin, deaf) = (Origin::of(company.site(&["localhost"], |_| {})), Deaf::start());
-    let base = origin.base();
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let world = World::of(Company::new(), options, &arguments);
+    let (origin, deaf, closed) = (world.origin(), Deaf::start(), Closed::start());
+    let World {
+        cloud, tunnel, trust, ..
+    } = world;
+    let (base, closed) = (origin.base(), closed.address);
     let interim = site_that_says(b"HTTP/1.1 103 Early Hints\r\n\r\n", false);
     let garbled = site_that_says(b"SSH-2.0-OpenSSH_9.2\r\n", false);
     let dropped = site_that_says(b"", true);
@@ -168,7 +165,6 @@ fn one_name_everywhere(driver: Driver) {
     origin.open_gate();
 
     // Inside TLS that ends at the endpoint; the page says which check failed.
-    let trust = tls::trust_file(&cloud.ca()).unwrap();
     let secure = || tls::client_through(tunnel.proxy, &trust, "localhost", origin.https.port()).unwrap();
     let changing = || {
         let mut client = secure().unwrap();
@@ -277,37 +273,107 @@ fn one_name_everywhere(driver: Driver) {
 
 /// As above, met where the cloud itself dials: `sc` has no part in it.
 fn what_goes_past_the_tunnel_has_the_same_names(driver: Driver) {
+    let module = driver.name();
+    if !in_world(&format!("{module}::what_goes_past_the_tunnel_has_the_same_names")) {
+        return;
+    }
+    raise_own_limit();
     let cloud = Cloud::with(CloudOptions {
-        arguments: vec!["--direct-networks=0.0.0.0/32".to_owned()],
+        arguments: vec!["--direct-networks=0.0.0.0/32,255.255.255.255/32".to_owned()],
         ..CloudOptions::new(driver)
     });
     // To the kernel the first one is this host too, and it is none that always goes through the tunnel.
-    let direct = "0.0.0.0,169.254.169.254,nowhere.invalid";
+    let direct = "0.0.0.0,255.255.255.255,169.254.169.254,nowhere.invalid";
     let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "-D", direct]);
-    let closed = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap();
+    let (deaf, closed) = (Deaf::start(), Closed::start());
+    let here = |site: SocketAddr| format!("0.0.0.0:{}", site.port());
     let mut told = Told::default();
-    let met = [
+    let unreached = [
         (403, "denied", "only the internet", "169.254.169.254:80".to_owned()),
         (502, "dns", "nowhere.invalid", "nowhere.invalid:80".to_owned()),
-        (502, "refused", "the connection was refused", closed.to_string()),
+        (502, "refused", "the connection was refused", here(closed.address)),
+        (502, "unreachable", "cannot be reached", "255.255.255.255:80".to_owned()),
+        (504, "connect-timeout", "in time", here(deaf.address)),
     ];
-    let mut client = tunnel.client();
-    for (status, name, words, site) in &met {
-        let url = format!("http://{site}/page?token=secret");
-        told.page(&url, &client.get(&url).unwrap(), *status, name, words);
-        let page = connect(tunnel.proxy, site).unwrap().unwrap_err();
-        told.page(site, &page, *status, name, words);
+    // The kernel itself gives up then, long before the cloud does.
+    dials_take(Duration::from_secs(3));
+    thread::scope(|scope| {
+        let asked = unreached.each_ref().map(|(.., site)| {
+            let proxy = tunnel.proxy;
+            let get = move || Client::dial(proxy)?.get(&format!("http://{site}/page?token=secret"));
+            (scope.spawn(get), scope.spawn(move || connect(proxy, site)))
+        });
+        for ((status, name, words, site), (whole, opened)) in unreached.iter().zip(asked) {
+            told.page(site, &whole.join().unwrap().unwrap(), *status, name, words);
+            let page = opened.join().unwrap().unwrap().unwrap_err();
+            told.page(site, &page, *status, name, words);
+        }
+    });
+    let dropped = here(site_that_says(b"", true));
+    for (name, words, site) in [
+        ("site-reset", "before it answered", &dropped),
+        (
+            "site-reset",
+            "broke its answer off",
+            &here(site_that_says(b"HTTP/1.1 103 Early Hints\r\n\r\n", false)),
+        ),
+        ("protocol", "", &here(site_that_says(b"SSH-2.0-OpenSSH_9.2\r\n", false))),
+    ] {
+        let answer = tunnel.client().get(&format!("http://{site}/page?token=secret"));
+        told.page(site, &answer.unwrap(), 502, name, words);
     }
+    let mut opaque = connect(tunnel.proxy, &dropped).unwrap().unwrap();
+    opaque.write_all(b"no HTTP\r\n").unwrap();
+    let cut = opaque.read(&mut [0]).unwrap_err();
+    assert_eq!(cut.kind(), io::ErrorKind::ConnectionReset);
+    told.cut("site-reset");
+
+    // As many as may go past the tunnel, and one more.
+    dials_take(PATIENCE);
+    let site = here(deaf.address);
+    let waiting: Vec<TcpStream> = (0..=DIRECT_STREAMS_MAX)
+        .map(|number| {
+            let mut socket = dial(tunnel.proxy).unwrap();
+            SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+            // No two are alike, and none waits for another one's answer.
+            let request = format!("GET http://{site}/{number} HTTP/1.1\r\nHost: {site}\r\n\r\n");
+            socket.write_all(request.as_bytes()).unwrap();
+            socket
+        })
+        .collect();
+    let limit = Timespec::try_from(PATIENCE).unwrap();
+    let mut polled: Vec<_> = waiting.iter().map(|s| PollFd::new(s, PollFlags::IN)).collect();
+    assert_eq!(poll(&mut polled, Some(&limit)).unwrap(), 1);
+    let answered = polled.iter().position(|polled| !polled.revents().is_empty()).unwrap();
+    let answer = Client::over(waiting[answered].try_clone().unwrap()).read_answer("GET");
+    told.page("one more", &answer.unwrap(), 503, "limit", "");
+    drop(waiting);
+
     told.is_counted(&cloud, &tunnel.id);
     is_logged(&cloud, told.0.keys().copied());
     let log = cloud.process.stderr();
-    for (_, name, _, site) in &met {
+    for (_, name, _, site) in &unreached {
         let host = site.strip_suffix(":80").unwrap_or(site);
         assert!(log.contains(&format!(" INFO {name}: {host}")), "{name}, {host}: {log}");
+    }
+    for name in told.0.keys() {
         assert!(!tunnel.log().contains(&format!(" {name}: ")), "{}", tunnel.log());
     }
     assert!(!log.contains("secret"), "{log}");
     tunnel.stop();
+}
+
+/// In the world only: after about so long the kernel gives up a connection that nobody accepts.
+fn dials_take(time: Duration) {
+    // It waits for a second, then twice as long each time.
+    let retries = (time.as_secs() + 1).ilog2() - 1;
+    let folder = Path::new("/proc/sys/net/ipv4");
+    fs::write(folder.join("tcp_syn_retries"), retries.to_string()).unwrap();
+    // Linux before 6.5 has none.
+    let linear = folder.join("tcp_syn_linear_timeouts");
+    if linear.exists() {
+        fs::write(linear, "0").unwrap();
+    }
 }
 
 /// Whatever browsers ask for: those that had no line are counted in the next one.

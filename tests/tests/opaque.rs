@@ -446,20 +446,59 @@ fn who_takes_no_ecdsa_sees_the_site(driver: Driver) {
     }
 }
 
+/// A domain with all below it, or what is below it alone: browsers see the site's own certificate, and nothing is cached,
+/// of HTTP neither. Other names of the same site are none of that.
 fn hosts_can_be_left_alone(driver: Driver) {
-    let world = World::with(driver, &["-B", "localhost"]);
-    let origin = world.origin();
-    let error = world.browser(&origin).err().expect("the site's own leaf").to_string();
-    assert!(error.contains("UnknownIssuer"), "{error}");
-    let trust = origin.site.client_config();
-    world
-        .browser_of(&origin, &trust)
-        .unwrap()
-        .download("", 1, 1_000, "")
-        .unwrap();
-    // Another name of the same site is not on the list.
-    let client = tls::client_through(world.tunnel.proxy, &world.trust, "127.0.0.1", origin.https.port());
-    client.unwrap().unwrap().download("", 1, 1_000, "").unwrap();
+    let list = "left.localhost,*.below.localhost,.dotted.localhost";
+    let hosts = [
+        ("localhost", false),
+        ("127.0.0.1", false),
+        ("left.localhost", true),
+        ("LEFT.Localhost.", true),
+        ("a.left.localhost", true),
+        ("notleft.localhost", false),
+        ("below.localhost", false),
+        ("a.below.localhost", true),
+        ("b.a.below.localhost", true),
+        ("dotted.localhost", false),
+        ("a.dotted.localhost", true),
+    ];
+    let world = World::with(driver, &["-B", list]);
+    let names = hosts.map(|(host, _)| host.trim_end_matches('.'));
+    let origin = Origin::of(world.company.site(&names, |_| {}));
+    let own = origin.site.client_config();
+    let inside = |host: &str, port: u16| connect(world.tunnel.proxy, &format!("{host}:{port}")).unwrap().unwrap();
+    let [http, https] = [&origin.http, &origin.https].map(SocketAddr::port);
+    for (number, (host, is_left_alone)) in hosts.into_iter().enumerate() {
+        let in_tls = |trust| {
+            let client = tls::client(trust, host.trim_end_matches('.'), inside(host, https));
+            client.map(|client| client.of_host(&format!("{host}:{https}")))
+        };
+        let shaken = in_tls(&world.trust);
+        let untrusted = |error: &io::Error| error.to_string().contains("UnknownIssuer");
+        assert_eq!(shaken.as_ref().err().is_some_and(untrusted), is_left_alone, "{host}");
+        let mut secure = shaken.or_else(|_| in_tls(&own)).unwrap();
+        let site = format!("{host}:{http}");
+        let (mut whole, mut plain) = (world.tunnel.client(), Client::over(inside(host, http)).of_host(&site));
+        let target = |scheme| format!("/bytes/{scheme}-{number}?length=10&field=Cache-Control:max-age=600");
+        let (within, without) = (target("https"), target("http"));
+        let url = format!("http://{site}{without}");
+        for answer in [
+            secure.get(&within),
+            secure.get(&within),
+            whole.get(&url),
+            plain.get(&without),
+        ] {
+            let answer = answer.unwrap();
+            let is_cached = answer.head.field("Cache-Status").is_some();
+            assert_eq!((answer.status(), is_cached), (200, !is_left_alone), "{host}");
+        }
+        let times = if is_left_alone { 2 } else { 1 };
+        for scheme in ["https", "http"] {
+            let asked = origin.counters().path(&format!("/bytes/{scheme}-{number}"));
+            assert_eq!(asked, times, "{scheme}, {host}");
+        }
+    }
 }
 
 fn apps_that_pin_their_site_are_left_alone(driver: Driver) {

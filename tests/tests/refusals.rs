@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::process::Command;
 
 use tests::cloud::{Cloud, Driver, add_user, binary};
+use tests::deaf::Closed;
 use tests::origin::Origin;
 use tests::process::{PATIENCE, Process};
 use tests::relay::{Rule, Which};
@@ -102,14 +103,11 @@ fn a_wrong_fingerprint() {
 #[test]
 fn a_wrong_port() {
     let place = Place::new();
-    let free = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    free.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into())
-        .unwrap();
-    let closed = free.local_addr().unwrap().as_socket().unwrap();
+    let closed = Closed::start();
     refused(
-        &mut place.sc("ada", "k", &format!("https://{closed}/rest/v1")),
+        &mut place.sc("ada", "k", &format!("https://{}/rest/v1", closed.address)),
         UNREACHABLE,
-        &[&closed.to_string()],
+        &[&closed.address.to_string()],
     );
     // A port that answers, but no TLS.
     let origin = Origin::start();

@@ -1,6 +1,5 @@
 //! What is remembered of requests that are over: it costs no more than is counted for it, and has an end.
 
-use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;
@@ -10,8 +9,8 @@ use std::thread;
 use dataplane::limits::{CACHE_BYTES, CACHE_VARIANTS_MAX, LEAVES_MAX, REPORTS_MAX};
 use rustls::{ServerConfig, ServerConnection};
 use tests::both_drivers;
-use tests::certificate::Site;
-use tests::cloud::{Cloud, Driver, Tunnel};
+use tests::bumping::World;
+use tests::cloud::{Driver, Tunnel};
 use tests::http::{Client, Connection};
 use tests::process::anonymous_bytes;
 use tests::tls;
@@ -70,36 +69,26 @@ fn get(client: &mut Client, url: &str, fields: &[(&str, &str)]) {
     assert_eq!(answer.status(), 200, "{url}: {}", answer.text());
 }
 
-struct World {
-    cloud: Cloud,
-    tunnel: Tunnel,
+/// All that serves a request for once has served one.
+fn warm(driver: Driver) -> World {
+    let world = World::start(driver);
+    let site = site_that_answers(answer("Vary: *\r\n", 10));
+    share(
+        0..100,
+        |_, client| get(client, &format!("http://{site}/"), &[]),
+        &world.tunnel,
+    );
+    world
 }
 
-impl World {
-    /// All that serves a request for once has served one.
-    fn start(driver: Driver) -> Self {
-        let cloud = Cloud::start(driver);
-        let tunnel = cloud.start_bumping_tunnel(&["--shards", "1"]);
-        let world = Self { cloud, tunnel };
-        let warm = site_that_answers(answer("Vary: *\r\n", 10));
-        share(
-            0..100,
-            |_, client| get(client, &format!("http://{warm}/"), &[]),
-            &world.tunnel,
-        );
-        world
-    }
+/// What REST shows of the cache.
+fn cached(world: &World, name: &str) -> u64 {
+    let cache = &world.cloud.tunnel(&world.tunnel.id)["culvert"]["cache"];
+    cache[name].as_u64().unwrap()
+}
 
-    /// What REST shows of the cache.
-    fn cached(&self, name: &str) -> u64 {
-        self.cloud.tunnel(&self.tunnel.id)["culvert"]["cache"][name]
-            .as_u64()
-            .unwrap()
-    }
-
-    fn memory(&self) -> u64 {
-        anonymous_bytes(self.cloud.endpoint())
-    }
+fn memory(world: &World) -> u64 {
+    anonymous_bytes(world.cloud.endpoint())
 }
 
 /// Tiny answers first, whose tables have more than they themselves; then large ones up to all that the cache may hold,
@@ -107,10 +96,10 @@ impl World {
 fn what_is_stored_costs_what_is_counted(driver: Driver) {
     const TINY: usize = 8_000;
     const LARGE_BYTES: usize = 1 << 20;
-    let world = World::start(driver);
-    let (before, held, entries) = (world.memory(), world.cached("bytes"), world.cached("entries"));
+    let world = warm(driver);
+    let (before, held, entries) = (memory(&world), cached(&world, "bytes"), cached(&world, "entries"));
     let check = |what: &str| {
-        let (grown, counted) = (world.memory().saturating_sub(before), world.cached("bytes") - held);
+        let (grown, counted) = (memory(&world).saturating_sub(before), cached(&world, "bytes") - held);
         println!("{what}: grew by {} KiB, {} KiB are counted", grown >> 10, counted >> 10);
         // A block may have a quarter more than was asked for.
         assert!(
@@ -126,12 +115,12 @@ fn what_is_stored_costs_what_is_counted(driver: Driver) {
     let tiny = site_that_answers(answer("", 0));
     ask(tiny, 0..TINY);
     check("tiny answers");
-    assert_eq!(world.cached("entries") - entries, TINY as u64);
+    assert_eq!(cached(&world, "entries") - entries, TINY as u64);
     let large = site_that_answers(answer("", LARGE_BYTES));
     ask(large, 0..CACHE_BYTES / LARGE_BYTES + BROWSERS);
     check("large answers");
     assert!(
-        world.cached("bytes") > (CACHE_BYTES - 2 * LARGE_BYTES) as u64,
+        cached(&world, "bytes") > (CACHE_BYTES - 2 * LARGE_BYTES) as u64,
         "it is not full"
     );
     ask(tiny, TINY..TINY + TINY / 4);
@@ -143,8 +132,8 @@ fn what_is_stored_costs_what_is_counted(driver: Driver) {
 fn variants_of_a_page_have_an_end(driver: Driver) {
     const VARIANTS: usize = 200;
     const BODY_BYTES: usize = 10_000;
-    let world = World::start(driver);
-    let (before, entries) = (world.memory(), world.cached("entries"));
+    let world = warm(driver);
+    let (before, entries) = (memory(&world), cached(&world, "entries"));
     let url = format!(
         "http://{}/",
         site_that_answers(answer("Vary: X-Session\r\n", BODY_BYTES))
@@ -154,8 +143,8 @@ fn variants_of_a_page_have_an_end(driver: Driver) {
         get(client, &url, &[("X-Session", &session)]);
     };
     share(0..VARIANTS, get, &world.tunnel);
-    assert_eq!(world.cached("entries") - entries, CACHE_VARIANTS_MAX as u64);
-    let grown = world.memory().saturating_sub(before);
+    assert_eq!(cached(&world, "entries") - entries, CACHE_VARIANTS_MAX as u64);
+    let grown = memory(&world).saturating_sub(before);
     println!("variants: grew by {} KiB", grown >> 10);
     let kept = (CACHE_VARIANTS_MAX * BODY_BYTES) as u64;
     assert!(grown <= kept + REST_BYTES, "{grown} bytes");
@@ -169,13 +158,14 @@ fn hosts_without_number_have_an_end(driver: Driver) {
     const { assert!(REPORTS_MAX <= LEAVES_MAX) };
     /// Of a host, with its leaf and its report.
     const HOST_BYTES: u64 = 8 << 10;
-    let company = Site::new(&["*.hosts.localhost"]);
-    let site = site_that_shakes_hands(company.server_config());
-    let cloud = Cloud::start(driver);
-    let roots = cloud.state.path().join("company.pem");
-    fs::write(&roots, &company.root_pem).unwrap();
-    let tunnel = cloud.start_bumping_tunnel(&["--shards", "1", "--cacert-file", roots.to_str().unwrap()]);
-    let trust = tls::trust_file(&cloud.ca()).unwrap();
+    let World {
+        cloud,
+        tunnel,
+        company,
+        trust,
+    } = World::start(driver);
+    let hosts = company.site(&["*.hosts.localhost"], |_| {});
+    let site = site_that_shakes_hands(hosts.server_config());
     let open = |number, _: &mut Client| {
         let host = format!("{number}.hosts.localhost");
         tls::client_through(tunnel.proxy, &trust, &host, site.port())

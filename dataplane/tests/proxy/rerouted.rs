@@ -1,16 +1,18 @@
-//! Connections that go on while the rules send their site past the tunnel (`-D`, `-t`): what is asked in them never
-//! takes the way of before.
+//! Connections that go on while the rules send their site past the tunnel (`-D`, `-t`), or leave it alone (`-B`): what is
+//! asked in them never takes the way of before.
 
 use std::io::{BufRead, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dataplane::client::Driver;
 use dataplane::endpoint::Event;
 use dataplane::rules::{Routes, Rules};
+use dataplane::settings::{Settings, Times};
 
-use crate::reload::{reload, switch};
+use crate::reload::{adopt, reload, switch};
 use crate::tls::{bumping, client_for, connect_to, domains, secure_site, shaken};
 use crate::tunnel::{Browser, PATIENCE, SETTINGS, Tunnel, field, is_asked, on_both_drivers, read_head, site};
 
@@ -70,9 +72,9 @@ fn head(method: &str, path: &str, site: SocketAddr, fields: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{fields}\r\n", authority(site))
 }
 
-/// By the answer all that was sent before has been read.
+/// By the answer all that was sent before has been read. It comes from `sc`, which dials nobody and looks no name up.
 fn has_been_read(tunnel: &Tunnel) {
-    assert_eq!(tunnel.get("http://nobody.invalid/").status, 502);
+    assert_eq!(tunnel.get("http://169.254.169.254/").status, 403);
 }
 
 fn is_misdirected(mut browser: Browser) {
@@ -98,6 +100,10 @@ fn dial_outside(tunnel: &Tunnel, site: SocketAddr, to: SocketAddr) {
     let events = std::iter::from_fn(|| tunnel.endpoint.events().recv_timeout(PATIENCE).ok());
     let (shard, id, host, port) = dial(events).expect("the endpoint asks for a connection");
     assert_eq!((host.as_str(), port), (HOST, site.port()));
+    lead(tunnel, shard, id, to);
+}
+
+fn lead(tunnel: &Tunnel, shard: usize, id: u64, to: SocketAddr) {
     let socket = TcpStream::connect(to).unwrap();
     socket.set_nonblocking(true).unwrap();
     tunnel.endpoint.dialled(shard, id, Ok((socket.into(), to)));
@@ -248,6 +254,122 @@ fn what_is_asked_in_a_connect_goes_past_the_tunnel_from_then_on() {
             asked_for_no_dial(tunnel);
             switch(tunnel, SETTINGS + 2 + 2 * i as u32, Rules::default());
             assert_eq!(ask(&|| ()), b"inside");
+        }
+    });
+}
+
+/// `-B` is for HTTP too: the cache has no part any more in what is left alone, for whoever waits for an answer neither.
+#[test]
+fn what_is_left_alone_from_then_on_is_not_cached_over_http() {
+    on_both_drivers(|tunnel| {
+        let (tell, told) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        let released = Mutex::new(released);
+        let site = site(move |mut connection| {
+            while is_asked(&mut connection) {
+                let head = read_head(&mut connection);
+                let held = head.starts_with("GET /held ");
+                tell.send(head).unwrap();
+                if held {
+                    released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                }
+                connection.get_mut().write_all(FRESH).unwrap();
+            }
+        });
+        let mut inside = tunnel.browser();
+        inside.send(connect_to(&authority(site)).as_bytes());
+        assert_eq!(inside.answer("CONNECT").status, 200);
+        let mut whole = tunnel.browser();
+        // Whether the cache has a part in either, and how often the site was asked.
+        let mut ask = || {
+            whole.get(&format!("http://{}/", authority(site)));
+            inside.send(head("GET", "/", site, "").as_bytes());
+            let answers = [&mut whole, &mut inside].map(|browser| browser.answer("GET"));
+            let cached = answers.map(|answer| {
+                assert_eq!(answer.status, 200);
+                answer.field("Cache-Status").is_some()
+            });
+            (cached, told.try_iter().count())
+        };
+        let left_alone = |list| Rules {
+            no_bump: domains(list),
+            ..Rules::default()
+        };
+        assert_eq!(ask(), ([true, true], 1));
+        switch(tunnel, SETTINGS + 1, left_alone(HOST));
+        for _ in 0..2 {
+            assert_eq!(ask(), ([false, false], 2));
+        }
+        switch(tunnel, SETTINGS + 2, left_alone("other.test"));
+        assert_eq!(ask(), ([true, true], 1));
+
+        let held = format!("http://{}/held", authority(site));
+        let (mut first, mut second) = (tunnel.browser(), tunnel.browser());
+        first.get(&held);
+        assert!(told.recv_timeout(PATIENCE).unwrap().starts_with("GET /held "));
+        second.get(&held);
+        has_been_read(tunnel);
+        switch(tunnel, SETTINGS + 3, left_alone(HOST));
+        release.send(()).unwrap();
+        assert_eq!(first.answer("GET").status, 200);
+        release.send(()).unwrap();
+        let answer = second.answer("GET");
+        assert_eq!((answer.status, answer.field("Cache-Status")), (200, None));
+        assert_eq!(told.try_iter().count(), 1, "it was asked for itself");
+    });
+}
+
+/// The endpoint keeps the time limits of what it serves without the tunnel.
+#[test]
+fn a_site_past_the_tunnel_that_is_silent_is_named() {
+    const LIMIT: Duration = Duration::from_millis(300);
+    on_both_drivers(|tunnel| {
+        let site = site(|mut connection| {
+            if read_head(&mut connection).starts_with("GET /begun ") {
+                let half = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx";
+                connection.get_mut().write_all(half).unwrap();
+            }
+            // Until it is given up.
+            is_asked(&mut connection);
+        });
+        let [(_, direct), _] = lists();
+        let times = Times {
+            first_byte: LIMIT,
+            idle: LIMIT,
+            ..Times::default()
+        };
+        let settings = Settings {
+            version: SETTINGS + 1,
+            rules: Arc::new(past_the_tunnel(direct)),
+            times,
+            ..Settings::default()
+        };
+        adopt(tunnel, settings);
+        let [mut late, mut begun] = ["late", "begun"].map(|path| {
+            let mut browser = tunnel.browser();
+            browser.get(&format!("http://{}/{path}", authority(site)));
+            browser
+        });
+        let mut logged = Vec::new();
+        while logged.len() < 2 {
+            match tunnel.endpoint.events().recv_timeout(PATIENCE).expect("two lines") {
+                Event::Dial { shard, id, .. } => lead(tunnel, shard, id, site),
+                Event::Log { text, .. } if text.contains(&authority(site)) => logged.push(text),
+                _ => {}
+            }
+        }
+        let page = late.answer("GET");
+        assert_eq!(
+            (page.status, page.field("Culvert-Error")),
+            (504, Some("first-byte-timeout"))
+        );
+        let text = String::from_utf8_lossy(&page.body);
+        assert!(text.contains("<code>first-byte-timeout</code>"), "{text}");
+        assert!(!begun.rest().1, "half an answer is cut");
+        for name in ["first-byte-timeout", "idle-timeout"] {
+            let line = format!("{name}: ");
+            assert!(logged.iter().any(|text| text.starts_with(&line)), "{logged:?}");
+            assert!(tunnel.endpoint.report().errors.contains(&(name, 1)), "{name}");
         }
     });
 }
