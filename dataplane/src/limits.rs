@@ -258,8 +258,8 @@ pub const fn connections_max(files: u64, shards: usize) -> usize {
 pub const RING_FD_MAX: i32 = 4_095;
 /// Events of local sockets that a shard takes from the kernel at once.
 pub const READY_EVENTS_MAX: usize = 256;
-/// Events of sockets that carry HTTP before what they woke has its turn. With more, browsers and sites sleep while theirs
-/// pile up; with fewer, records of links are small.
+/// Events of sockets that carry HTTP before what they woke has its turn. With more, browsers and sites sleep while
+/// theirs pile up; with fewer, records of links are small.
 pub const TURN_EXCHANGES_MAX: usize = 12;
 /// Between two attempts to wait for them, where the kernel refuses one.
 pub const READY_PAUSE: Duration = Duration::from_millis(10);

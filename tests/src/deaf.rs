@@ -1,5 +1,5 @@
-//! Sites that accept no connection: one whose backlog is full, so that the kernel drops what comes, as a firewall would,
-//! and one that is not there.
+//! Sites that accept no connection: one whose backlog is full, so that the kernel drops what comes, as a firewall
+//! would, and one that is not there.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -346,7 +346,8 @@ fn what_goes_past_the_tunnel_has_the_same_names(driver: Driver) {
     assert_eq!(poll(&mut polled, Some(&limit)).unwrap(), 1);
     let answered = polled.iter().position(|polled| !polled.revents().is_empty()).unwrap();
     let answer = Client::over(waiting[answered].try_clone().unwrap()).read_answer("GET");
-    told.page("one more", &answer.unwrap(), 503, "limit", "");
+    let words = "as many requests as may go past the tunnel do already";
+    told.page("one more", &answer.unwrap(), 503, "limit", words);
     drop(waiting);
 
     told.is_counted(&cloud, &tunnel.id);

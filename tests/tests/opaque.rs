@@ -446,8 +446,8 @@ fn who_takes_no_ecdsa_sees_the_site(driver: Driver) {
     }
 }
 
-/// A domain with all below it, or what is below it alone: browsers see the site's own certificate, and nothing is cached,
-/// of HTTP neither. Other names of the same site are none of that.
+/// A domain with all below it, or what is below it alone: browsers see the site's own certificate, and nothing is
+/// cached, of HTTP neither. Other names of the same site are none of that.
 fn hosts_can_be_left_alone(driver: Driver) {
     let list = "left.localhost,*.below.localhost,.dotted.localhost";
     let hosts = [

@@ -161,7 +161,7 @@ impl Agreement {
         let at = self.proposals.iter().position(|p| p.hash == hash)?;
         let agreed = self.proposals.swap_remove(at);
         self.settings = Arc::new(Settings {
-            // Also where the members' own are lower: whoever has asked the rules of one version need not ask them again.
+            // Also where the members' own are lower: what was asked of one version need not be asked again.
             version: self.settings.version.saturating_add(1),
             json: agreed.json.into(),
             rules: Arc::new(agreed.rules),

@@ -122,7 +122,7 @@ pub enum FromEndpoint {
         fingerprint: String,
         driver: String,
         members: Vec<Present>,
-        /// Not of a version that would take strangers for browsers.
+        /// False from one that takes strangers for browsers.
         #[serde(default)]
         knows_strangers: bool,
     },

@@ -232,34 +232,44 @@ impl Browser {
                 "browsers of this network may not use the proxy: sc-cloud serve --proxy-networks names those that may";
             return self.answer(&request, "denied", detail, false).await;
         }
-        if let Some(inside) = inside {
-            if let Err(bad) = inside.place(&mut request) {
-                return self.refuse_head(bad).await;
-            }
-            // Rules may have changed since the handshake; connections that ask for nothing are closed by that.
-            if inside.is_outdated(&self.shard) {
-                return self.refuse_head(OUTDATED).await;
+        if let Some(inside) = inside
+            && let Err(bad) = inside.place(&mut request)
+        {
+            return self.refuse_head(bad).await;
+        }
+        let mut counted = false;
+        loop {
+            if let Some(next) = self.decide(&request, inside, &mut counted).await {
+                return next;
             }
         }
-        if let Some(rule) = self.blocked_by(&request) {
+    }
+
+    /// Does what the rules in force say of a request. None if they have changed before anything was done.
+    async fn decide(&mut self, request: &Request<'_>, inside: Option<&Inside>, counted: &mut bool) -> Option<Next> {
+        // Rules may have changed since the handshake; connections that ask for nothing are closed by that.
+        if inside.is_some_and(|inside| inside.is_outdated(&self.shard)) {
+            return Some(self.refuse_head(OUTDATED).await);
+        }
+        if let Some(rule) = self.blocked_by(request) {
             let detail = format!("the rule is {rule}");
             // What follows a CONNECT is the site's, and no request.
-            let whole = is_bodyless(&request) && request.form != Form::Authority;
-            return self.answer(&request, "blocked", &detail, whole).await;
+            let whole = is_bodyless(request) && request.form != Form::Authority;
+            return Some(self.answer(request, "blocked", &detail, whole).await);
         }
         if let Some(unreached) = self.unreached.take() {
-            return self.answer(&request, unreached.0.name(), &unreached.1, false).await;
+            return Some(self.answer(request, unreached.0.name(), &unreached.1, false).await);
         }
         match request.form {
-            Form::Authority => connect::serve(self, &request).await,
-            Form::Absolute => fetch::serve(self, &request).await,
-            Form::Origin | Form::Asterisk if inside.is_some() => fetch::serve(self, &request).await,
+            Form::Authority => Some(connect::serve(self, request).await),
+            Form::Absolute => fetch::serve(self, request, counted).await,
+            Form::Origin | Form::Asterisk if inside.is_some() => fetch::serve(self, request, counted).await,
             Form::Origin | Form::Asterisk => {
-                self.refuse_head(Bad {
+                let bad = Bad {
                     status: 400,
                     reason: "this is a proxy: it takes CONNECT, and requests for whole URLs (http://host/path)",
-                })
-                .await
+                };
+                Some(self.refuse_head(bad).await)
             }
         }
     }

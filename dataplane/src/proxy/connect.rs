@@ -181,7 +181,7 @@ async fn open(
         let open = browser.open(Kind::Tcp, host, port);
         let stream = match browser.open_stream(request, open, asks).await {
             // Others came while it waited for a link.
-            Some(Ok(_)) if browser.version() != rules => continue,
+            Some(_) if browser.version() != rules => continue,
             Some(Ok(stream)) => stream,
             Some(Err(why)) => return Err(Unopened::Refused(why)),
             None => return Err(Unopened::Gone),

@@ -7,11 +7,11 @@ use std::pin::pin;
 
 use bytes::BytesMut;
 
-use super::browser::{Browser, Next, OUTDATED, PROBE_HOST, is_bodyless, tell_cut, watch};
+use super::browser::{Browser, Next, PROBE_HOST, is_bodyless, tell_cut, watch};
 use super::cached::{self, Caching, kept, now};
 use super::flow::{End, Inlet, NoHead, Outlet, TURN_BYTES, cut_at_end};
 use super::relay::full_read;
-use super::{bump, connect, probe};
+use super::{connect, probe};
 use crate::cache::{Answer, Fill, Hit};
 use crate::copies;
 use crate::http::{Bad, BadBody, Body, Finder, Framing, Request, Response, Scheme, Version, rewrite};
@@ -98,14 +98,16 @@ enum Answered {
     Again,
 }
 
-/// Carries one exchange.
-pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next {
+/// Carries one exchange. None if the rules have changed while it waited, for an equal one or a link, or was sent in
+/// vain: it is as unread as it was, and all that they say of it is to be asked anew. `counted`: it has been counted as a
+/// request.
+pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>, counted: &mut bool) -> Option<Next> {
     let whole = is_bodyless(request);
     let Some(authority) = request.authority else {
-        return browser.refuse("bad-request", "the request names no site").await;
+        return Some(browser.refuse("bad-request", "the request names no site").await);
     };
     if browser.visitor == Visitor::Probe || authority.host.eq_ignore_ascii_case(PROBE_HOST) {
-        return probe::serve(browser, request).await;
+        return Some(probe::serve(browser, request).await);
     }
     let scheme = request.scheme.unwrap_or(Scheme::Http);
     let kind = match (scheme, browser.shown) {
@@ -113,16 +115,16 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
         (Scheme::Https, Some(_)) => Kind::Https,
         (Scheme::Https, None) => {
             let detail = "https through this proxy goes by CONNECT";
-            return browser.answer(request, "denied", detail, whole).await;
+            return Some(browser.answer(request, "denied", detail, whole).await);
         }
     };
     // Those that have let it come so far.
-    let mut rules = browser.version();
+    let rules = browser.version();
     // What comes from the cache, or from a request that it waits for, has no stream that a drain would see.
     let _held = browser.shard.hold();
     let caching = match cached::look_up(browser, request).await {
         Ok(caching) => caching,
-        Err(next) => return next,
+        Err(next) => return Some(next),
     };
     let caching = caching.as_deref();
     let port = authority.port_or(scheme.default_port());
@@ -131,27 +133,23 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
     } else {
         MOVES_MAX
     };
-    let mut counted = false;
     loop {
-        // While it waited for an equal one or a link, or was sent in vain.
-        let changed = browser.version() != rules;
-        if changed && kind == Kind::Https && !bump::is_allowed(&browser.shard, authority.host) {
-            return browser.refuse_head(OUTDATED).await;
+        if browser.version() != rules {
+            return None;
         }
-        rules = browser.version();
         let open = browser.open(kind, authority.host, port);
         let stream = match browser
             .open_stream(request, open, request.version == Version::Http11)
             .await
         {
-            Some(Ok(_)) if browser.version() != rules => continue,
+            Some(_) if browser.version() != rules => return None,
             Some(Ok(stream)) => stream,
             Some(Err((code, text))) => {
-                return failed(browser, request, caching, Fault::Stream(code, text), whole).await;
+                return Some(failed(browser, request, caching, Fault::Stream(code, text), whole).await);
             }
-            None => return Next::Abort,
+            None => return Some(Next::Abort),
         };
-        if !std::mem::replace(&mut counted, true) {
+        if !std::mem::replace(counted, true) {
             stream.count_request();
         }
         let progress = Progress::default();
@@ -175,13 +173,13 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
             }
         };
         let fault = match answered {
-            Ok(Answered::Whole { keep_alive }) if keep_alive && progress.sent.get() => return Next::Again,
-            Ok(Answered::Whole { .. }) => return progress.last(request),
-            Ok(Answered::Upgraded) => return Next::Relay(stream),
+            Ok(Answered::Whole { keep_alive }) if keep_alive && progress.sent.get() => return Some(Next::Again),
+            Ok(Answered::Whole { .. }) => return Some(progress.last(request)),
+            Ok(Answered::Upgraded) => return Some(Next::Relay(stream)),
             Ok(Answered::Stored(hit)) => {
                 cached::leave(&stream).await;
                 drop(stream);
-                return answer_with(browser, caching, *hit, progress.sent.get()).await;
+                return Some(answer_with(browser, caching, *hit, progress.sent.get()).await);
             }
             Ok(Answered::Again) => {
                 cached::leave(&stream).await;
@@ -191,7 +189,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
                 if let Some((code, text)) = fault.of_site() {
                     tell_cut(&browser.shard, &request.url(Scheme::Http), code.name(), text);
                 }
-                return Next::Abort;
+                return Some(Next::Abort);
             }
             Err(fault) => fault,
         };
@@ -202,7 +200,7 @@ pub(super) async fn serve(browser: &mut Browser, request: &Request<'_>) -> Next 
         };
         drop(stream);
         if !orphaned || moves >= MOVES_MAX {
-            return failed(browser, request, caching, fault, progress.sent.get()).await;
+            return Some(failed(browser, request, caching, fault, progress.sent.get()).await);
         }
         moves += 1;
     }

@@ -86,7 +86,7 @@ async fn exchange(stream: &Stream, asked: &Asked<'_>, fetch: Fetch) -> Option<Op
     Some(again)
 }
 
-/// None if `rules` are not those in force any more: nothing that was under way then is ever stored.
+/// None if `rules` are not those in force any more: what was under way then is not stored.
 async fn open(shard: &Shard, request: &Request<'_>, rules: u32, member: Option<[u8; 16]>) -> Option<Stream> {
     let authority = request.authority?;
     let scheme = request.scheme.unwrap_or(Scheme::Http);

@@ -34,7 +34,7 @@ pub async fn relay(
     activity: &Activity,
 ) -> bool {
     cut_at_end(socket);
-    socket.socket().begin_relay();
+    socket.socket().set_relay(true);
     let ended = Cell::new(false);
     let up = upload(socket, stream, early, activity, &ended);
     let down = download(socket, inlet, activity);

@@ -174,6 +174,8 @@ impl Call<'_> {
 
     /// Keeps a connection that owes nothing for the next request.
     fn keep(&self, key: Key, site: Site) {
+        // It began as a relay where the endpoint found HTTP or ends TLS.
+        site.socket.socket().set_relay(false);
         // Asked now, so that the pool knows when it gives the connection out.
         if may_serve(&site, false) {
             self.sites.pool.borrow_mut().put(runtime::now(), key, site);

@@ -78,27 +78,34 @@ struct Set {
 }
 
 impl Set {
-    /// Wakes who waits for what the kernel has, and says whether there may be more: it takes [`READY_EVENTS_MAX`] events
-    /// at once, and tells of them until [`TURN_EXCHANGES_MAX`] sockets that carry HTTP have stirred.
+    /// Takes what the kernel has, [`READY_EVENTS_MAX`] events at once, and wakes who waits for it until
+    /// [`TURN_EXCHANGES_MAX`] sockets that carry HTTP have stirred. Says whether there may be more.
     fn collect(&self) -> bool {
         const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         let events = &mut *self.events.borrow_mut();
+        let states = self.states.borrow();
+        let stirred = |event: &Event| {
+            let data = event.data.u64();
+            let state = states.get(data as u32 as usize).and_then(Option::as_ref);
+            // The place may have gone to another socket since.
+            state.filter(|state| state.number == (data >> 32) as u32)
+        };
         let mut told = self.told.take();
         if told == events.len() {
             events.clear();
             told = 0;
             let _ = epoll::wait(&self.bell, spare_capacity(events), Some(&AT_ONCE));
+            // Of all at once: a connection of the pool is looked at by whoever has its turn first.
+            for event in events.iter() {
+                stirred(event).inspect(|state| state.note(event.flags));
+            }
         }
-        let states = self.states.borrow();
         let mut exchanges = 0;
         while told < events.len() && exchanges < TURN_EXCHANGES_MAX {
             let event = &events[told];
             told += 1;
-            let data = event.data.u64();
-            let state = states.get(data as u32 as usize).and_then(Option::as_ref);
-            // The place may have gone to another socket since.
-            if let Some(state) = state.filter(|state| state.number == (data >> 32) as u32) {
-                state.happened(event.flags);
+            if let Some(state) = stirred(event) {
+                state.wake(event.flags);
                 exchanges += usize::from(!state.relays.get());
             }
         }
@@ -144,17 +151,24 @@ struct State {
 }
 
 impl State {
-    fn happened(&self, flags: EventFlags) {
-        let ended = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
-        if flags.intersects(ended) {
+    fn note(&self, flags: EventFlags) {
+        if flags.intersects(ENDED) {
             self.ended.set(true);
         }
-        if flags.intersects(ended | EventFlags::IN) {
+        if flags.intersects(READABLE) {
             self.readable.set(true);
+        }
+        if flags.intersects(WRITABLE) {
+            self.full.set(false);
+        }
+    }
+
+    /// Who finds it read or full meanwhile waits again.
+    fn wake(&self, flags: EventFlags) {
+        if flags.intersects(READABLE) {
             wake(&self.reader);
         }
-        if flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR) {
-            self.full.set(false);
+        if flags.intersects(WRITABLE) {
             wake(&self.writer);
         }
     }
@@ -203,9 +217,9 @@ impl Watch {
         self.state.readable.get()
     }
 
-    /// From now on it carries opaque bytes, which cost little beside HTTP.
-    pub fn begin_relay(&self) {
-        self.state.relays.set(true);
+    /// Whether it carries opaque bytes from now on, which cost little beside HTTP.
+    pub fn set_relay(&self, relays: bool) {
+        self.state.relays.set(relays);
     }
 
     /// May be dropped. Who always has something to read lets the others have their turn now and then.
@@ -267,6 +281,9 @@ impl Drop for Watch {
 }
 
 const FLAGS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
+const ENDED: EventFlags = EventFlags::RDHUP.union(EventFlags::HUP).union(EventFlags::ERR);
+const READABLE: EventFlags = ENDED.union(EventFlags::IN);
+const WRITABLE: EventFlags = EventFlags::OUT.union(EventFlags::HUP).union(EventFlags::ERR);
 
 struct Wait<'a> {
     state: &'a State,

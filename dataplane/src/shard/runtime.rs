@@ -364,10 +364,10 @@ impl Socket {
         self
     }
 
-    /// From now on it carries opaque bytes: many such are served in one turn.
-    pub fn begin_relay(&self) {
+    /// Whether it carries opaque bytes from now on: many such are served in one turn.
+    pub fn set_relay(&self, relays: bool) {
         if let Some(watch) = &self.watch {
-            watch.begin_relay();
+            watch.set_relay(relays);
         }
     }
 

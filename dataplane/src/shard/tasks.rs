@@ -32,7 +32,7 @@ struct Underway {
     /// One place for each task, with its waker once it has been polled.
     wakers: RefCell<Vec<Option<Waker>>>,
     free: RefCell<Vec<u32>>,
-    /// With so few tasks left memory is given back: an eighth of those that there were at once, then an eighth of these …
+    /// With fewer tasks left memory is given back: an eighth of those that there were at once, an eighth of these …
     give_back_at: Cell<usize>,
     operations: Cell<usize>,
     is_ending: Cell<bool>,
@@ -62,7 +62,7 @@ impl Underway {
         }
     }
 
-    /// What it costs is little beside the tasks that have ended: a thousand allow for it four times.
+    /// What it costs is little beside what has ended: three times for a thousand tasks, five for sixty thousand.
     fn note_fall(&self) {
         let tasks = self.tasks();
         if tasks < self.give_back_at.get() {

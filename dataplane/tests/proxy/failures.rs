@@ -1,7 +1,7 @@
 //! What is refused, what fails, and what is cut.
 
 use std::io::{BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -11,7 +11,7 @@ use dataplane::client::{ClientConfig, Driver};
 use dataplane::rules::{Domains, FastFail, Routes, Rules};
 use dataplane::settings::{Settings, Times};
 
-use crate::tunnel::{PATIENCE, SETTINGS, Tunnel, is_asked, on_both_drivers, read_head, site, timed};
+use crate::tunnel::{PATIENCE, SETTINGS, Tunnel, is_asked, on_both_drivers, read_head, refusing, site, timed};
 use crate::way::in_every_way;
 
 #[test]
@@ -88,10 +88,7 @@ fn a_body_that_breaks_its_framing_gets_400_and_the_site_sees_a_cut() {
 #[test]
 fn a_site_that_cannot_be_reached_is_named() {
     on_both_drivers(|tunnel| {
-        // Bound, so that nobody else is given the port.
-        let bound = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        bound.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-        let closed = bound.local_addr().unwrap().as_socket().unwrap();
+        let (_bound, closed) = refusing();
         for (site, status, name) in [
             (closed.to_string(), 502, "refused"),
             ("no-such-name.invalid".to_owned(), 502, "dns"),

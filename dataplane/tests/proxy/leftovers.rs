@@ -1,12 +1,11 @@
 //! Bytes that nobody has asked for yet, or any more: whose they are, byte for byte.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::sync::mpsc;
 
 use crate::recorder::{Recorder, hidden, statuses};
 use crate::tls::{client_of, connect_to, shaken};
-use crate::tunnel::{Browser, PATIENCE, is_asked, read_head};
+use crate::tunnel::{Browser, PATIENCE, is_asked, read_head, refusing};
 use crate::way::{Way, in_every_way, in_one_way};
 
 /// pingora 2025-4366: a body that nobody read would be the next request.
@@ -102,7 +101,7 @@ fn early_bytes_are_requests_only_where_nothing_was_opened() {
         let site = recorder.site;
         let (next, next_at_site) = hidden(site);
         if way == Way::Absolute {
-            let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let (_bound, closed) = refusing();
             for (authority, status) in [(closed.to_string(), 502), ("169.254.169.254:80".to_owned(), 403)] {
                 let sent = connect_to(&authority) + &next;
                 let got = recorder.exchange(tunnel, sent.as_bytes());
@@ -184,7 +183,7 @@ fn tls_that_comes_with_a_connect_is_served() {
         assert_eq!(recorder.reached(tunnel), "");
 
         // No site, no TLS.
-        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (_bound, closed) = refusing();
         let mut browser = tunnel.browser();
         browser.send(&[connect_to(&closed.to_string()).as_bytes(), &hello].concat());
         assert_eq!(browser.answer("GET").status, 502);

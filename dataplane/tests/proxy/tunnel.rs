@@ -360,6 +360,14 @@ impl Browser {
     }
 }
 
+/// A port that refuses connections, for as long as the socket is there: bound, so that nobody else is given it.
+pub fn refusing() -> (socket2::Socket, SocketAddr) {
+    let bound = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    bound.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = bound.local_addr().unwrap().as_socket().unwrap();
+    (bound, address)
+}
+
 /// A site: `serve` gets each connection on a thread of its own.
 pub fn site(serve: impl Fn(BufReader<TcpStream>) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

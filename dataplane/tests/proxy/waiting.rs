@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use dataplane::client::Driver;
 use dataplane::endpoint::Event;
-use dataplane::rules::{Routes, Rules};
+use dataplane::rules::{FastFail, Routes, Rules};
 
 use crate::reload::switch;
 use crate::secure::until;
@@ -21,8 +21,13 @@ const HOST: &str = "0.0.0.0";
 const STALE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nETag: \"a\"\r\nAge: 100\r\n\
     Cache-Control: max-age=10, stale-while-revalidate=600\r\n\r\ninside";
 
+/// As stale, and never given so.
+const OLD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nETag: \"a\"\r\nAge: 100\r\n\
+    Cache-Control: max-age=10\r\n\r\ninside";
+
 fn past_the_tunnel() -> Rules {
     Rules {
+        fast_fail: FastFail::compile(&["/dropped".to_owned()]).unwrap(),
         routes: Routes {
             direct: domains(HOST),
             ..Routes::default()
@@ -65,15 +70,20 @@ fn what_waits_for_a_link_goes_on_under_the_rules_that_are_in_force_then() {
         });
         let inside = site(move |mut connection| {
             while is_asked(&mut connection) {
-                tell.send(read_head(&mut connection)).unwrap();
-                connection.get_mut().write_all(STALE).unwrap();
+                let head = read_head(&mut connection);
+                let answer = if head.starts_with("GET /old ") { OLD } else { STALE };
+                tell.send(head).unwrap();
+                connection.get_mut().write_all(answer).unwrap();
             }
         });
         let outside = site(|mut connection| {
             while is_asked(&mut connection) {
-                read_head(&mut connection);
-                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nbeyond";
-                connection.get_mut().write_all(answer).unwrap();
+                // Another site's answer is none of its own, whatever their tags.
+                let answer = match read_head(&mut connection).contains("If-None-Match") {
+                    true => "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n",
+                    false => "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nbeyond",
+                };
+                connection.get_mut().write_all(answer.as_bytes()).unwrap();
             }
         });
         let authority = |site: SocketAddr| format!("{HOST}:{}", site.port());
@@ -84,12 +94,16 @@ fn what_waits_for_a_link_goes_on_under_the_rules_that_are_in_force_then() {
         let mut secured = Browser(shaken(client_for(&tunnel, HOST), secured).unwrap());
         assert_eq!(tunnel.get(&url("stale")).body, b"inside");
         assert!(told.recv_timeout(PATIENCE).unwrap().starts_with("GET /stale "));
+        assert_eq!(tunnel.get(&url("old")).body, b"inside");
+        assert!(told.recv_timeout(PATIENCE).unwrap().starts_with("GET /old "));
 
         let cut = tunnel.cut();
         answers_stale(&tunnel, &url("stale"));
         secured.send(format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", authority(secure)).as_bytes());
         let mut plain = tunnel.browser();
-        plain.get(&url("plain"));
+        plain.get(&url("old"));
+        let mut dropped = tunnel.browser();
+        dropped.get(&url("dropped"));
         let mut connecting = tunnel.browser();
         connecting.send(connect_to(&authority(inside)).as_bytes());
         has_been_read(&tunnel);
@@ -98,6 +112,8 @@ fn what_waits_for_a_link_goes_on_under_the_rules_that_are_in_force_then() {
 
         let answer = secured.answer("GET");
         assert_eq!((answer.status, answer.field("Connection")), (421, Some("close")));
+        let answer = dropped.answer("GET");
+        assert_eq!((answer.status, answer.field("Culvert-Error")), (403, Some("blocked")));
         for _ in 0..2 {
             let events = std::iter::from_fn(|| tunnel.endpoint.events().recv_timeout(PATIENCE).ok());
             let (shard, id, port) = dial(events).expect("the endpoint asks for a connection");

@@ -229,7 +229,8 @@ impl Browser {
 
     /// Reads what follows the last whole request: a refusal, or the end. Never does the connection go on.
     fn end(&mut self, route: &Route, number: u64, rest: Rest, tally: &mut Tally) -> bool {
-        match (self.answer("GET"), rest) {
+        // Of a refusal that answers HEAD that is all there is.
+        match (self.answer("HEAD"), rest) {
             (Ok(head), _) if head.field("X-Seen").is_some() => {
                 tally.disagree(number, format!("the site counts what we read as {rest:?}"));
             }
