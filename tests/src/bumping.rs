@@ -41,10 +41,8 @@ impl World {
 
     /// As [`World::of`], in a cloud that is there.
     pub fn within(cloud: Cloud, company: Company, arguments: &[&str]) -> Self {
-        let file = company_file(&cloud);
-        fs::write(&file, &company.root_pem).expect("a file");
-        let file = file.to_string_lossy();
-        let tunnel = cloud.start_bumping_tunnel(&[&["--cacert-file", &file], arguments].concat());
+        fs::write(company_file(&cloud), &company.root_pem).expect("a file");
+        let tunnel = another_tunnel(&cloud, arguments);
         let trust = tls::trust_file(&cloud.ca()).expect("the cloud's CA");
         Self {
             cloud,
@@ -74,6 +72,13 @@ impl World {
         let client = tls::client_through(self.tunnel.proxy, trust, "localhost", origin.https.port())?;
         Ok(client.expect("CONNECT is answered with 200"))
     }
+}
+
+/// A further tunnel to the company of a [`World`], of its cloud.
+pub fn another_tunnel(cloud: &Cloud, arguments: &[&str]) -> Tunnel {
+    let file = company_file(cloud);
+    let file = file.to_string_lossy();
+    cloud.start_bumping_tunnel(&[&["--cacert-file", &file], arguments].concat())
 }
 
 fn company_file(cloud: &Cloud) -> PathBuf {

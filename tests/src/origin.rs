@@ -94,6 +94,9 @@ impl Shared {
     }
 }
 
+/// An answer that may be kept for longer than any test takes.
+pub const STORED: &str = "/bytes/stored?length=10&field=Cache-Control:max-age=600";
+
 /// A running site; it stops accepting when dropped.
 pub struct Origin {
     pub http: SocketAddr,

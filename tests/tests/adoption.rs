@@ -10,11 +10,11 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::Signal;
 use rustls::ClientConfig;
 use serde_json::Value;
-use tests::bumping::{NAMES, World};
+use tests::bumping::{NAMES, World, another_tunnel};
 use tests::certificate::Company;
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel, fault_lasts};
 use tests::http::{Client, connect};
-use tests::origin::Origin;
+use tests::origin::{Origin, STORED};
 use tests::process::{Held, PATIENCE};
 use tests::trial::Trial;
 use tests::{both_drivers, tls};
@@ -74,9 +74,6 @@ fn echo_head(socket: &mut TcpStream) -> io::Result<()> {
 fn endpoint_of(cloud: &Cloud) -> Held {
     Held::of(cloud.endpoint()).expect("it lives")
 }
-
-/// May be kept for longer than any test takes.
-const STORED: &str = "/bytes/stored?length=10&field=Cache-Control:max-age=600";
 
 /// A browser in whose TLS the endpoint speaks for the site.
 fn in_tls(tunnel: &Tunnel, trust: &Arc<ClientConfig>, site: &Origin) -> Client {
@@ -217,7 +214,7 @@ fn a_pool_goes_on_with_all_its_members(driver: Driver) {
     };
     let pool = ["--shards", "1", "-i", "pool", "--tunnel-pool"];
     let world = World::of(Company::new(), options, &pool);
-    let (origin, roots) = (world.origin(), world.company_pem());
+    let origin = world.origin();
     let World {
         mut cloud,
         tunnel: first,
@@ -225,9 +222,7 @@ fn a_pool_goes_on_with_all_its_members(driver: Driver) {
         ..
     } = world;
     cloud.options.endpoint_shards = 1;
-    let arguments = [&pool[..], &["--cacert-file", roots.to_str().unwrap()]].concat();
-    let member = |cloud: &Cloud| cloud.start_bumping_tunnel(&arguments);
-    let second = member(&cloud);
+    let second = another_tunnel(&cloud, &pool);
     // Of each member.
     let mut secure = [(); 2].map(|()| in_tls(&first, &trust, &origin));
     let endpoint = endpoint_of(&cloud);
@@ -259,7 +254,7 @@ fn a_pool_goes_on_with_all_its_members(driver: Driver) {
     assert_eq!(requests(&first) + requests(&second), 8 + 2 * 3, "counts go on");
     in_tls(&first, &trust, &origin).download("", 1, 1_000, "").unwrap();
     // It is a pool still: another one joins, and one leaves without the others.
-    let third = member(&cloud);
+    let third = another_tunnel(&cloud, &pool);
     assert_eq!(third.proxy, first.proxy);
     first.stop();
     assert!(!endpoint.ends_within(Duration::ZERO));

@@ -9,7 +9,7 @@ use dataplane::limits::LINK_DOWN_GRACE;
 use rcgen::CertificateParams;
 use rustix::process::Signal;
 use tests::both_drivers;
-use tests::bumping::{NAMES, World, assert_blocked};
+use tests::bumping::{NAMES, World, another_tunnel, assert_blocked};
 use tests::certificate::{self, Company, Site};
 use tests::cloud::{Driver, fault_lasts, until};
 use tests::deaf::Closed;
@@ -318,16 +318,7 @@ fn what_passes_is_a_page_and_teaches_nothing(driver: Driver) {
 
 fn another_tunnel_of_the_pool_looks(driver: Driver) {
     let world = World::with(driver, &["-i", "pool", "--tunnel-pool"]);
-    let company = world.company_pem();
-    let second = world.cloud.start_bumping_tunnel(&[
-        "--shards",
-        "1",
-        "--cacert-file",
-        company.to_str().unwrap(),
-        "-i",
-        "pool",
-        "--tunnel-pool",
-    ]);
+    let second = another_tunnel(&world.cloud, &["--shards", "1", "-i", "pool", "--tunnel-pool"]);
     let origin = world.origin();
     let (tell, told) = mpsc::channel();
     let port = by_way_of(&origin, move |mut socket| {

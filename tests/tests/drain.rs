@@ -13,7 +13,7 @@ use tests::bumping::{NAMES, World};
 use tests::certificate::Company;
 use tests::cloud::{Cloud, Driver, Tunnel, fault_lasts};
 use tests::http::{Client, connect, dial};
-use tests::origin::Origin;
+use tests::origin::{Origin, STORED};
 use tests::process::PATIENCE;
 use tests::trial::Raise;
 use tests::watch::Watch;
@@ -102,9 +102,8 @@ fn drains(driver: Driver, by: By) {
     let answer = Client::over(used.try_clone().unwrap()).get(&format!("{asked}/echo-head"));
     assert_eq!(answer.unwrap().status(), 200);
     let unused = dial(proxy).unwrap();
-    let stored = "/bytes/stored?length=10&field=Cache-Control:max-age=600";
     let mut in_tls = vec![secure().unwrap(), secure().unwrap()];
-    assert_eq!(in_tls[0].get(stored).unwrap().status(), 200);
+    assert_eq!(in_tls[0].get(STORED).unwrap().status(), 200);
     let silent = Opaque::open(&tunnel);
     let mut talking = Opaque::open(&tunnel);
     let over = AtomicBool::new(false);
@@ -157,7 +156,7 @@ fn drains(driver: Driver, by: By) {
             let answer = Client::over(used.try_clone().unwrap()).get(&format!("{base}/echo-head"));
             assert_eq!(answer.unwrap().status(), 200, "a job goes on");
             assert_eq!(in_tls[0].get("/echo-head").unwrap().status(), 200, "in TLS too");
-            let hit = in_tls[0].get(stored).unwrap();
+            let hit = in_tls[0].get(STORED).unwrap();
             let status = hit.head.field("Cache-Status").unwrap_or_default();
             assert!(status.starts_with("culvert; hit"), "{status}");
         }

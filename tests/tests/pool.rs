@@ -6,10 +6,11 @@ use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tests::both_drivers;
-use tests::bumping::World;
+use tests::bumping::{World, another_tunnel};
 use tests::certificate::Company;
 use tests::cloud::{Cloud, CloudOptions, Driver, Tunnel};
 use tests::http::Client;
+use tests::origin::STORED;
 use tests::process::{PATIENCE, Process};
 use tests::trial::Raise;
 
@@ -22,13 +23,6 @@ fn pool(driver: Driver) -> World {
     World::of(Company::new(), CloudOptions::new(driver), &POOL)
 }
 
-/// Another tunnel.
-fn member(world: &World) -> Tunnel {
-    let roots = world.company_pem();
-    let roots = ["--cacert-file", roots.to_str().unwrap()];
-    world.cloud.start_bumping_tunnel(&[&POOL[..], &roots].concat())
-}
-
 fn requests(cloud: &Cloud, tunnel: &Tunnel) -> u64 {
     cloud.tunnel(&tunnel.id)["culvert"]["requests"].as_u64().unwrap()
 }
@@ -37,7 +31,7 @@ fn two_share_the_load_and_the_endpoint(driver: Driver) {
     const REQUESTS: u64 = 40;
     const IN_TLS: u64 = 5;
     let world = pool(driver);
-    let (origin, mut second) = (world.origin(), member(&world));
+    let (origin, mut second) = (world.origin(), another_tunnel(&world.cloud, &POOL));
     let (cloud, first) = (&world.cloud, &world.tunnel);
     let endpoint = cloud.endpoint();
     assert_eq!(first.proxy, second.proxy);
@@ -63,9 +57,8 @@ fn two_share_the_load_and_the_endpoint(driver: Driver) {
     }
     assert_eq!(counts(), [REQUESTS / 2 + IN_TLS; 2]);
     // Whoever has fetched it, it is for all browsers.
-    let stored = "/bytes/stored?length=10&field=Cache-Control:max-age=600";
     for client in &mut in_tls {
-        assert_eq!(client.get(stored).unwrap().status(), 200);
+        assert_eq!(client.get(STORED).unwrap().status(), 200);
     }
     assert_eq!(origin.counters().path("/bytes/stored"), 1);
     let before = requests(cloud, first);
@@ -81,7 +74,7 @@ fn two_share_the_load_and_the_endpoint(driver: Driver) {
     // Also whose TLS was the other one's.
     for client in &mut in_tls {
         client.download("", 1, 1_000, "").unwrap();
-        assert_eq!(client.get(stored).unwrap().status(), 200);
+        assert_eq!(client.get(STORED).unwrap().status(), 200);
     }
     assert_eq!(origin.counters().path("/bytes/stored"), 1);
     assert_eq!(requests(cloud, first), before + REQUESTS + 2);
@@ -99,7 +92,7 @@ fn two_share_the_load_and_the_endpoint(driver: Driver) {
 fn a_killed_one_loses_no_get(driver: Driver) {
     const CLIENTS: u64 = 16;
     let world = pool(driver);
-    let (origin, mut second) = (world.origin(), member(&world));
+    let (origin, mut second) = (world.origin(), another_tunnel(&world.cloud, &POOL));
     let (cloud, first) = (&world.cloud, &world.tunnel);
     let endpoints = cloud.process.children();
     let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -156,7 +149,7 @@ fn a_killed_one_loses_no_get(driver: Driver) {
     assert_eq!(cloud.tunnel(&first.id)["is_ready"], true);
     // A killed endpoint comes back with all that are left, and others may join meanwhile.
     kill_process(Pid::from_raw(endpoints[0].cast_signed()).unwrap(), Signal::KILL).unwrap();
-    let third = member(&world);
+    let third = another_tunnel(cloud, &POOL);
     assert_eq!(third.proxy, first.proxy);
     for number in 0..2 {
         let (mut client, base) = open(number);

@@ -158,26 +158,21 @@ fn hosts_without_number_have_an_end(driver: Driver) {
     const { assert!(REPORTS_MAX <= LEAVES_MAX) };
     /// Of a host, with its leaf and its report.
     const HOST_BYTES: u64 = 8 << 10;
-    let World {
-        cloud,
-        tunnel,
-        company,
-        trust,
-    } = World::start(driver);
-    let hosts = company.site(&["*.hosts.localhost"], |_| {});
+    let world = World::start(driver);
+    let hosts = world.company.site(&["*.hosts.localhost"], |_| {});
     let site = site_that_shakes_hands(hosts.server_config());
     let open = |number, _: &mut Client| {
         let host = format!("{number}.hosts.localhost");
-        tls::client_through(tunnel.proxy, &trust, &host, site.port())
+        tls::client_through(world.tunnel.proxy, &world.trust, &host, site.port())
             .unwrap()
             .unwrap();
     };
-    let ids = [tunnel.process.id(), cloud.endpoint()];
+    let ids = [world.tunnel.process.id(), world.cloud.endpoint()];
     let memory = || ids.map(anonymous_bytes);
     let before = memory();
-    share(0..HOSTS, open, &tunnel);
+    share(0..HOSTS, open, &world.tunnel);
     let full = memory();
-    share(HOSTS..HOSTS + HOSTS / 2, open, &tunnel);
+    share(HOSTS..HOSTS + HOSTS / 2, open, &world.tunnel);
     let after = memory();
     for (name, at) in [("sc", 0), ("endpoint", 1)] {
         let (first, then) = (full[at].saturating_sub(before[at]), after[at].saturating_sub(full[at]));
@@ -187,7 +182,7 @@ fn hosts_without_number_have_an_end(driver: Driver) {
         // The tables of `sc` are so small that what its allocator takes at a time is more.
         assert!(name == "sc" || then <= allowed / 6, "{name}: {then} bytes more");
     }
-    tunnel.stop();
+    world.tunnel.stop();
 }
 
 /// On each connection, and says nothing in it.

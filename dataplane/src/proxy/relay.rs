@@ -47,6 +47,12 @@ pub async fn relay(
     relayed == Err(Cut::Local) && !ended.get()
 }
 
+/// What was begun as a relay and has carried nothing carries HTTP from now on.
+pub fn undo(socket: &Transport) {
+    let _ = socket2::SockRef::from(socket).set_linger(None);
+    socket.socket().set_relay(false);
+}
+
 /// What a relay's other side is told if the local one broke off.
 pub(super) const BROKEN_OFF: &str = "the connection was broken off";
 

@@ -11,7 +11,7 @@ use super::exchange::{self, Fault, Progress, was_asked_anew};
 use super::flow::{Activity, End, Inlet, NoHead, cut_at_end};
 use super::handshake::shake;
 use super::origin::{Attempt, Key};
-use super::relay::{BROKEN_OFF, DISMISSED, dismissed, relay};
+use super::relay::{self, BROKEN_OFF, DISMISSED, dismissed, relay};
 use crate::bump::{CLIENT_CERTIFICATE, Seen, Verdict};
 use crate::http::{Finder, Form, Framing, Request, Scheme, rewrite};
 use crate::mux::{Code, Kind, Shown, Timings};
@@ -122,7 +122,7 @@ impl Call<'_> {
     fn keep_unused(&self, site: Site, inlet: &Inlet<'_>, activity: &Activity) {
         let is_http = !activity.any() && !self.asks_late();
         if is_http && matches!(inlet.end(), Some(End::Cut(Code::Cancelled, _))) {
-            let _ = socket2::SockRef::from(&site.socket).set_linger(None);
+            relay::undo(&site.socket);
             self.keep(Key::new(self.host.as_bytes(), self.port), site);
         } else if activity.any() && self.site_credentials().is_some() {
             self.shown_nothing("the connection stayed opaque");
@@ -148,7 +148,7 @@ impl Call<'_> {
     /// Shakes hands for the endpoint, and keeps the connection for the browser's first request, which comes on a stream
     /// of its own.
     async fn tls(&self, mut site: Site, mut inlet: Inlet<'_>) {
-        let _ = socket2::SockRef::from(&site.socket).set_linger(None);
+        relay::undo(&site.socket);
         let seen = match select(
             shake(self.shard, &mut site, self.host, self.port),
             self.stream.stopped(),
@@ -174,8 +174,6 @@ impl Call<'_> {
 
     /// Keeps a connection that owes nothing for the next request.
     fn keep(&self, key: Key, site: Site) {
-        // It began as a relay where the endpoint found HTTP or ends TLS.
-        site.socket.socket().set_relay(false);
         // Asked now, so that the pool knows when it gives the connection out.
         if may_serve(&site, false) {
             self.sites.pool.borrow_mut().put(runtime::now(), key, site);

@@ -232,7 +232,7 @@ mod tests {
         let eighth = GIVE_BACK_TASKS_MIN / 8;
         assert_eq!(end(&mut many, eighth), 0);
         assert_eq!(end(&mut many, eighth - 1), 1);
-        many.extend(flood(10 * eighth / 8));
+        many.extend(flood(eighth));
         assert_eq!(end(&mut many, eighth / 8), 1, "of the rest");
         assert_eq!(end(&mut many, 1), 2);
         many.extend(flood(eighth));

@@ -104,13 +104,7 @@ fn no_page_for_a_late_or_outdated_head_has_a_body() {
         for (browser, sent) in &mut late {
             last_page_head(browser, 408, "request-timeout", sent);
         }
-        adopt(
-            &tunnel,
-            Settings {
-                version: SETTINGS + 2,
-                ..Settings::default()
-            },
-        );
+        switch(&tunnel, SETTINGS + 2, Rules::default());
         let mut browser = secure.browser(&tunnel);
         let head = secure.head("HEAD", "/", "");
         let (begun, rest) = head.split_at(20);

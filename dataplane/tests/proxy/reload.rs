@@ -3,14 +3,14 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use dataplane::client::Driver;
 use dataplane::rules::{Rules, Sites};
 use dataplane::settings::Settings;
 
-use crate::tunnel::{Answer, PATIENCE, SETTINGS, Tunnel, on_both_drivers, read_head, site};
+use crate::tunnel::{Answer, PATIENCE, SETTINGS, Tunnel, gate, on_both_drivers, read_head, site};
 
 /// A site that counts what it is asked; each answer may be kept.
 fn counting() -> (SocketAddr, Arc<AtomicUsize>) {
@@ -30,14 +30,13 @@ const ANSWER: &[u8] =
 /// The same, but its first answer waits for a word.
 fn holding() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
     let (tell, told) = mpsc::channel();
-    let (release, released) = mpsc::channel();
-    let first = Mutex::new(Some((tell, released)));
+    let (release, may_answer) = gate();
+    let is_first = AtomicBool::new(true);
     let site = site(move |mut connection| {
         read_head(&mut connection);
-        let held = first.lock().unwrap().take();
-        if let Some((tell, released)) = held {
+        if is_first.swap(false, Ordering::SeqCst) {
             tell.send(()).unwrap();
-            released.recv_timeout(PATIENCE).unwrap();
+            may_answer();
         }
         connection.get_mut().write_all(ANSWER).unwrap();
     });

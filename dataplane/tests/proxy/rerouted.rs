@@ -3,8 +3,8 @@
 
 use std::io::{BufRead, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dataplane::client::Driver;
@@ -14,10 +14,10 @@ use dataplane::settings::{Settings, Times};
 
 use crate::reload::{adopt, reload, switch};
 use crate::tls::{bumping, client_for, connect_to, domains, secure_site, shaken};
-use crate::tunnel::{Browser, PATIENCE, SETTINGS, Tunnel, field, is_asked, on_both_drivers, read_head, site};
+use crate::tunnel::{Browser, PATIENCE, SETTINGS, Tunnel, field, gate, is_asked, on_both_drivers, read_head, site};
 
 /// Leads to this host, as `localhost` does, which never goes past the tunnel.
-const HOST: &str = "0.0.0.0";
+pub const HOST: &str = "0.0.0.0";
 
 const FRESH: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nCache-Control: max-age=600\r\n\r\nx";
 
@@ -57,18 +57,18 @@ fn telling() -> (SocketAddr, Receiver<String>) {
 }
 
 /// A browser in whose TLS the site is asked.
-fn within(tunnel: &Tunnel, site: SocketAddr) -> Browser {
+pub fn within(tunnel: &Tunnel, site: SocketAddr) -> Browser {
     let mut browser = tunnel.browser();
     browser.send(connect_to(&authority(site)).as_bytes());
     assert_eq!(browser.answer("CONNECT").status, 200);
     Browser(shaken(client_for(tunnel, HOST), browser).unwrap())
 }
 
-fn authority(site: SocketAddr) -> String {
+pub fn authority(site: SocketAddr) -> String {
     format!("{HOST}:{}", site.port())
 }
 
-fn head(method: &str, path: &str, site: SocketAddr, fields: &str) -> String {
+pub fn head(method: &str, path: &str, site: SocketAddr, fields: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{fields}\r\n", authority(site))
 }
 
@@ -96,7 +96,7 @@ fn dial(events: impl Iterator<Item = Event>) -> Option<(usize, u64, String, u16)
 }
 
 /// Does what the broker does, and leads to `to`.
-fn dial_outside(tunnel: &Tunnel, site: SocketAddr, to: SocketAddr) {
+pub fn dial_outside(tunnel: &Tunnel, site: SocketAddr, to: SocketAddr) {
     let events = std::iter::from_fn(|| tunnel.endpoint.events().recv_timeout(PATIENCE).ok());
     let (shard, id, host, port) = dial(events).expect("the endpoint asks for a connection");
     assert_eq!((host.as_str(), port), (HOST, site.port()));
@@ -109,7 +109,7 @@ fn lead(tunnel: &Tunnel, shard: usize, id: u64, to: SocketAddr) {
     tunnel.endpoint.dialled(shard, id, Ok((socket.into(), to)));
 }
 
-fn asked_for_no_dial(tunnel: &Tunnel) {
+pub fn asked_for_no_dial(tunnel: &Tunnel) {
     assert_eq!(dial(tunnel.endpoint.events().try_iter()), None);
 }
 
@@ -166,12 +166,11 @@ fn what_waits_for_an_equal_request_in_tls_is_not_asked_under_other_rules() {
     for (driver, rules) in rerouted.into_iter().chain([(Driver::Auto, left_alone)]) {
         let tunnel = bumping(driver);
         let (tell, told) = mpsc::channel();
-        let (release, released) = mpsc::channel();
-        let released = Mutex::new(released);
+        let (release, may_answer) = gate();
         let site = secure_site(move |mut connection| {
             while is_asked(&mut connection) {
                 tell.send(read_head(&mut connection)).unwrap();
-                released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                may_answer();
                 connection.get_mut().write_all(FRESH).unwrap();
             }
         });
@@ -263,15 +262,14 @@ fn what_is_asked_in_a_connect_goes_past_the_tunnel_from_then_on() {
 fn what_is_left_alone_from_then_on_is_not_cached_over_http() {
     on_both_drivers(|tunnel| {
         let (tell, told) = mpsc::channel();
-        let (release, released) = mpsc::channel();
-        let released = Mutex::new(released);
+        let (release, may_answer) = gate();
         let site = site(move |mut connection| {
             while is_asked(&mut connection) {
                 let head = read_head(&mut connection);
                 let held = head.starts_with("GET /held ");
                 tell.send(head).unwrap();
                 if held {
-                    released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                    may_answer();
                 }
                 connection.get_mut().write_all(FRESH).unwrap();
             }

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -358,6 +359,15 @@ impl Browser {
         let clean = self.0.read_to_end(&mut rest).is_ok();
         (rest, clean)
     }
+}
+
+/// For a site whose answers wait, each for a word.
+pub fn gate() -> (Sender<()>, impl Fn()) {
+    let (release, released) = mpsc::channel();
+    let released = Mutex::new(released);
+    (release, move || {
+        released.lock().unwrap().recv_timeout(PATIENCE).unwrap()
+    })
 }
 
 /// A port that refuses connections, for as long as the socket is there: bound, so that nobody else is given it.

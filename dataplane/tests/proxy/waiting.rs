@@ -1,21 +1,16 @@
 //! Rules that change while something waits: it goes on under those that are in force then.
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
-use std::sync::Mutex;
 use std::sync::mpsc;
 
 use dataplane::client::Driver;
-use dataplane::endpoint::Event;
 use dataplane::rules::{FastFail, Routes, Rules};
 
 use crate::reload::switch;
+use crate::rerouted::{HOST, asked_for_no_dial, authority, dial_outside, head, within};
 use crate::secure::until;
-use crate::tls::{bumping, client_for, connect_to, domains, secure_site, shaken};
-use crate::tunnel::{Browser, PATIENCE, SETTINGS, Tunnel, is_asked, on_both_drivers, read_head, site};
-
-/// Leads to this host, as `localhost` does, which never goes past the tunnel.
-const HOST: &str = "0.0.0.0";
+use crate::tls::{bumping, connect_to, domains, secure_site};
+use crate::tunnel::{PATIENCE, SETTINGS, Tunnel, gate, is_asked, on_both_drivers, read_head, site};
 
 /// Stale when it comes.
 const STALE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nETag: \"a\"\r\nAge: 100\r\n\
@@ -34,15 +29,6 @@ fn past_the_tunnel() -> Rules {
         },
         ..Rules::default()
     }
-}
-
-/// What the endpoint asks its broker to dial: shard, number and port.
-fn dial(events: impl Iterator<Item = Event>) -> Option<(usize, u64, u16)> {
-    let mut events = events;
-    events.find_map(|event| match event {
-        Event::Dial { shard, id, port, .. } => Some((shard, id, port)),
-        _ => None,
-    })
 }
 
 /// By the answer what was sent before has been read, and what it has led to is under way.
@@ -86,12 +72,8 @@ fn what_waits_for_a_link_goes_on_under_the_rules_that_are_in_force_then() {
                 connection.get_mut().write_all(answer.as_bytes()).unwrap();
             }
         });
-        let authority = |site: SocketAddr| format!("{HOST}:{}", site.port());
         let url = |path: &str| format!("http://{}/{path}", authority(inside));
-        let mut secured = tunnel.browser();
-        secured.send(connect_to(&authority(secure)).as_bytes());
-        assert_eq!(secured.answer("CONNECT").status, 200);
-        let mut secured = Browser(shaken(client_for(&tunnel, HOST), secured).unwrap());
+        let mut secured = within(&tunnel, secure);
         assert_eq!(tunnel.get(&url("stale")).body, b"inside");
         assert!(told.recv_timeout(PATIENCE).unwrap().starts_with("GET /stale "));
         assert_eq!(tunnel.get(&url("old")).body, b"inside");
@@ -99,7 +81,7 @@ fn what_waits_for_a_link_goes_on_under_the_rules_that_are_in_force_then() {
 
         let cut = tunnel.cut();
         answers_stale(&tunnel, &url("stale"));
-        secured.send(format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", authority(secure)).as_bytes());
+        secured.send(head("GET", "/", secure, "").as_bytes());
         let mut plain = tunnel.browser();
         plain.get(&url("old"));
         let mut dropped = tunnel.browser();
@@ -115,19 +97,14 @@ fn what_waits_for_a_link_goes_on_under_the_rules_that_are_in_force_then() {
         let answer = dropped.answer("GET");
         assert_eq!((answer.status, answer.field("Culvert-Error")), (403, Some("blocked")));
         for _ in 0..2 {
-            let events = std::iter::from_fn(|| tunnel.endpoint.events().recv_timeout(PATIENCE).ok());
-            let (shard, id, port) = dial(events).expect("the endpoint asks for a connection");
-            assert_eq!(port, inside.port());
-            let socket = TcpStream::connect(outside).unwrap();
-            socket.set_nonblocking(true).unwrap();
-            tunnel.endpoint.dialled(shard, id, Ok((socket.into(), outside)));
+            dial_outside(&tunnel, inside, outside);
         }
         assert_eq!(plain.answer("GET").body, b"beyond");
         assert_eq!(connecting.answer("CONNECT").status, 200);
         // Sent later, so that it arrives later than the renewal would.
         assert_eq!(tunnel.get(&format!("http://{inside}/last")).body, b"inside");
         assert!(told.recv_timeout(PATIENCE).unwrap().starts_with("GET /last "));
-        assert_eq!(dial(tunnel.endpoint.events().try_iter()), None);
+        asked_for_no_dial(&tunnel);
         tunnel.stop();
     }
 }
@@ -137,8 +114,7 @@ fn what_waits_for_a_link_goes_on_under_the_rules_that_are_in_force_then() {
 fn a_renewal_ends_with_the_rules_under_which_it_began() {
     on_both_drivers(|tunnel| {
         let (tell, told) = mpsc::channel();
-        let (release, released) = mpsc::channel();
-        let released = Mutex::new(released);
+        let (release, may_answer) = gate();
         let site = site(move |mut connection| {
             while is_asked(&mut connection) {
                 let head = read_head(&mut connection);
@@ -149,12 +125,12 @@ fn a_renewal_ends_with_the_rules_under_which_it_began() {
                     false => STALE,
                 };
                 if confirms {
-                    released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                    may_answer();
                 }
                 connection.get_mut().write_all(answer).unwrap();
             }
         });
-        let url = format!("http://{HOST}:{}/", site.port());
+        let url = format!("http://{}/", authority(site));
         let told = || told.recv_timeout(PATIENCE).unwrap();
         assert_eq!(tunnel.get(&url).body, b"inside");
         assert!(!told());
@@ -172,6 +148,6 @@ fn a_renewal_ends_with_the_rules_under_which_it_began() {
             tunnel.endpoint.report().streams_open == 0
         });
         has_been_read(tunnel);
-        assert_eq!(dial(tunnel.endpoint.events().try_iter()), None);
+        asked_for_no_dial(tunnel);
     });
 }
